@@ -1,0 +1,42 @@
+"""Everything the runtime raises on purpose.
+
+::
+
+    ScansideError
+    ├── GeometryError         planes that make no stack (not parallel, no extent)
+    ├── BundleError           a model bundle that can't be read or trusted
+    │   └── BundleTampered    a file's hash is not the manifest's
+    ├── BackendError          an inference engine that can't be opened
+    ├── InferenceError        an engine that ran and gave no valid answer
+    └── SelfTestFailed        an engine whose answers on the golden slices are not the bundle's
+
+Each message names the thing, the reason and the remedy.
+"""
+
+
+class ScansideError(Exception):
+    """Base of all errors that scanside raises on purpose."""
+
+
+class GeometryError(ScansideError):
+    """Planes that do not form a stack of parallel slices."""
+
+
+class BundleError(ScansideError):
+    """A model bundle that can't be read: a file missing, a manifest of another kind."""
+
+
+class BundleTampered(BundleError):
+    """A file of the bundle has not the SHA-256 that the manifest records."""
+
+
+class BackendError(ScansideError):
+    """The asked-for inference backend can't be opened on this machine."""
+
+
+class InferenceError(ScansideError):
+    """The engine ran and its output is not a valid answer."""
+
+
+class SelfTestFailed(ScansideError):
+    """The engine's answers on the bundle's golden slices differ from those recorded."""

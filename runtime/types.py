@@ -1,0 +1,238 @@
+"""The values that travel through scanside: frozen, slotted, arrays read-only.
+
+Axes: index order is slice, row, column. Positions and directions are in the patient's LPS frame
+(x to the left, y to the posterior, z to the superior; DICOM PS3.3 C.7.6.2.1.1), lengths in millimetres.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Vector = tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """Where the pixels of one slice lie in the patient (DICOM Image Plane Module, PS3.3 C.7.6.2).
+
+    Attributes
+    ----------
+    origin_lps : centre of the first voxel, mm (ImagePositionPatient)
+    row_lps : unit vector along a row, to the next column (ImageOrientationPatient, first three)
+    column_lps : unit vector along a column, to the next row (ImageOrientationPatient, last three)
+    spacing_mm : distance between rows, distance between columns (PixelSpacing)
+    thickness_mm : nominal thickness (SliceThickness), None where the source has none
+
+    """
+
+    origin_lps: Vector
+    row_lps: Vector
+    column_lps: Vector
+    spacing_mm: tuple[float, float]
+    thickness_mm: float | None = None
+
+    @property
+    def normal_lps(self) -> NDArray[np.float64]:
+        """Unit normal of the plane, ``(3,)``: row x column."""
+        normal = np.cross(self.row_lps, self.column_lps)
+        return normal / np.linalg.norm(normal)
+
+    @property
+    def pixel_area_mm2(self) -> float:
+        return self.spacing_mm[0] * self.spacing_mm[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """One image: its plane and its Hounsfield units.
+
+    Attributes
+    ----------
+    key : the caller's name for the slice (the DICOM node uses the SOPInstanceUID)
+    hu : ``(H, W)`` int16, read-only
+
+    """
+
+    key: str
+    plane: Plane
+    hu: NDArray[np.int16]
+
+    def __post_init__(self) -> None:
+        if self.hu.dtype != np.int16 or self.hu.ndim != 2:
+            raise TypeError(f"slice {self.key}: hu must be int16 (H, W), not {self.hu.dtype} {self.hu.shape}")
+        self.hu.setflags(write=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A step between neighbours that is larger than their thickness explains.
+
+    Attributes
+    ----------
+    after_key, before_key : the slices on either side
+    step_mm : distance between them along the normal
+    missing : how many slices of the usual step would fit
+
+    """
+
+    after_key: str
+    before_key: str
+    step_mm: float
+    missing: int
+
+
+@dataclass(frozen=True, slots=True)
+class SliceStack:
+    """Parallel slices in order along their normal, each with a thickness of its own.
+
+    Attributes
+    ----------
+    keys : the slices' keys, in order
+    planes : their planes, in the same order
+    thickness_mm : ``(N,)`` float64, what of the normal's axis belongs to each slice
+    tilt_deg : angle between the normal and the line through the slices' origins (0: no gantry tilt)
+    gaps : steps with slices missing
+    repeated : keys left out because another slice lies in the same place
+
+    """
+
+    keys: tuple[str, ...]
+    planes: tuple[Plane, ...]
+    thickness_mm: NDArray[np.float64]
+    tilt_deg: float
+    gaps: tuple[Gap, ...] = ()
+    repeated: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.thickness_mm.setflags(write=False)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def voxel_ml(self) -> NDArray[np.float64]:
+        """Volume of one voxel of each slice in millilitres, ``(N,)``: X Y T of V = sum X Y T W (Peng 2022)."""
+        areas = np.array([plane.pixel_area_mm2 for plane in self.planes])
+        return areas * self.thickness_mm / 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class SliceLabels:
+    """What the network says of one slice.
+
+    Attributes
+    ----------
+    labels : ``(H, W)`` uint8, class index per pixel, 0 is background, read-only
+    voxels : ``(C,)`` int64, pixels per class, background included
+    evidence : ``(C,)`` float32, highest probability of each class anywhere in the slice
+
+    """
+
+    labels: NDArray[np.uint8]
+    voxels: NDArray[np.int64]
+    evidence: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        for array in (self.labels, self.voxels, self.evidence):
+            array.setflags(write=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One class of haemorrhage found in a series.
+
+    Attributes
+    ----------
+    label : class index in the label map
+    name : class name of the bundle's class table, such as ``"subdural"``
+    volume_ml : sum over slices of pixels x pixel area x the slice's own thickness
+    components : connected parts (26-neighbourhood)
+    largest_ml : volume of the largest part
+    probability : highest class probability seen, not calibrated
+    keys : the slices that show it, in stack order
+    key_slice : the slice that shows most of it
+
+    """
+
+    label: int
+    name: str
+    volume_ml: float
+    components: int
+    largest_ml: float
+    probability: float
+    keys: tuple[str, ...]
+    key_slice: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What triage says: a level and the rule that gave it.
+
+    Attributes
+    ----------
+    level : ``"critical"``, ``"urgent"`` or ``"routine"``
+    reason : one sentence with the numbers that decided
+
+    """
+
+    level: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """Which network, in which precision, on which engine: what every result must carry.
+
+    Attributes
+    ----------
+    name, version : of the bundle
+    digest : SHA-256 of the bundle's manifest, which holds the hash of each of its files
+    precision : ``"fp32"``, ``"fp16"`` or ``"int8"``
+    backend : engine and its version, such as ``"onnxruntime 1.31.1 CPUExecutionProvider"``
+    training_data : one sentence on what the network was trained with
+
+    """
+
+    name: str
+    version: str
+    digest: str
+    precision: str
+    backend: str
+    training_data: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that one analysis of one series says.
+
+    Attributes
+    ----------
+    findings : classes found, largest volume first
+    absent : names of the classes looked for and not found
+    below_threshold : (name, ml) of what was seen but is smaller than the bundle's operating point reports
+    decision : triage
+    model : what computed it
+    slices : how many slices went in
+    provisional : True while slices are missing or may still come
+    missing : one sentence for each thing that is missing or was left out; empty when nothing is
+    thickness_mm : smallest and largest slice thickness along the normal
+    tilt_deg : gantry tilt as the positions show it
+
+    """
+
+    findings: tuple[Finding, ...]
+    absent: tuple[str, ...]
+    below_threshold: tuple[tuple[str, float], ...]
+    decision: Decision
+    model: ModelIdentity
+    slices: int
+    provisional: bool
+    missing: tuple[str, ...]
+    thickness_mm: tuple[float, float]
+    tilt_deg: float
