@@ -1,0 +1,292 @@
+"""Pictures of the key slices as Secondary Capture: what a reader sees whose viewer shows neither SEG nor SR.
+
+The anatomy stays visible: a brain window, thin contours around each class, and all text on a panel beside the image.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from highdicom.sc import SCImage
+from highdicom.sr import CodedConcept
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from pydicom.dataset import Dataset
+from pydicom.valuerep import DA, TM
+
+from dicom_node import codes
+from dicom_node.source import plane
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from dicom_node.uids import Issue
+    from runtime.types import Plane, Report, Vector
+
+MAX_IMAGES = 8
+MAX_FINDINGS = 7  # that the panel has room for
+WINDOW_LEVEL_HU, WINDOW_WIDTH_HU = 40, 80  # brain
+SIDE = 768  # pixels of the square that holds the slice: 512 x 1.5, so that text is legible beside it
+PANEL = 336  # pixels of the panel to the right of it
+MARGIN = 22
+
+WHITE, DIM, RULE, BACKGROUND = (240, 243, 246), (160, 168, 178), (58, 64, 72), (16, 19, 23)
+_OPPOSITE = dict(zip("LRPAHF", "RLAPFH", strict=True))
+LEVEL_COLOURS = {"critical": (214, 48, 49), "urgent": (230, 138, 0), "routine": (84, 110, 122)}
+
+
+def key_slices(report: Report, keys: Sequence[str]) -> tuple[str, ...]:
+    """Slices worth a picture, in stack order, `MAX_IMAGES` at most.
+
+    The key slice of each finding, largest volume first; then, while there is room, slices a quarter and three quarters
+    through each finding, so that its extent shows. Without a finding, four slices spread evenly over the middle of the
+    stack.
+
+    Parameters
+    ----------
+    report : what was found
+    keys : SOPInstanceUIDs of the stack, in order
+
+    """
+    if not report.findings:
+        return tuple(dict.fromkeys(keys[int(len(keys) * part)] for part in (0.25, 0.42, 0.58, 0.75)))
+    wanted = [finding.key_slice for finding in report.findings]
+    for part in (0.25, 0.75):
+        wanted += [finding.keys[int(len(finding.keys) * part)] for finding in report.findings]
+    chosen = set(list(dict.fromkeys(wanted))[:MAX_IMAGES])
+    return tuple(key for key in keys if key in chosen)
+
+
+def build(
+    sources: Sequence[Dataset],
+    labels: NDArray[np.uint8],
+    hu: Mapping[str, NDArray[np.int16]],
+    report: Report,
+    issue: Issue,
+) -> list[SCImage]:
+    """One Secondary Capture for each slice whose HU are given, in stack order, all in one series.
+
+    Parameters
+    ----------
+    sources : normalised headers in stack order
+    labels : ``(N, H, W)``, class index per pixel
+    hu : ``(H, W)`` Hounsfield units by SOPInstanceUID; every key must be a source's
+    report : what was found
+    issue : names the objects
+
+    """
+    pictured = [(source, mask) for source, mask in zip(sources, labels, strict=True) if source.SOPInstanceUID in hu]
+    if len(pictured) != len(hu):
+        unknown = ", ".join(sorted(set(hu) - {str(source.SOPInstanceUID) for source in sources}))
+        raise ValueError(f"HU of slices that are not of this series: {unknown}")
+    images = []
+    for index, (source, mask) in enumerate(pictured):
+        key = str(source.SOPInstanceUID)
+        where = plane(source)
+        image = SCImage.from_ref_dataset(
+            ref_dataset=source,
+            pixel_array=render(hu[key], mask, report, key, plane=where, caption=_caption(source)),
+            photometric_interpretation="RGB",
+            bits_allocated=8,
+            coordinate_system="PATIENT",
+            patient_orientation=(_direction(where.row_lps), _direction(where.column_lps)),
+            **issue.attributes("OT", f"sc:{key}", number=(issue.revision - 1) * MAX_IMAGES + index + 1),
+        )
+        _complete(image, source, issue)
+        images.append(image)
+    return images
+
+
+def _complete(image: SCImage, source: Dataset, issue: Issue) -> None:
+    """Add what highdicom leaves out, and replace its clock by the issue's."""
+    image.copy_patient_and_study_information(source)
+    image.BodyPartExamined = "HEAD"  # without it Laterality is required (PS3.3 C.7.3.1)
+    image.ConversionType = "WSD"
+    image.BurnedInAnnotation = "YES"
+    image.DerivationDescription = "Brain window with contours of the segmented hemorrhage. Research use only"
+    started = issue.started.astimezone()
+    image.DateOfSecondaryCapture, image.TimeOfSecondaryCapture = DA(started.date()), TM(started.time())
+    reference = Dataset()
+    reference.ReferencedSOPClassUID = source.SOPClassUID
+    reference.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    reference.PurposeOfReferenceCodeSequence = [CodedConcept.from_code(codes.SOURCE_IMAGE)]
+    image.SourceImageSequence = [reference]
+
+
+def render(
+    hu: NDArray[np.int16],
+    labels: NDArray[np.uint8],
+    report: Report,
+    key: str,
+    *,
+    plane: Plane | None = None,
+    caption: str = "",
+) -> NDArray[np.uint8]:
+    """Picture of one slice: brain window, contours in the colours of the classes, and a panel that says what they are.
+
+    Parameters
+    ----------
+    hu : ``(H, W)`` Hounsfield units
+    labels : ``(H, W)``, class index per pixel; classes without a finding are not drawn
+    report : what was found in the series
+    key : the slice's SOPInstanceUID: a finding that is largest here says so
+    plane : gives the shape of the pixels and the side markers; without it pixels are square and no side is named
+    caption : names the slice, such as ``"series 2, image 17"``
+
+    Returns
+    -------
+    ``(SIDE, SIDE + PANEL, 3)`` RGB
+
+    """
+    rows_mm, columns_mm = plane.spacing_mm if plane else (1.0, 1.0)
+    height, width = hu.shape[0] * rows_mm, hu.shape[1] * columns_mm
+    size = round(SIDE * width / max(height, width)), round(SIDE * height / max(height, width))
+    corner = (SIDE - size[0]) // 2, (SIDE - size[1]) // 2
+
+    lowest = WINDOW_LEVEL_HU - WINDOW_WIDTH_HU / 2
+    grey = np.clip((hu.astype(np.float32) - lowest) * (255 / WINDOW_WIDTH_HU), 0, 255).astype(np.uint8)
+    picture = Image.fromarray(grey).resize(size, Image.Resampling.BICUBIC).convert("RGB")
+    for finding in reversed(report.findings):  # the largest last, on top
+        if (labels == finding.label).any():
+            picture.paste(codes.look_up(finding.name).colour, mask=_contour(labels == finding.label, size))
+    canvas = Image.new("RGB", (SIDE + PANEL, SIDE))
+    canvas.paste(picture, corner)
+    draw = ImageDraw.Draw(canvas)
+    if plane:
+        _draw_sides(draw, plane)
+    shown = {finding.name for finding in report.findings if (labels == finding.label).any()}
+    _draw_panel(draw, report, key, shown, caption)
+    return np.asarray(canvas)
+
+
+def _contour(mask: NDArray[np.bool_], size: tuple[int, int]) -> Image.Image:
+    """Line of about two pixels just outside a mask, so that what is inside stays visible, however small.
+
+    Drawn at twice the size around the mask only, then halved: the edges are smooth and the cost is the lesion's.
+    """
+    twice = Image.fromarray(mask.astype(np.uint8) * 255).resize((2 * size[0], 2 * size[1]), Image.Resampling.NEAREST)
+    left, top, right, bottom = (edge // 2 for edge in twice.getbbox())
+    box = (left - 8, top - 8, right + 9, bottom + 9)
+    inside = _grown(twice.crop(tuple(2 * edge for edge in box)), blur=2, threshold=48)  # a lone pixel survives this
+    outside = _grown(inside, blur=3, threshold=14)
+    line = ImageChops.subtract(outside, inside).resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.BOX)
+    contour = Image.new("L", size)
+    contour.paste(line, box[:2])
+    return contour
+
+
+def _grown(mask: Image.Image, *, blur: float, threshold: int) -> Image.Image:
+    """A mask of 0 and 255 with round corners, wider the lower the threshold."""
+    return mask.filter(ImageFilter.GaussianBlur(blur)).point([0] * threshold + [255] * (256 - threshold))
+
+
+def _draw_sides(draw: ImageDraw.ImageDraw, plane: Plane) -> None:
+    """Name the patient's side at the left and right edge, as ImageOrientationPatient gives it."""
+    font = ImageFont.load_default(24)
+    across = _direction(plane.row_lps)
+    for x, side, anchor in ((10, _OPPOSITE[across], "lm"), (SIDE - 10, across, "rm")):
+        draw.text((x, SIDE / 2), side, WHITE, font, anchor=anchor, stroke_width=2, stroke_fill=(0, 0, 0))
+
+
+def _draw_panel(draw: ImageDraw.ImageDraw, report: Report, key: str, shown: set[str], caption: str) -> None:
+    left, right = SIDE + MARGIN, SIDE + PANEL - MARGIN
+    small, normal, large = (ImageFont.load_default(points) for points in (14, 17, 26))
+    draw.rectangle((SIDE, 0, SIDE + PANEL, SIDE), BACKGROUND)
+
+    level = report.decision.level
+    draw.rectangle((SIDE, 0, SIDE + PANEL, 56), LEVEL_COLOURS.get(level, LEVEL_COLOURS["routine"]))
+    draw.text((left, 28), level.upper(), WHITE, large, anchor="lm")
+    if report.provisional:
+        draw.text((right, 28), "PROVISIONAL", WHITE, normal, anchor="rm")
+    y = _write(draw, (left, 72), report.decision.reason, normal, WHITE, lines=4)
+
+    y = _rule(draw, y + 8)
+    if not report.findings:
+        y = _write(draw, (left, y), "No hemorrhage segmented", normal, WHITE, lines=1)
+    for finding in report.findings[:MAX_FINDINGS]:
+        code = codes.look_up(finding.name)
+        box = (left, y + 2, left + 14, y + 16)
+        draw.rectangle(box, fill=code.colour if finding.name in shown else None, outline=code.colour, width=2)
+        draw.text((left + 24, y), _clip(code.title.removesuffix(" hemorrhage"), normal, 170), WHITE, normal)
+        draw.text((right, y), _millilitres(finding.volume_ml), WHITE, normal, anchor="ra")
+        parts = "1 part" if finding.components == 1 else f"{finding.components} parts"
+        here = ", most of it here" if finding.key_slice == key else ""
+        draw.text((left + 24, y + 22), f"score {finding.probability:.2f}, {parts}{here}", DIM, small)
+        y += 50
+    if len(report.findings) > MAX_FINDINGS:
+        y = _write(
+            draw, (left, y), f"and {len(report.findings) - MAX_FINDINGS} more, see the report", small, DIM, lines=1
+        )
+
+    notes = [f"Below threshold: {name} {_millilitres(volume)}" for name, volume in report.below_threshold[:2]]
+    notes += report.missing[:2]
+    if report.missing[2:]:
+        notes.append(f"and {len(report.missing) - 2} more, see the report")
+    if notes:
+        y = _rule(draw, y + 4)
+        for note in notes:
+            y = _write(draw, (left, y), note, small, WHITE, lines=2) + 2
+
+    draw.line((left, SIDE - 142, right, SIDE - 142), RULE)
+    model = f"{report.model.name} {report.model.version}"
+    for row, text in enumerate((caption, f"W {WINDOW_WIDTH_HU}  L {WINDOW_LEVEL_HU}", model)):
+        draw.text((left, SIDE - 130 + 20 * row), _clip(text, small, right - left), DIM, small)
+    draw.text((left, SIDE - 58), "Research use only", WHITE, normal)
+    draw.text((left, SIDE - 36), "Not a medical device", WHITE, normal)
+
+
+def _rule(draw: ImageDraw.ImageDraw, y: float) -> float:
+    draw.line((SIDE + MARGIN, y, SIDE + PANEL - MARGIN, y), RULE)
+    return y + 14
+
+
+def _write(
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[float, float],
+    text: str,
+    font: ImageFont.FreeTypeFont,
+    colour: codes.Colour,
+    *,
+    lines: int,
+) -> float:
+    """Write a paragraph onto the panel, cut after some lines; returns where the next may begin."""
+    wrapped: list[str] = []
+    for word in text.split():
+        if wrapped and font.getlength(f"{wrapped[-1]} {word}") <= PANEL - 2 * MARGIN:
+            wrapped[-1] += f" {word}"
+        else:
+            wrapped.append(word)
+    if len(wrapped) > lines:
+        wrapped[lines - 1] += " ..."
+    x, y = corner
+    for line in wrapped[:lines]:
+        draw.text((x, y), _clip(line, font, PANEL - 2 * MARGIN), colour, font)
+        y += font.size * 1.3
+    return y
+
+
+def _clip(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """Text cut to a width in pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}...") > width:
+        text = text[:-1]
+    return f"{text}..."
+
+
+def _millilitres(volume_ml: float) -> str:
+    return f"{volume_ml:.1f} ml" if volume_ml >= 1 else f"{volume_ml:.2f} ml"
+
+
+def _caption(source: Dataset) -> str:
+    """The slice as a viewer numbers it."""
+    named = (("series", source.get("SeriesNumber")), ("image", source.get("InstanceNumber")))
+    return ", ".join(f"{word} {number}" for word, number in named if number is not None).capitalize()
+
+
+def _direction(vector: Vector) -> str:
+    """The patient's direction that a vector points to most: one of L R P A H F (PS3.3 C.7.6.1.1.1)."""
+    axis = int(np.argmax(np.abs(vector)))
+    return ("LPH" if vector[axis] > 0 else "RAF")[axis]

@@ -1,0 +1,405 @@
+"""The node's configuration: one TOML file, overridden by the environment, every mistake reported at once.
+
+``SCANSIDE_NODE__PORT=4242`` overrides ``port`` of ``[node]``; lists and tables are JSON there. The descriptions below
+are the manual: `example` prints them beside the defaults.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import json
+import os
+import re
+import textwrap
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
+
+from dicom_node.journal import Role
+from runtime.errors import ScansideError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pydantic import ModelWrapValidatorHandler
+
+_PREFIX = "SCANSIDE_"
+
+
+class ConfigError(ScansideError):
+    """A configuration that can't be used; its message has one line for each mistake."""
+
+
+def _legal_ae_title(title: str) -> str:
+    if not re.fullmatch(r"[\x20-\x5b\x5d-\x7e]{1,16}", title):
+        raise ValueError("is not an AE title: 1 to 16 ASCII characters, no backslash, no control character")
+    return title
+
+
+def _legal_host(host: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._:-]+", host):
+        raise ValueError("is not a host name or an IP address")
+    return host
+
+
+def _legal_path(path: Path) -> Path:
+    if "\0" in str(path):
+        raise ValueError("is not a path")
+    return path
+
+
+def _any_stands_alone(classes: tuple[str, ...]) -> tuple[str, ...]:
+    if "any" in classes and len(classes) > 1:
+        raise ValueError('is ambiguous: "any" takes every class, so it stands alone')
+    return classes
+
+
+# DICOM PS3.5 section 6.2, VR AE: leading and trailing spaces don't count, so they are stripped here
+AETitle = Annotated[str, StringConstraints(strip_whitespace=True), AfterValidator(_legal_ae_title)]
+Host = Annotated[str, StringConstraints(strip_whitespace=True), AfterValidator(_legal_host)]
+Folder = Annotated[Path, AfterValidator(_legal_path)]
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Node(_Section):
+    ae_title: AETitle = Field("SCANSIDE", description="What scanners call this node.")
+    address: Host = Field(
+        "127.0.0.1",
+        description="Where to listen. The default is this machine only: whoever reaches the port can send images, so "
+        'opening it is a decision. "0.0.0.0" listens on every network; then fill in allowed_calling_aes.',
+    )
+    port: int = Field(11112, ge=0, le=65535, description="DICOM port; 0 takes any free one.")
+    folder: Folder = Field(
+        Path("scanside-data"),
+        description="Slices, results and the journal live here; relative to this file's folder.",
+    )
+    free_floor_gb: float = Field(
+        2.0, ge=0, description="With less free disk, slices are refused (status A700), not lost."
+    )
+    allowed_calling_aes: tuple[AETitle, ...] = Field((), description="AE titles that may send. Empty: anyone.")
+    max_associations: int = Field(
+        16, ge=1, description="Senders served at the same time; the next is told to come back."
+    )
+
+
+class Model(_Section):
+    bundle: Folder | None = Field(
+        None,
+        description="Folder of the model bundle; relative to this file's folder. Default: the one scanside brings.",
+        examples=["bundles/mine"],
+    )
+    backend: Literal["auto", "onnxruntime"] = Field(
+        "auto", description="Inference engine; auto takes the best one here."
+    )
+    threads: int = Field(0, ge=0, description="CPU threads for inference; 0: all cores.")
+    max_batch: int = Field(4, ge=1, description="Most slices in one inference. A batch never waits to fill.")
+
+
+class Series(_Section):
+    idle_timeout_s: float = Field(
+        10.0, gt=0, description="A series that nothing else completes is closed after this long without a slice."
+    )
+    min_slices: int = Field(5, ge=1, description="Series with fewer slices are not analysed, and say so.")
+
+
+class Destination(_Section):
+    """A storage SCP that receives results."""
+
+    name: Name = Field(description="Unique; the outbox and the log use it.")
+    ae_title: AETitle = Field(description="Its AE title.")
+    host: Host = Field(description="Its host name or IP address.")
+    port: int = Field(ge=1, le=65535, description="Its DICOM port.")
+    results: tuple[Role, ...] = Field(
+        get_args(Role),
+        min_length=1,
+        description="What it gets: sr (measurements), sc (a picture), seg (masks). Always sent in this order.",
+    )
+
+
+class TriageRule(_Section):
+    """One row of the triage table; the first that holds decides."""
+
+    level: Literal["critical", "urgent"] = Field(description="What the rule says.")
+    classes: Annotated[tuple[Name, ...], AfterValidator(_any_stands_alone)] = Field(
+        min_length=1, description='Classes of the model whose volumes are added, or ["any"] for all of them.'
+    )
+    volume_ml: float = Field(ge=0, description="The rule holds from this volume on.")
+
+
+class Log(_Section):
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least important event that is logged."
+    )
+    format: Literal["auto", "console", "json"] = Field("auto", description="auto: JSON when stderr is not a terminal.")
+
+
+class Config(_Section):
+    node: Node = Field(Node(), description="The DICOM node.")
+    model: Model = Field(Model(), description="The network and the engine that runs it.")
+    series: Series = Field(Series(), description="When a series is complete.")
+    destinations: tuple[Destination, ...] = Field((), description="Where results go: one table for each receiver.")
+    triage: tuple[TriageRule, ...] = Field(
+        (
+            # the ICH score counts 30 ml and more (Hemphill, Stroke 2001); extra-axial blood displaces the brain sooner
+            TriageRule(level="critical", classes=("any",), volume_ml=30.0),
+            TriageRule(level="critical", classes=("epidural",), volume_ml=5.0),
+            TriageRule(level="critical", classes=("subdural",), volume_ml=10.0),
+            TriageRule(level="urgent", classes=("any",), volume_ml=0.0),
+        ),
+        description="Triage rules, in order; the first that holds decides; none: routine.",
+    )
+    log: Log = Field(Log(), description="Logging, to stderr.")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _report_clashes(cls, data: Any, handler: ModelWrapValidatorHandler[Config]) -> Config:
+        """Report what clashes across fields beside what is wrong in one: an `after` validator would have to wait."""
+        errors = list(_clashes(data)) if isinstance(data, dict) else []
+        try:
+            config = handler(data)
+        except ValidationError as error:
+            errors += [_raised_again(details) for details in error.errors()]
+        if errors:
+            raise ValidationError.from_exception_data(cls.__name__, errors)
+        return config
+
+
+class _Environment(BaseSettings, Config):
+    """Which variables there are; only read through `EnvSettingsSource`."""
+
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, env_nested_delimiter="__")
+
+
+def load(path: Path) -> Config:
+    """Read a configuration file, then the environment over it.
+
+    Parameters
+    ----------
+    path : a TOML file; relative folders in it are relative to its own folder
+
+    Raises
+    ------
+    ConfigError : one line for each mistake, named as in the file: ``node.port: 70000 is above 65535``
+
+    """
+    table = _read(path)
+    mistakes = list(_unknown_variables())
+    try:
+        table = _overridden(table, EnvSettingsSource(_Environment)())
+    except SettingsError as error:
+        mistakes.append(
+            f"environment: {error}; lists and tables are JSON there: {_PREFIX}NODE__ALLOWED_CALLING_AES='[\"CT1\"]'"
+        )
+    try:
+        config = Config.model_validate(table)
+    except ValidationError as error:
+        mistakes += [_sentence(details) for details in error.errors()]
+    if mistakes:
+        raise ConfigError("\n".join([f"{path}: {len(mistakes)} mistake{'s' * (len(mistakes) > 1)}", *mistakes]))
+
+    folder = path.absolute().parent
+    bundle = config.model.bundle and folder / config.model.bundle.expanduser()
+    return config.model_copy(
+        update={
+            "node": config.node.model_copy(update={"folder": folder / config.node.folder.expanduser()}),
+            "model": config.model.model_copy(update={"bundle": bundle}),
+        }
+    )
+
+
+def example() -> str:
+    """A configuration with every key, its meaning and its default, as TOML that `load` reads."""
+    pacs = Destination(name="pacs", ae_title="PACS", host="127.0.0.1", port=4242)
+    return "\n".join(
+        [
+            "# What `scanside serve --config` reads. Keys may be left out: the values here are the defaults.",
+            "# SCANSIDE_NODE__PORT=4242 in the environment overrides port of [node], and so on.",
+            *_lines(Config(destinations=(pacs,)), commented=True),
+            "",
+        ]
+    )
+
+
+def show(config: Config) -> str:
+    """The configuration as it stands, as TOML that `load` reads again."""
+    return "\n".join([*_lines(config, commented=False), ""]).lstrip("\n")
+
+
+# reading
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; `scanside config --example > {path}` writes one") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8, which TOML must be: {error.reason} at byte {error.start}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: is not TOML: {error}") from error
+
+
+def _unknown_variables() -> Iterator[str]:
+    """Misspelt sections in the environment; pydantic-settings passes over what it doesn't know."""
+    for variable in sorted(os.environ):
+        section, separator, _ = variable.removeprefix(_PREFIX).lower().partition("__")
+        if variable.startswith(_PREFIX) and separator and section not in Config.model_fields:
+            yield f"{variable}: unknown section{_suggestion(section, list(Config.model_fields))}"
+
+
+def _overridden(table: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
+    """Sections are one level deep, and so is the merge; a list from the environment replaces the file's."""
+    merged = dict(table)
+    for section, values in environment.items():
+        mine = table.get(section)
+        merged[section] = {**mine, **values} if isinstance(mine, dict) and isinstance(values, dict) else values
+    return merged
+
+
+def _clashes(table: dict[str, Any]) -> Iterator[InitErrorDetails]:
+    """What no single field can know. The values may be raw and wrong: then `Config` itself complains about them."""
+    node = {**Node().model_dump(), **_as_dict(table.get("node"))}
+    destinations = table.get("destinations")
+    names: dict[str, int] = {}
+    for index, value in enumerate(destinations if isinstance(destinations, list | tuple) else ()):
+        destination = _as_dict(value)
+        name = destination.get("name")
+        if name is not None and names.setdefault(str(name), index) != index:
+            complaint = f"is the name of destinations[{names[str(name)]}] already"
+            yield _clash(("destinations", index, "name"), name, complaint)
+        same_port = str(destination.get("port")) == str(node["port"])
+        if same_port and _is_same_host(str(destination.get("host")), str(node["address"])):
+            complaint = f"with port {node['port']} is this node itself: results would come back in"
+            yield _clash(("destinations", index, "host"), destination.get("host"), complaint)
+
+
+def _is_same_host(host: str, listening: str) -> bool:
+    """Whether `host` reaches `listening`, as far as one can tell without asking the name service."""
+    host, listening = ("127.0.0.1" if name == "localhost" else name for name in (host, listening))
+    try:
+        reached, bound = ipaddress.ip_address(host), ipaddress.ip_address(listening)
+    except ValueError:
+        return host == listening
+    return reached == bound or (bound.is_unspecified and (reached.is_loopback or reached.is_unspecified))
+
+
+def _as_dict(value: Any) -> dict[str, Any]:
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    return value if isinstance(value, dict) else {}
+
+
+# saying what is wrong
+
+_COMPLAINTS = {
+    "missing": "is missing",
+    "greater_than": "{value} is not above {gt:g}",
+    "greater_than_equal": "{value} is below {ge:g}",
+    "less_than_equal": "{value} is above {le:g}",
+    "int_type": "{value} is not a whole number",
+    "int_parsing": "{value} is not a whole number",
+    "int_from_float": "{value} is not a whole number",
+    "float_type": "{value} is not a number",
+    "float_parsing": "{value} is not a number",
+    "finite_number": "{value} is not a finite number",
+    "string_type": "{value} is not a text; put it in quotes",
+    "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
+    "tuple_type": "{value} is not a list",
+    "path_type": "{value} is not a path; put it in quotes",
+    "literal_error": "{value} is none of {expected}",
+    "model_type": "{value} is not a table",
+    "value_error": "{value} {error}",
+    "clash": "{value} {complaint}",
+}
+
+
+def _clash(location: tuple[str | int, ...], value: Any, complaint: str) -> InitErrorDetails:
+    return InitErrorDetails(
+        type=PydanticCustomError("clash", "{complaint}", {"complaint": complaint}), loc=location, input=value
+    )
+
+
+def _raised_again(details: Any) -> InitErrorDetails:
+    same = PydanticCustomError(details["type"], details["msg"], details.get("ctx"))
+    return InitErrorDetails(type=same, loc=details["loc"], input=details["input"])
+
+
+def _sentence(details: Any) -> str:
+    """One mistake in the words of the TOML file: ``destinations[1].port: 70000 is above 65535``."""
+    location = details["loc"]
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    if details["type"] == "extra_forbidden":
+        complaint = f"unknown key{_suggestion(str(location[-1]), _keys_beside(location))}"
+    else:
+        template = _COMPLAINTS.get(details["type"], "{value}: " + details["msg"])
+        complaint = template.format(value=json.dumps(details["input"], default=str), **details.get("ctx", {}))
+    variable = _PREFIX + "__".join(str(part) for part in location).upper()
+    return f"{key}: {complaint}" + (f" (from {variable})" if variable in os.environ else "")
+
+
+def _keys_beside(location: tuple[str | int, ...]) -> list[str]:
+    section: Any = Config
+    for part in location[:-1]:
+        if isinstance(part, str):
+            annotation = section.model_fields[part].annotation
+            section = next((inner for inner in get_args(annotation) if inner is not Ellipsis), annotation)
+    return list(section.model_fields)
+
+
+def _suggestion(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
+
+
+# writing
+
+
+def _lines(config: Config, *, commented: bool) -> Iterator[str]:
+    for name, value in config:
+        if value == ():
+            yield f"{name} = []"  # above all tables: below one, it would be a key of it
+    for name, value in config:
+        if value == ():
+            continue
+        yield ""
+        if commented:
+            yield from _comment(Config.model_fields[name].description)
+        if isinstance(value, BaseModel):
+            yield f"[{name}]"
+            yield from _keys(value, commented=commented)
+        for index, item in enumerate(value if isinstance(value, tuple) else ()):
+            yield from [""] * bool(index)
+            yield f"[[{name}]]"
+            yield from _keys(item, commented=commented and index == 0)
+
+
+def _keys(section: BaseModel, *, commented: bool) -> Iterator[str]:
+    for name, value in section:
+        field = type(section).model_fields[name]
+        if commented:
+            yield from _comment(field.description)
+        if value is not None:
+            yield f"{name} = {_toml(value)}"
+        elif commented:
+            yield f"# {name} = {_toml((field.examples or [''])[0])}"
+
+
+def _comment(description: str | None) -> Iterator[str]:
+    yield from textwrap.wrap(description or "", width=110, initial_indent="# ", subsequent_indent="# ")
+
+
+def _toml(value: Any) -> str:
+    """A scalar or a list of them: what JSON and TOML write the same way."""
+    return json.dumps(value, default=str, ensure_ascii=False)

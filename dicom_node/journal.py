@@ -1,0 +1,387 @@
+"""What the node has decided and what it still owes: one SQLite file, never a write per slice.
+
+Two tables: ``series`` says what became of each revision of a series, ``outbox`` has a row per result and destination::
+
+    queued -> sending -> sent
+       ^         |
+       |         +-> waiting (next_try) -> sending ...
+    retry        +-> parked
+       +----------------+
+
+A result and what is owed for it are written in one transaction, so after a crash either both are there or neither. A
+row left in ``sending`` by a crash is due again: whether the peer has it can't be known, so it is sent once more, with
+the same SOP Instance UID. That is delivery at least once, and a storage SCP takes the second for the first.
+
+One process sends (the node); others may read, retry and park (the command line) while it runs.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+from runtime.errors import ScansideError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+    _Execute = Callable[..., sqlite3.Cursor]
+
+Role = Literal["sr", "sc", "seg"]  # in the order of sending: what a reader needs first, and the largest last
+
+LONGEST_WAIT_S = 300.0  # between two attempts
+
+_SCHEMA_VERSION = 1
+_SCHEMA = (
+    """CREATE TABLE series (
+        study_uid TEXT NOT NULL,
+        series_uid TEXT NOT NULL,
+        revision INTEGER NOT NULL,
+        state TEXT NOT NULL,
+        reason TEXT,
+        slices INTEGER NOT NULL,
+        report_json TEXT,
+        recorded REAL NOT NULL,
+        PRIMARY KEY (study_uid, series_uid, revision)
+    )""",
+    """CREATE TABLE outbox (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        study_uid TEXT NOT NULL,
+        series_uid TEXT NOT NULL,
+        revision INTEGER NOT NULL,
+        role TEXT NOT NULL,
+        path TEXT NOT NULL,
+        sop_class_uid TEXT NOT NULL,
+        sop_uid TEXT NOT NULL,
+        destination TEXT NOT NULL,
+        state TEXT NOT NULL,
+        attempts INTEGER NOT NULL,
+        next_try REAL NOT NULL,
+        last_error TEXT,
+        created REAL NOT NULL,
+        sent REAL,
+        UNIQUE (sop_uid, destination),
+        FOREIGN KEY (study_uid, series_uid, revision) REFERENCES series
+    )""",
+    "CREATE INDEX outbox_by_destination ON outbox (destination, state)",
+    f"PRAGMA user_version = {_SCHEMA_VERSION}",
+)
+
+
+class JournalError(ScansideError):
+    """A journal that can't be opened, read or written."""
+
+
+class SeriesState(StrEnum):
+    ANALYSED = "analysed"
+    NOT_ANALYSED = "not_analysed"
+    FAILED = "failed"
+
+
+class DeliveryState(StrEnum):
+    QUEUED = "queued"
+    SENDING = "sending"
+    SENT = "sent"
+    WAITING = "waiting"
+    PARKED = "parked"
+
+
+@dataclass(frozen=True, slots=True)
+class ResultFile:
+    """A result on disk, synced by whoever wrote it."""
+
+    role: Role
+    path: Path
+    sop_class_uid: str
+    sop_uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesRecord:
+    """What became of one revision of a series.
+
+    Attributes
+    ----------
+    reason : why it was not analysed or failed; None for an analysis
+    slices : how many slices of the series had come when it closed
+    report_json : the report, None where there is none
+    recorded : seconds since the epoch
+
+    """
+
+    study_uid: str
+    series_uid: str
+    revision: int
+    state: SeriesState
+    reason: str | None
+    slices: int
+    report_json: str | None
+    recorded: float
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxItem:
+    """One result for one destination.
+
+    Attributes
+    ----------
+    attempts : how often this object was offered to the peer and not taken; a peer that can't be reached doesn't count
+    next_try, created, sent : seconds since the epoch
+
+    """
+
+    id: int
+    study_uid: str
+    series_uid: str
+    revision: int
+    role: Role
+    path: Path
+    sop_class_uid: str
+    sop_uid: str
+    destination: str
+    state: DeliveryState
+    attempts: int
+    next_try: float
+    last_error: str | None
+    created: float
+    sent: float | None
+
+
+class Journal:
+    """The journal file.
+
+    All threads share one connection and a lock: SQLite has one writer at a time anyway, a transaction is a few rows and
+    one disk sync, and so no thread can slip a statement into another's transaction. WAL lets other processes read
+    meanwhile; ``synchronous=FULL`` makes a committed transaction survive a power cut.
+
+    Parameters
+    ----------
+    path : created where it is missing; its folder must exist
+
+    Raises
+    ------
+    JournalError : not a journal, a damaged one, or one written by a newer scanside
+
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        try:
+            self._connection = sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise JournalError(f"{path}: can't be opened: {error}") from error
+        try:
+            self._connection.row_factory = sqlite3.Row
+            with self._statements() as execute:
+                execute("PRAGMA journal_mode = WAL")
+                execute("PRAGMA synchronous = FULL")
+                execute("PRAGMA foreign_keys = ON")
+            self._prepare()
+        except JournalError:
+            self._connection.close()
+            raise
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    # results
+
+    def record_result(
+        self,
+        study_uid: str,
+        series_uid: str,
+        revision: int,
+        *,
+        state: SeriesState,
+        reason: str | None,
+        slices: int,
+        report_json: str | None,
+        files: Sequence[ResultFile],
+        destinations: Mapping[str, Collection[Role]],
+    ) -> bool:
+        """Write what became of a series and queue its files, in one transaction.
+
+        Parameters
+        ----------
+        revision : 1 for the first result of a series, and one more each time a late slice reopens it
+        files : result files; they stay where they are until every destination has them
+        destinations : the roles that each destination gets, by its name
+
+        Returns
+        -------
+        False where this revision was recorded before; then nothing changes, whatever the arguments
+
+        Raises
+        ------
+        JournalError : a SOP Instance UID that another revision owes to the same destination already, a full disk
+
+        """
+        now = time.time()
+        series = (study_uid, series_uid, revision)
+        in_order = sorted(files, key=lambda file: get_args(Role).index(file.role))
+        with self._transaction() as execute:
+            written = execute(
+                "INSERT OR IGNORE INTO series VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (*series, SeriesState(state).value, reason, slices, report_json, now),
+            ).rowcount
+            if not written:
+                return False
+            for file in in_order:
+                what = (file.role, str(file.path), file.sop_class_uid, file.sop_uid)
+                for destination in (name for name, roles in destinations.items() if file.role in roles):
+                    execute(
+                        "INSERT INTO outbox (study_uid, series_uid, revision, role, path, sop_class_uid, sop_uid,"
+                        " destination, state, attempts, next_try, created)"
+                        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'queued', 0, ?, ?)",
+                        (*series, *what, destination, now, now),
+                    )
+            return True
+
+    def latest(self, study_uid: str, series_uid: str) -> SeriesRecord | None:
+        """The highest revision of a series, None for a series without a result."""
+        with self._statements() as execute:
+            row = execute(
+                "SELECT * FROM series WHERE study_uid = ? AND series_uid = ? ORDER BY revision DESC LIMIT 1",
+                (study_uid, series_uid),
+            ).fetchone()
+        return _series_record(row) if row else None
+
+    def series(self) -> list[SeriesRecord]:
+        """Every revision of every series, in the order they were recorded."""
+        with self._statements() as execute:
+            return [_series_record(row) for row in execute("SELECT * FROM series ORDER BY recorded, rowid")]
+
+    # deliveries: the sender's side
+
+    def claim(self, destination: str, now: float) -> list[OutboxItem]:
+        """Take all that a destination is owed and mark it as being sent, if any of it is due.
+
+        All, because it is the peer that is up or down: when it is tried, everything that waits for it goes. What it did
+        not take before goes last, so that one bad object never stands before good ones; otherwise first come, first
+        served, and each series in the order of `Role`. Rows in ``sending`` are taken too: a destination has one sender,
+        so they are a crash's. A `next_try` further away than any wait is due: the clock has been set back since.
+        """
+        with self._transaction() as execute:
+            rows = execute(
+                "SELECT * FROM outbox WHERE destination = ? AND state NOT IN ('sent', 'parked') ORDER BY attempts, id",
+                (destination,),
+            ).fetchall()
+            if not any(row["next_try"] <= now or row["next_try"] > now + LONGEST_WAIT_S for row in rows):
+                return []
+            for row in rows:
+                execute("UPDATE outbox SET state = 'sending' WHERE id = ?", (row["id"],))
+            return [_outbox_item({**row, "state": "sending"}) for row in rows]
+
+    def next_due(self, destination: str) -> float | None:
+        """When the next item of a destination is due, in seconds since the epoch; None when nothing is owed."""
+        with self._statements() as execute:
+            return execute(
+                "SELECT MIN(next_try) FROM outbox WHERE destination = ? AND state NOT IN ('sent', 'parked')",
+                (destination,),
+            ).fetchone()[0]
+
+    def mark_sent(self, item_id: int) -> None:
+        """The peer has it, and says so."""
+        with self._transaction() as execute:
+            execute(
+                "UPDATE outbox SET state = 'sent', last_error = NULL, sent = ? WHERE id = ?", (time.time(), item_id)
+            )
+
+    def mark_failed(self, item_id: int, next_try: float, error: str) -> None:
+        """The peer did not take this object: one attempt more, and wait."""
+        with self._transaction() as execute:
+            execute(
+                "UPDATE outbox SET state = 'waiting', attempts = attempts + 1, next_try = ?, last_error = ?"
+                " WHERE id = ? AND state = 'sending'",
+                (next_try, error, item_id),
+            )
+
+    def postpone(self, item_ids: Sequence[int], next_try: float, error: str) -> None:
+        """The peer was not asked, for a reason that is not these objects': wait, without counting an attempt."""
+        with self._transaction() as execute:
+            for item_id in item_ids:
+                execute(
+                    "UPDATE outbox SET state = 'waiting', next_try = ?, last_error = ?"
+                    " WHERE id = ? AND state = 'sending'",
+                    (next_try, error, item_id),
+                )
+
+    # deliveries: an operator's side
+
+    def outbox(self) -> list[OutboxItem]:
+        """Every item, in the order of sending."""
+        with self._statements() as execute:
+            return [_outbox_item(row) for row in execute("SELECT * FROM outbox ORDER BY id")]
+
+    def park(self, item_id: int, error: str) -> bool:
+        """Take an unsent item out of the sender's way until `retry`; False where there is none."""
+        with self._transaction() as execute:
+            return bool(
+                execute(
+                    "UPDATE outbox SET state = 'parked', last_error = ?"
+                    " WHERE id = ? AND state NOT IN ('sent', 'parked')",
+                    (error, item_id),
+                ).rowcount
+            )
+
+    def retry(self, item_id: int | None = None) -> int:
+        """Queue one parked or waiting item again, or all parked ones, with a clean slate; how many there were."""
+        chosen = "state = 'parked'" if item_id is None else "id = :id AND state IN ('parked', 'waiting')"
+        with self._transaction() as execute:
+            return execute(
+                f"UPDATE outbox SET state = 'queued', attempts = 0, next_try = :now WHERE {chosen}",  # noqa: S608 (constants)
+                {"id": item_id, "now": time.time()},
+            ).rowcount
+
+    # the file
+
+    def _prepare(self) -> None:
+        with self._transaction() as execute:  # two processes may come at once: the second finds it done
+            version = execute("PRAGMA user_version").fetchone()[0]
+            if version > _SCHEMA_VERSION:
+                raise JournalError(
+                    f"{self._path}: written by a newer scanside (schema {version}, this one knows {_SCHEMA_VERSION})"
+                )
+            if version == 0:
+                if execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+                    raise JournalError(f"{self._path}: an SQLite file, but not a journal of scanside; move it away")
+                for statement in _SCHEMA:
+                    execute(statement)
+
+    @contextmanager
+    def _statements(self) -> Iterator[_Execute]:
+        with self._lock:
+            try:
+                yield self._connection.execute
+            except sqlite3.Error as error:
+                raise JournalError(f"{self._path}: {error}") from error
+
+    @contextmanager
+    def _transaction(self) -> Iterator[_Execute]:
+        with self._statements() as execute:
+            execute("BEGIN IMMEDIATE")
+            try:
+                yield execute
+                execute("COMMIT")
+            except BaseException:
+                if (
+                    self._connection.in_transaction
+                ):  # SQLite itself rolls back after some errors, a full disk among them
+                    execute("ROLLBACK")
+                raise
+
+
+def _series_record(row: sqlite3.Row) -> SeriesRecord:
+    return SeriesRecord(**{**row, "state": SeriesState(row["state"])})
+
+
+def _outbox_item(row: Mapping[str, object] | sqlite3.Row) -> OutboxItem:
+    return OutboxItem(**{**row, "path": Path(row["path"]), "state": DeliveryState(row["state"])})

@@ -1,0 +1,144 @@
+"""All results of one analysis: SEG, SR and Secondary Captures, built together and written so that a crash leaves whole
+files.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+from pydicom import dcmwrite
+
+from dicom_node import capture, seg, source, sr
+from dicom_node.uids import Issue
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from pydicom.dataset import Dataset
+
+    from runtime.types import Report
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ResultSet:
+    """What one analysis sends.
+
+    Attributes
+    ----------
+    seg : Segmentation; None for a negative study, since viewers hang on an empty one
+    sr : Comprehensive 3D SR, TID 1500
+    sc : Secondary Captures of key slices, in stack order
+
+    """
+
+    seg: Dataset | None
+    sr: Dataset
+    sc: tuple[Dataset, ...]
+
+
+def build(
+    sources: Sequence[Dataset],
+    labels: NDArray[np.uint8],
+    hu: Mapping[str, NDArray[np.int16]],
+    report: Report,
+    *,
+    revision: int,
+    started: datetime,
+) -> ResultSet:
+    """Build the results of one series.
+
+    The same arguments give the same objects, byte for byte: a result that is built again after a crash is the one an
+    archive may already have.
+
+    Parameters
+    ----------
+    sources : headers of the series without PixelData, in stack order
+    labels : ``(N, H, W)``, class index per pixel, ``labels[i]`` of ``sources[i]``
+    hu : ``(H, W)`` Hounsfield units of the slices to picture, by SOPInstanceUID (see `dicom_node.capture.key_slices`)
+    report : what was found
+    revision : 1, and one more each time the series is analysed again with other slices
+    started : when the analysis began
+
+    """
+    if len(sources) != len(labels):
+        raise ValueError(f"{len(sources)} source slices and {len(labels)} label maps: each slice needs its own")
+    with _quoting_nobody():
+        legal, repairs = source.normalise(sources)
+        first = legal[0]
+        if repairs:
+            log.info("sources repaired", series=str(first.SeriesInstanceUID), keywords=repairs)
+        number = first.get("SeriesNumber")
+        issue = Issue(
+            study_uid=str(first.StudyInstanceUID),
+            series_uid=str(first.SeriesInstanceUID),
+            series_number=None if number is None else int(number),
+            model=report.model,
+            revision=revision,
+            started=started,
+        )
+        segmentation = seg.build(legal, labels, report, issue)
+        document = sr.build(legal, segmentation, report, issue)
+        images = capture.build(legal, labels, hu, report, issue)
+    for dataset in (*([segmentation] if segmentation else []), document, *images):
+        _forget_the_clock(dataset)
+    return ResultSet(seg=segmentation, sr=document, sc=tuple(images))
+
+
+def write(results: ResultSet, folder: Path) -> dict[str, Path]:
+    """Write each result to a file of its own: temporary file, fsync, rename, and one fsync of the folder at the end.
+
+    Returns
+    -------
+    paths by role: ``"seg"`` where there is one, ``"sr"``, ``"sc-1"`` and so on
+
+    """
+    datasets = {"seg": results.seg} if results.seg else {}
+    datasets["sr"] = results.sr
+    datasets |= {f"sc-{number}": image for number, image in enumerate(results.sc, start=1)}
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    with _quoting_nobody():
+        for role, dataset in datasets.items():
+            paths[role] = folder / f"{role}.dcm"
+            unfinished = folder / f"{role}.dcm.tmp"
+            with unfinished.open("wb") as file:
+                dcmwrite(file, dataset, enforce_file_format=True)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(paths[role])
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    return paths
+
+
+@contextmanager
+def _quoting_nobody() -> Iterator[None]:
+    """Silence the warnings of highdicom and pydicom about values they were given.
+
+    They quote the value, and the value may be the patient's name: highdicom warns of every name of a single component.
+    What had to be repaired is logged by keyword.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
+def _forget_the_clock(dataset: Dataset) -> None:
+    """Remove the wall-clock times that highdicom adds; ContentDate and ContentTime say when the analysis began."""
+    del dataset.InstanceCreationDate, dataset.InstanceCreationTime
+    for equipment in dataset.ContributingEquipmentSequence:
+        equipment.pop("ContributionDateTime", None)

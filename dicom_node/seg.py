@@ -1,0 +1,171 @@
+"""The masks as DICOM Segmentation (PS3.3 A.51): BINARY, one segment per class found, each frame in the plane of its own
+source.
+
+Frames are written from the source images and never from a resampled volume: under gantry tilt, or where the step
+changes within a series, there is no regular grid to resample to.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from highdicom.color import CIELabColor
+from highdicom.content import AlgorithmIdentificationSequence
+from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
+from pydicom.dataset import Dataset
+from pydicom.valuerep import DSfloat, format_number_as_ds
+
+from dicom_node import codes
+from dicom_node.source import plane
+from dicom_node.uids import MANUFACTURER, long_string
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from dicom_node.uids import Issue
+    from runtime.types import Finding, ModelIdentity, Report
+
+EVEN_STEP_MM = 0.01  # steps that differ by less are one spacing
+
+
+def build(sources: Sequence[Dataset], labels: NDArray[np.uint8], report: Report, issue: Issue) -> Segmentation | None:
+    """Segmentation of the classes that the report finds; None where it finds none.
+
+    Parameters
+    ----------
+    sources : normalised headers in stack order
+    labels : ``(N, H, W)``, class index per pixel; classes without a finding are left out
+    report : what was found; its n-th finding becomes segment n
+    issue : names the object
+
+    Raises
+    ------
+    ValueError : a finding whose class no pixel has: a viewer hangs on an empty segment (OHIF issue 3991)
+
+    """
+    if not report.findings:
+        return None
+    segment_of_label = np.zeros(256, dtype=np.uint8)
+    for number, finding in enumerate(report.findings, start=1):
+        segment_of_label[finding.label] = number
+    shown: list[Dataset] = []
+    masks: list[NDArray[np.uint8]] = []
+    for source, slice_labels in zip(sources, labels, strict=True):  # slice by slice: it stays in the cache
+        mask = segment_of_label[slice_labels]
+        if mask.any():
+            shown.append(source)
+            masks.append(mask)
+    empty = set(range(1, len(report.findings) + 1)).difference(*(np.unique(mask).tolist() for mask in masks))
+    if empty:
+        names = ", ".join(report.findings[number - 1].name for number in sorted(empty))
+        raise ValueError(f"no pixel shows {names}: the label maps are not those that the report was made of")
+
+    segmentation = Segmentation(
+        source_images=_aligned(shown),
+        pixel_array=np.stack(masks),
+        segmentation_type=SegmentationTypeValues.BINARY,  # the one type that every archive and viewer takes
+        segment_descriptions=[
+            _describe(number, finding, issue) for number, finding in enumerate(report.findings, start=1)
+        ],
+        content_label="HEMORRHAGE",
+        content_description="Intracranial hemorrhage by type. Research use only",
+        omit_empty_frames=True,
+        **issue.attributes("SEG", "seg", number=issue.revision),
+    )
+    _restore_planes(segmentation, shown, _even_step_mm(sources))
+    dimensions = issue.instance("dimensions")  # highdicom draws a random one
+    segmentation.DimensionOrganizationSequence[0].DimensionOrganizationUID = dimensions
+    for index in segmentation.DimensionIndexSequence:
+        index.DimensionOrganizationUID = dimensions
+    return segmentation
+
+
+def _describe(number: int, finding: Finding, issue: Issue) -> SegmentDescription:
+    code = codes.look_up(finding.name)
+    return SegmentDescription(
+        segment_number=number,
+        segment_label=code.title,
+        segmented_property_category=codes.MORPHOLOGICALLY_ABNORMAL,
+        segmented_property_type=codes.HEMORRHAGE,
+        algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=_identify(issue.model),
+        tracking_uid=issue.tracking(finding.name),
+        tracking_id=finding.name,
+        anatomic_regions=[code.site],
+        display_color=CIELabColor.from_rgb(*code.colour),
+    )
+
+
+def _identify(model: ModelIdentity) -> AlgorithmIdentificationSequence:
+    return AlgorithmIdentificationSequence(
+        name=long_string(model.name),
+        family=codes.ARTIFICIAL_INTELLIGENCE,
+        version=long_string(model.version),
+        source=MANUFACTURER,
+        parameters={"sha256": model.digest, "precision": model.precision, "backend": model.backend},
+    )
+
+
+def _aligned(sources: list[Dataset]) -> list[Dataset]:
+    """The sources with the first one's orientation: highdicom refuses strings that differ in the last digit."""
+    first = sources[0].ImageOrientationPatient
+    if all(source.ImageOrientationPatient == first for source in sources):
+        return sources
+    aligned = []
+    for source in sources:
+        twin = Dataset(source)
+        twin.ImageOrientationPatient = first
+        aligned.append(twin)
+    return aligned
+
+
+def _even_step_mm(sources: Sequence[Dataset]) -> float | None:
+    """Distance between neighbours along the normal where all are alike, else None."""
+    planes = [plane(source) for source in sources]
+    steps = np.diff([float(planes[0].normal_lps @ np.asarray(each.origin_lps)) for each in planes])
+    return float(steps.mean()) if len(steps) and np.ptp(steps) < EVEN_STEP_MM else None
+
+
+def _restore_planes(segmentation: Segmentation, sources: list[Dataset], step_mm: float | None) -> None:
+    """Give each frame exactly the plane of its source.
+
+    highdicom shares the first source's spacing, thickness and orientation among all frames, and takes the spacing
+    between slices from the frames that are there. Here the strings come from each frame's own source, a macro that
+    differs between slices goes into the frames (it may be shared or per frame, never both: PS3.3 C.7.6.16), and the
+    spacing is that of the whole stack.
+    """
+    by_uid = {source.SOPInstanceUID: source for source in sources}
+    shared = segmentation.SharedFunctionalGroupsSequence[0]
+    spacing = [DSfloat(format_number_as_ds(step_mm))] if step_mm else None
+    groups = {
+        "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
+        "PlaneOrientationSequence": ("ImageOrientationPatient",),
+    }
+    for sequence, keywords in groups.items():
+        items = {uid: _item(source, keywords) for uid, source in by_uid.items()}
+        if spacing and sequence == "PixelMeasuresSequence":
+            for item in items.values():
+                item.SpacingBetweenSlices = spacing[0]
+        first = next(iter(items.values()))
+        if all(item == first for item in items.values()):
+            setattr(shared, sequence, [first])
+            continue
+        delattr(shared, sequence)
+        for frame in segmentation.PerFrameFunctionalGroupsSequence:
+            setattr(frame, sequence, [items[_source_uid(frame)]])
+    for frame in segmentation.PerFrameFunctionalGroupsSequence:
+        frame.PlanePositionSequence = [_item(by_uid[_source_uid(frame)], ("ImagePositionPatient",))]
+
+
+def _item(source: Dataset, keywords: tuple[str, ...]) -> Dataset:
+    item = Dataset()
+    for keyword in keywords:
+        item.add(source[keyword])
+    return item
+
+
+def _source_uid(frame: Dataset) -> str:
+    return str(frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID)

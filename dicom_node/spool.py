@@ -1,0 +1,301 @@
+"""Durable intake: every instance a peer was promised to be kept lies here, byte for byte as it came.
+
+::
+
+    <root>/<StudyInstanceUID>/<SeriesInstanceUID>/<SOPInstanceUID>.dcm
+    <root>/incoming/        being written; emptied at start-up
+    <root>/quarantine/      a second content under a UID that is taken
+
+The directory is the truth for slices: nothing about them is written anywhere else. It must be a local file system with hard
+links, since a name is given to a file only when its content is on the disk, and only if the name is free.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import struct
+import time
+import zlib
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from io import BytesIO
+from threading import Lock
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import structlog
+from pydicom.filereader import read_dataset
+from pydicom.tag import Tag
+from pydicom.uid import UID
+from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION
+from pynetdicom.dsutils import split_dataset
+
+from runtime.errors import ScansideError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from pydicom.dataset import Dataset
+
+INCOMING = "incoming"
+QUARANTINE = "quarantine"
+DEFLATED_HEAD = 1 << 20  # bytes inflated to find the UIDs: all of them stand before group 0021, far from the pixels
+
+SOP_INSTANCE_UID = Tag(0x0008, 0x0018)
+STUDY_INSTANCE_UID = Tag(0x0020, 0x000D)
+SERIES_INSTANCE_UID = Tag(0x0020, 0x000E)
+
+log = structlog.get_logger(__name__)
+
+
+class SpoolError(ScansideError):
+    """Base of what the spool refuses."""
+
+
+class SpoolFull(SpoolError):
+    """Less free space than the floor: nothing more is taken in."""
+
+
+class DataSetUnreadable(SpoolError):
+    """Bytes that are no data set in the transfer syntax they claim."""
+
+
+class DataSetMismatch(SpoolError):
+    """A data set without the UIDs that name it, or with another than the request names."""
+
+
+class Outcome(StrEnum):
+    """What became of an instance."""
+
+    NEW = "new"
+    REPEATED = "repeated"  # the same content is here already
+    CONFLICT = "conflict"  # another content has the UID: this one went to quarantine
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One stored object.
+
+    Attributes
+    ----------
+    study_uid, series_uid, sop_class_uid, sop_uid, transfer_syntax_uid : as the peer sent them, without padding
+    path : its DICOM Part 10 file
+    sha256 : of the encoded data set, without preamble and file meta information
+
+    """
+
+    study_uid: str
+    series_uid: str
+    sop_class_uid: str
+    sop_uid: str
+    transfer_syntax_uid: str
+    path: Path
+    sha256: str
+
+
+class Spool:
+    """The directory of received instances. Safe to use from many threads.
+
+    Parameters
+    ----------
+    root : the directory; made if it is not there
+    free_floor_gb : free space in GB (1e9 bytes) below which nothing more is taken
+
+    """
+
+    def __init__(self, root: Path, free_floor_gb: float) -> None:
+        self._root = root
+        self._free_floor_gb = free_floor_gb
+        self._making_directory = Lock()
+        for directory in (root, root / INCOMING, root / QUARANTINE):
+            directory.mkdir(parents=True, exist_ok=True)
+        for leftover in (root / INCOMING).iterdir():
+            leftover.unlink()
+        # an earlier life may have been killed between making a directory and syncing its parent
+        for directory in (root.parent, root, *self._studies()):
+            _sync_directory(directory)
+
+    def store(
+        self, data_set: bytes | memoryview, *, sop_class_uid: str, sop_uid: str, transfer_syntax_uid: str, calling_ae: str
+    ) -> tuple[Outcome, Instance]:
+        """Keep an encoded data set; on return it survives a power cut.
+
+        Parameters
+        ----------
+        data_set : as it came over the wire
+        sop_class_uid, sop_uid : Affected SOP Class and Instance UID of the C-STORE request
+        transfer_syntax_uid : of the presentation context
+        calling_ae : AE title of the peer, written into the file meta information
+
+        Returns
+        -------
+        Outcome and Instance; the instance's path lies in quarantine when the outcome is CONFLICT
+
+        Raises
+        ------
+        SpoolFull : free space is below the floor
+        DataSetUnreadable : the bytes can't be parsed as far as the UIDs
+        DataSetMismatch : a UID is missing, or SOPInstanceUID is not `sop_uid`
+        OSError : the disk failed
+
+        """
+        self._require_space()
+        study_uid, series_uid, own_uid = _identity(data_set, transfer_syntax_uid)
+        if own_uid != sop_uid:
+            raise DataSetMismatch(f"SOPInstanceUID {own_uid!r} is not the Affected SOP Instance UID {sop_uid!r}")
+
+        path = self._directory(study_uid, series_uid) / f"{_name(sop_uid)}.dcm"
+        sha256 = hashlib.sha256(data_set).hexdigest()
+        instance = Instance(study_uid, series_uid, sop_class_uid, sop_uid, transfer_syntax_uid, path, sha256)
+
+        incoming = self._root / INCOMING / uuid4().hex
+        try:
+            _write(incoming, _part10_header(instance, calling_ae), data_set)
+            outcome = _claim(incoming, path, sha256)
+            if outcome is Outcome.CONFLICT:
+                instance = replace(instance, path=self._root / QUARANTINE / f"{_name(sop_uid)}.{sha256}.dcm")
+                incoming.rename(instance.path)
+        finally:
+            incoming.unlink(missing_ok=True)
+        _sync_directory(instance.path.parent)  # after a repeat too: whoever stored the first may not have come so far
+        return outcome, instance
+
+    def replay(self) -> Iterator[Instance]:
+        """What is on disk, series by series, each in order of arrival. A file that can't be read is logged and left."""
+        for study in sorted(self._studies()):
+            for series in sorted(study.iterdir()):
+                for path in sorted(series.glob("*.dcm"), key=lambda path: path.stat().st_mtime_ns):
+                    try:
+                        yield _read(path)
+                    except (SpoolError, OSError) as error:
+                        log.error("spool_file_unreadable", path=str(path), reason=str(error))
+
+    def _studies(self) -> list[Path]:
+        return [each for each in self._root.iterdir() if each.name not in (INCOMING, QUARANTINE)]
+
+    def _require_space(self) -> None:
+        free_gb = shutil.disk_usage(self._root).free / 1e9
+        if free_gb < self._free_floor_gb:
+            raise SpoolFull(
+                f"{self._root}: {free_gb:.1f} GB free, below the floor of {self._free_floor_gb:g} GB: "
+                "make room or lower free_floor_gb"
+            )
+
+    def _directory(self, study_uid: str, series_uid: str) -> Path:
+        """Directory of a series, itself already durable. The lock keeps others from using it before it is."""
+        series = self._root / _name(study_uid) / _name(series_uid)
+        with self._making_directory:
+            if not series.is_dir():
+                series.mkdir(parents=True, exist_ok=True)
+                _sync_directory(series.parent)
+                _sync_directory(self._root)
+        return series
+
+
+def _identity(data_set: bytes | memoryview, transfer_syntax_uid: str) -> tuple[str, str, str]:
+    """StudyInstanceUID, SeriesInstanceUID and SOPInstanceUID of an encoded data set.
+
+    pydicom's reader, stopped behind the last of them: 0.1 to 0.2 ms for what scanners send, in every transfer syntax.
+    """
+    syntax = UID(transfer_syntax_uid)
+    try:
+        head = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data_set, DEFLATED_HEAD) if syntax.is_deflated else data_set
+        found = read_dataset(
+            BytesIO(head),
+            syntax.is_implicit_VR,
+            syntax.is_little_endian,
+            stop_when=lambda tag, _vr, _length: tag > SERIES_INSTANCE_UID,
+            specific_tags=[SOP_INSTANCE_UID, STUDY_INSTANCE_UID, SERIES_INSTANCE_UID],
+        )
+    # what pydicom raises on garbage; RuntimeError is the recursion limit, from sequences nested without end
+    except (ValueError, RuntimeError, EOFError, struct.error, zlib.error) as error:
+        raise DataSetUnreadable(f"not a data set in transfer syntax {syntax.name}: {error}") from error
+    return _uid(found, STUDY_INSTANCE_UID), _uid(found, SERIES_INSTANCE_UID), _uid(found, SOP_INSTANCE_UID)
+
+
+def _uid(data_set: Dataset, tag: Tag) -> str:
+    """A UID as it was sent, legal or not, but for its padding (PS3.5 section 9.1; some pad with a space)."""
+    value = data_set.get_item(tag).value if tag in data_set else None
+    uid = value.decode("latin-1").rstrip("\0 ") if isinstance(value, bytes) else ""
+    if not uid:
+        raise DataSetMismatch(f"the data set has no {tag}: it can't be told which study, series and instance it is")
+    return uid
+
+
+def _name(uid: str) -> str:
+    """What a UID is called on disk: itself, or a hash where a peer sent ``../x``, 200 characters or a NUL."""
+    if len(uid) <= 64 and re.fullmatch(r"[0-9]+(\.[0-9]+)*", uid):
+        return uid
+    return "uid-" + hashlib.sha256(uid.encode("latin-1", "replace")).hexdigest()
+
+
+def _part10_header(instance: Instance, calling_ae: str) -> bytes:
+    """Preamble and file meta information (PS3.10 section 7.1), by hand: it must take any UID that a peer can send."""
+
+    def element(number: int, vr: bytes, value: str) -> bytes:
+        encoded = value.encode("latin-1", "replace")
+        encoded += (b"\0" if vr == b"UI" else b" ") * (len(encoded) % 2)
+        return struct.pack("<HH2sH", 0x0002, number, vr, len(encoded)) + encoded
+
+    meta = b"".join(
+        (
+            struct.pack("<HH2sHIH", 0x0002, 0x0001, b"OB", 0, 2, 0x0100),
+            element(0x0002, b"UI", instance.sop_class_uid),
+            element(0x0003, b"UI", instance.sop_uid),
+            element(0x0010, b"UI", instance.transfer_syntax_uid),
+            element(0x0012, b"UI", PYNETDICOM_IMPLEMENTATION_UID),
+            element(0x0013, b"SH", PYNETDICOM_IMPLEMENTATION_VERSION),
+            element(0x0016, b"AE", calling_ae),
+        )
+    )
+    return bytes(128) + b"DICM" + struct.pack("<HH2sHI", 0x0002, 0x0000, b"UL", 4, len(meta)) + meta
+
+
+def _write(path: Path, header: bytes, data_set: bytes | memoryview) -> None:
+    with path.open("xb") as file:
+        file.write(header)
+        file.write(data_set)
+        file.flush()
+        now = time.time_ns()
+        os.utime(file.fileno(), ns=(now, now))  # the kernel's own stamps are too coarse to tell the order of arrival
+        os.fdatasync(file.fileno())
+
+
+def _claim(incoming: Path, path: Path, sha256: str) -> Outcome:
+    """Give a complete file its name, if the name is free. Of two threads only one can: link(2) never replaces."""
+    try:
+        os.link(incoming, path)
+    except FileExistsError:
+        return Outcome.REPEATED if _read(path).sha256 == sha256 else Outcome.CONFLICT
+    return Outcome.NEW
+
+
+def _read(path: Path) -> Instance:
+    """A file of the spool back into its instance."""
+    meta, offset = split_dataset(path)
+    with path.open("rb") as file:
+        file.seek(offset)
+        data_set = file.read()
+    transfer_syntax_uid = _uid(meta, Tag(0x0002, 0x0010))
+    study_uid, series_uid, sop_uid = _identity(data_set, transfer_syntax_uid)
+    return Instance(
+        study_uid=study_uid,
+        series_uid=series_uid,
+        sop_class_uid=_uid(meta, Tag(0x0002, 0x0002)),
+        sop_uid=sop_uid,
+        transfer_syntax_uid=transfer_syntax_uid,
+        path=path,
+        sha256=hashlib.sha256(data_set).hexdigest(),
+    )
+
+
+def _sync_directory(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,239 @@
+"""The measurements as Comprehensive 3D SR, template TID 1500 Measurement Report (PS3.16).
+
+What is where, and why there:
+
+* A measurement group for the whole series (TID 1501): Finding intracranial haemorrhage, Presence present or absent. A
+  negative study therefore has the same shape as a positive one, and the full identification of the algorithm stands
+  here (TID 4019).
+* One volumetric group (TID 1411) for each finding: the segment it was measured on, tracked by the same UID, its volume,
+  how many components, the highest probability. The largest component goes into a comment: a second number called Volume
+  would be taken for the volume by readers that look for it by name.
+* One group (TID 1501) for each class looked for and not found: Presence absent.
+* The Qualitative Evaluations container (TID 1500 row 12), which takes free text with any concept name (row 14): the
+  triage as Conclusion; what went in, what is missing, what lies below the threshold, training data and limits as
+  Comments.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from highdicom.sr import (
+    AlgorithmIdentification,
+    Comprehensive3DSR,
+    ContainerContentItem,
+    DeviceObserverIdentifyingAttributes,
+    FindingSite,
+    Measurement,
+    MeasurementReport,
+    MeasurementsAndQualitativeEvaluations,
+    ObservationContext,
+    ObserverContext,
+    QualitativeEvaluation,
+    ReferencedSegment,
+    RelationshipTypeValues,
+    SourceSeriesForSegmentation,
+    TextContentItem,
+    TrackingIdentifier,
+    VolumetricROIMeasurementsAndQualitativeEvaluations,
+)
+from highdicom.sr.value_types import ContentSequence
+from pydicom.dataset import Dataset
+from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
+
+from dicom_node import codes
+from dicom_node.uids import MANUFACTURER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from highdicom.seg import Segmentation
+    from pydicom.sr.coding import Code
+
+    from dicom_node.uids import Issue
+    from runtime.types import Finding, Report
+
+WHOLE_SERIES = "intracranial"  # tracking identifier of the finding "any haemorrhage"
+
+
+def build(
+    sources: Sequence[Dataset], segmentation: Segmentation | None, report: Report, issue: Issue
+) -> Comprehensive3DSR:
+    """Report of what was found and of what was looked for and not found.
+
+    Parameters
+    ----------
+    sources : normalised headers; all of them are evidence
+    segmentation : from `dicom_node.seg.build` with the same report and issue; None for a negative study
+    report : what was found
+    issue : names the object; from revision 2 on the report names its predecessor
+
+    """
+    groups = [
+        _group(
+            WHOLE_SERIES,
+            codes.INTRACRANIAL_HEMORRHAGE,
+            codes.INTRACRANIAL_STRUCTURE,
+            issue,
+            present=bool(report.findings),
+        )
+    ]
+    groups += [_volumetric(number, finding, issue) for number, finding in enumerate(report.findings, start=1)]
+    for name in report.absent:
+        code = codes.look_up(name)
+        groups.append(_group(name, code.finding, code.site, issue, present=False))
+    content = MeasurementReport(
+        observation_context=ObservationContext(observer_device_context=_observer(issue)),
+        procedure_reported=codes.CT_PROCEDURE,
+        imaging_measurements=groups,
+    )
+    content[0].ContentSequence.append(_qualitative_evaluations(report))
+    predecessor = issue.predecessor
+    return Comprehensive3DSR(
+        evidence=[*sources, *([segmentation] if segmentation else [])],
+        content=content[0],
+        is_complete=True,
+        is_final=not report.provisional,
+        is_verified=False,
+        previous_versions=[_document(predecessor)] if predecessor else None,
+        **issue.attributes("SR", "sr", number=issue.revision),
+    )
+
+
+def _observer(issue: Issue) -> ObserverContext:
+    equipment = issue.equipment
+    return ObserverContext(
+        observer_type=codes.DEVICE,
+        observer_identifying_attributes=DeviceObserverIdentifyingAttributes(
+            uid=issue.device,
+            name=equipment["manufacturer_model_name"],
+            manufacturer_name=equipment["manufacturer"],
+            model_name=equipment["manufacturer_model_name"],
+            serial_number=equipment["device_serial_number"],
+        ),
+    )
+
+
+def _whole_series(issue: Issue, *, found: bool) -> MeasurementsAndQualitativeEvaluations:
+    """TID 1501: whether there is any haemorrhage, and what looked for it."""
+    return MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=_track(WHOLE_SERIES, issue),
+        finding_category=codes.MORPHOLOGICALLY_ABNORMAL,
+        finding_type=codes.INTRACRANIAL_HEMORRHAGE,
+        finding_sites=[FindingSite(anatomic_location=codes.INTRACRANIAL_STRUCTURE)],
+        algorithm_id=_algorithm(issue, complete=True),
+        qualitative_evaluations=[QualitativeEvaluation(codes.PRESENCE, codes.PRESENT if found else codes.ABSENT)],
+    )
+
+
+def _absent(name: str, issue: Issue) -> MeasurementsAndQualitativeEvaluations:
+    """TID 1501: a class that was looked for and not found."""
+    code = codes.look_up(name)
+    return MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=_track(name, issue),
+        finding_category=codes.MORPHOLOGICALLY_ABNORMAL,
+        finding_type=code.finding,
+        finding_sites=[FindingSite(anatomic_location=code.site)],
+        qualitative_evaluations=[QualitativeEvaluation(codes.PRESENCE, codes.ABSENT)],
+    )
+
+
+def _volumetric(number: int, finding: Finding, issue: Issue) -> VolumetricROIMeasurementsAndQualitativeEvaluations:
+    """TID 1411: one finding, the segment that shows it and its numbers."""
+    code = codes.look_up(finding.name)
+    group = VolumetricROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=_track(finding.name, issue),
+        # built by hand: from_segmentation() fails on a segmentation of one segment (highdicom 0.28), and a reference to
+        # the series instead of every slice is a fifth of the time and size
+        referenced_segment=ReferencedSegment(
+            sop_class_uid=SegmentationStorage,
+            sop_instance_uid=issue.instance("seg"),
+            segment_number=number,
+            source_series=SourceSeriesForSegmentation(issue.series_uid),
+        ),
+        finding_category=codes.MORPHOLOGICALLY_ABNORMAL,
+        finding_type=code.finding,
+        finding_sites=[FindingSite(anatomic_location=code.site)],
+        algorithm_id=_algorithm(issue, complete=False),
+        measurements=[
+            Measurement(codes.VOLUME, round(finding.volume_ml, 3), codes.CUBIC_CENTIMETER),
+            Measurement(codes.NUMBER_OF_LESIONS, finding.components, codes.COMPONENTS),
+            Measurement(
+                codes.CERTAINTY_OF_FINDING, round(100 * finding.probability, 1), codes.PERCENT, derivation=codes.MAXIMUM
+            ),
+        ],
+        qualitative_evaluations=[QualitativeEvaluation(codes.PRESENCE, codes.PRESENT)],
+    )
+    parts = (
+        "1 part" if finding.components == 1 else f"{finding.components} parts, the largest {finding.largest_ml:.2f} ml"
+    )
+    comment = (
+        f"{code.title}: {finding.volume_ml:.2f} ml in {parts}, on {len(finding.keys)} of the slices. "
+        "The certainty is the highest class probability of any pixel; it is not calibrated."
+    )
+    group[0].ContentSequence.append(_text(codes.COMMENT, comment))
+    return group
+
+
+def _track(name: str, issue: Issue) -> TrackingIdentifier:
+    return TrackingIdentifier(uid=issue.tracking(name), identifier=name)
+
+
+def _algorithm(issue: Issue, *, complete: bool) -> AlgorithmIdentification:
+    """TID 4019: name and version; once in the document also which weights, precision and engine."""
+    model = issue.model
+    parameters = [f"sha256={model.digest}", f"precision={model.precision}", f"backend={model.backend}"]
+    return AlgorithmIdentification(
+        name=model.name,
+        version=model.version,
+        manufacturer=MANUFACTURER,
+        family=codes.ARTIFICIAL_INTELLIGENCE,
+        parameters=parameters if complete else None,
+    )
+
+
+def _qualitative_evaluations(report: Report) -> ContainerContentItem:
+    container = ContainerContentItem(codes.QUALITATIVE_EVALUATIONS, relationship_type=RelationshipTypeValues.CONTAINS)
+    decision = report.decision
+    container.ContentSequence = ContentSequence(
+        [
+            _text(codes.CONCLUSION, f"Triage: {decision.level.upper()}. {decision.reason}"),
+            *(_text(codes.COMMENT, comment) for comment in _comments(report)),
+        ]
+    )
+    return container
+
+
+def _comments(report: Report) -> Iterator[str]:
+    thinnest_mm, thickest_mm = report.thickness_mm
+    yield (
+        f"Slices analyzed: {report.slices}, thickness along the normal {thinnest_mm:.2f} to {thickest_mm:.2f} mm, "
+        f"gantry tilt {report.tilt_deg:.1f} degrees."
+    )
+    if report.provisional:
+        yield "Provisional: slices are missing or may still come; a later revision replaces this document."
+    for sentence in report.missing:
+        yield f"Missing: {sentence}"
+    for name, volume_ml in report.below_threshold:
+        yield f"Below the reporting threshold: {codes.look_up(name).title}, {volume_ml:.2f} ml."
+    model = report.model
+    yield (
+        f"Model: {model.name} {model.version}, bundle sha256 {model.digest}, precision {model.precision}, "
+        f"engine {model.backend}."
+    )
+    yield f"Training data: {model.training_data}"
+    yield "Research use only, not a medical device. Not reviewed by a physician."
+
+
+def _text(name: Code, value: str) -> TextContentItem:
+    return TextContentItem(name=name, value=value, relationship_type=RelationshipTypeValues.CONTAINS)
+
+
+def _document(issue: Issue) -> Dataset:
+    """What names the report of an earlier issue, for PredecessorDocumentsSequence (PS3.3 C.17.2)."""
+    document = Dataset()
+    document.StudyInstanceUID = issue.study_uid
+    document.SeriesInstanceUID = issue.series("SR")
+    document.SOPClassUID = Comprehensive3DSRStorage
+    document.SOPInstanceUID = issue.instance("sr")
+    return document

@@ -1,0 +1,127 @@
+"""What names a result: UIDs derived from what it was made of, series numbers, equipment.
+
+The UIDs are the 2.25 form of name-based UUIDs (PS3.5 B.2, RFC 9562 version 5), for scanside owns no UID root. The same
+series, model and revision give the same UIDs on every run and machine, so a result that is built again after a crash is
+the same object, and a store that already has it keeps one copy.
+
+A SOP Instance UID depends on the *revision* and not on the set of slices. It must, for a later revision names its
+predecessor without knowing which slices that one had seen. The price: who counts the revisions must count up whenever
+the slices have changed, or two different documents would share a UID. Series UIDs do not depend on the revision: all
+revisions of one modality lie in one series. Tracking UIDs do not either: they stay with the finding.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from highdicom.base_content import ContributingEquipment
+from pydicom.uid import UID
+
+from dicom_node.codes import PROCESSING_EQUIPMENT
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from runtime.types import ModelIdentity
+
+MANUFACTURER = "scanside"
+SERIES_NUMBERS = {"OT": 991, "SEG": 992, "SR": 993}
+MAX_SOURCE_SERIES_NUMBER = 2_000_000  # x 1000 + 993 is still an IS (PS3.5 table 6.2-1: below 2^31)
+
+_NAMESPACE = uuid.UUID("65ace1f2-e300-4f29-94e1-58e7b6455e0a")  # scanside's own; changing it renames every result
+
+
+def derive(*parts: str) -> UID:
+    """UID of these parts: the same parts in the same order give the same UID, others another."""
+    return UID(f"2.25.{uuid.uuid5(_NAMESPACE, chr(0).join(parts)).int}")
+
+
+def long_string(text: str) -> str:
+    """Text as a legal LO value: no backslash, which separates values, and 64 characters at most (PS3.5 table 6.2-1)."""
+    return text.replace("\\", "/").strip()[:64]
+
+
+@dataclass(frozen=True, slots=True)
+class Issue:
+    """One issue of results: of which series, by which model, which revision, begun when.
+
+    Attributes
+    ----------
+    study_uid, series_uid : of the source series
+    series_number : of the source series, None where it has none
+    model : what computed the results
+    revision : 1 for the first; counted up each time the series is analysed again with other slices
+    started : when the analysis began; ContentDate and ContentTime of every result
+
+    """
+
+    study_uid: str
+    series_uid: str
+    series_number: int | None
+    model: ModelIdentity
+    revision: int
+    started: datetime
+
+    @property
+    def predecessor(self) -> Issue | None:
+        """The issue this one replaces; None for the first."""
+        return replace(self, revision=self.revision - 1) if self.revision > 1 else None
+
+    def series(self, modality: str) -> UID:
+        """SeriesInstanceUID of the results of one modality."""
+        return self._derive("series", modality)
+
+    def instance(self, role: str) -> UID:
+        """SOPInstanceUID of the result in a role such as ``"seg"``, ``"sr"`` or ``"sc:<source SOPInstanceUID>"``."""
+        return self._derive("instance", role, str(self.revision))
+
+    def tracking(self, name: str) -> UID:
+        """Tracking UID of a class of finding in this series: the same in SEG and SR, and in every revision."""
+        return self._derive("tracking", name)
+
+    @property
+    def device(self) -> UID:
+        """UID of the observer: this model, whatever it observes."""
+        return derive("device", MANUFACTURER, self.model.name, self.model.version, self.model.digest)
+
+    @property
+    def equipment(self) -> dict[str, str]:
+        """The Enhanced General Equipment Module (PS3.3 C.7.5.2) as highdicom's constructors name it."""
+        return {
+            "manufacturer": MANUFACTURER,
+            "manufacturer_model_name": long_string(self.model.name),
+            "software_versions": long_string(self.model.version),
+            # there is no serial number: the first half of the bundle's SHA-256 says which weights these are
+            "device_serial_number": f"sha256 {self.model.digest[:32]}",
+        }
+
+    def attributes(self, modality: str, role: str, *, number: int) -> dict[str, Any]:
+        """Arguments that highdicom's constructors of SEG, SR and SC share; `number` is the InstanceNumber.
+
+        SeriesNumber is the source's x 1000 + 991 (SC), 992 (SEG) or 993 (SR): sorted behind its source, never random,
+        and out of the way of the numbers that scanners give (hundreds, hundreds + 1). A source without a number, or
+        with one too large for that, counts as 0.
+        """
+        source_number = self.series_number or 0
+        if not 0 < source_number <= MAX_SOURCE_SERIES_NUMBER:
+            source_number = 0
+        local = self.started.astimezone()  # DICOM's times are local unless TimezoneOffsetFromUTC says otherwise
+        kind = "SC" if modality == "OT" else modality
+        return self.equipment | {
+            "series_instance_uid": self.series(modality),
+            "series_number": 1000 * source_number + SERIES_NUMBERS[modality],
+            "series_description": long_string(f"Research AI hemorrhage {kind}: {self.model.name} {self.model.version}"),
+            "sop_instance_uid": self.instance(role),
+            "instance_number": number,
+            "content_date": local.date(),
+            "content_time": local.time(),
+            "specific_character_set": "ISO_IR 192",
+            "contributing_equipment": [
+                ContributingEquipment(purpose_of_reference=PROCESSING_EQUIPMENT, **self.equipment)
+            ],
+        }
+
+    def _derive(self, *parts: str) -> UID:
+        return derive(self.study_uid, self.series_uid, self.model.name, self.model.version, self.model.digest, *parts)

@@ -1,0 +1,59 @@
+"""A checkpoint's network to ONNX: batch norm folded, HU in, labels out, any batch and any slice size."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import onnx
+import torch
+from onnx import checker
+
+from runtime.errors import ScansideError
+
+if TYPE_CHECKING:
+    from models.graph import HeadCT
+
+OPSET = 17  # the newest that TensorRT 8.6 reads, and every later one and ONNX Runtime do too
+
+
+class ExportError(ScansideError):
+    """A network that can't become a bundle."""
+
+
+def to_onnx(graph: HeadCT) -> onnx.ModelProto:
+    """Trace the network with its pre- and post-processing.
+
+    Input ``hu`` int32 ``(N, H, W)``; outputs ``labels`` uint8 ``(N, H, W)``, ``voxels`` and ``evidence`` float32 ``(N, classes)``.
+
+    Raises
+    ------
+    ExportError : batch norm left in the graph (it was in training mode), or a graph that ONNX's checker refuses
+
+    """
+    buffer = io.BytesIO()
+    torch.onnx.export(
+        graph.eval(),
+        (torch.zeros(2, 2 * graph.grid, 2 * graph.grid, dtype=torch.int32),),
+        buffer,
+        input_names=["hu"],
+        output_names=["labels", "voxels", "evidence"],
+        dynamic_axes={
+            "hu": {0: "N", 1: "H", 2: "W"},
+            "labels": {0: "N", 1: "H", 2: "W"},
+            "voxels": {0: "N"},
+            "evidence": {0: "N"},
+        },
+        opset_version=OPSET,
+        do_constant_folding=True,
+        dynamo=False,  # the tracing exporter writes opset 17 directly; the newer one converts down from 18
+    )
+    model = onnx.load_from_string(buffer.getvalue())
+    left = sorted({node.op_type for node in model.graph.node} & {"BatchNormalization", "Dropout"})
+    if left:
+        raise ExportError(f"{', '.join(left)} in the exported graph: call eval() before export so that it folds")
+    try:
+        checker.check_model(model, full_check=True)
+    except checker.ValidationError as error:
+        raise ExportError(f"ONNX's checker refuses the graph: {error}") from error
+    return model

@@ -1,0 +1,60 @@
+"""Hounsfield units in, labels out: what surrounds every network, in training, calibration and service alike.
+
+Windows, normalisation and resizing are part of the module, so they exist once: training calls `prepare`, export traces
+`forward`, and the node feeds int32 HU of any size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class HeadCT(nn.Module):
+    """A network between its pre- and post-processing.
+
+    Parameters
+    ----------
+    network : ``(N, C, G, G)`` in [0, 1] -> logits ``(N, classes, G, G)``
+    windows_hu : (lower, upper) Hounsfield units of each input channel; a window's ends map to 0 and 1
+    grid : G, edge in pixels of the network's own grid
+    classes : how many classes the logits have, background included
+
+    """
+
+    def __init__(self, network: nn.Module, windows_hu: tuple[tuple[float, float], ...], grid: int, classes: int) -> None:
+        super().__init__()
+        self.network = network
+        self.grid = grid
+        lower = torch.tensor([w[0] for w in windows_hu], dtype=torch.float32)[None, :, None, None]
+        upper = torch.tensor([w[1] for w in windows_hu], dtype=torch.float32)[None, :, None, None]
+        self.register_buffer("lower", lower)
+        self.register_buffer("width", upper - lower)
+        self.register_buffer("index", torch.arange(classes)[None, :, None, None], persistent=False)
+
+    def prepare(self, hu: Tensor) -> Tensor:
+        """HU ``(N, H, W)`` of any number type -> network input ``(N, C, G, G)`` float32 in [0, 1].
+
+        Windowed before it is resized: bone would otherwise smear into the brain beside it.
+        """
+        x = hu.to(torch.float32)[:, None]  # (N, 1, H, W)
+        x = ((x - self.lower) / self.width).clamp(0, 1)  # (N, C, H, W)
+        return functional.interpolate(x, size=(self.grid, self.grid), mode="bilinear", align_corners=False)
+
+    def forward(self, hu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """HU ``(N, H, W)`` int32 -> what the service needs, and no more bytes than that.
+
+        Returns
+        -------
+        labels : ``(N, H, W)`` uint8, class index per pixel
+        voxels : ``(N, classes)`` float32, pixels per class (exact: a float32 counts to 2**24)
+        evidence : ``(N, classes)`` float32, highest probability of each class on the network's grid
+
+        """
+        logits = self.network(self.prepare(hu))
+        evidence = torch.softmax(logits, dim=1).amax(dim=(2, 3))
+        full = functional.interpolate(logits, size=hu.shape[1:], mode="bilinear", align_corners=False)
+        labels = full.argmax(dim=1)  # (N, H, W) int64
+        voxels = (labels[:, None] == self.index).to(torch.float32).sum(dim=(2, 3))
+        return labels.to(torch.float32).to(torch.uint8), voxels, evidence

@@ -1,0 +1,118 @@
+"""Model bundles: a folder that says what it is and can prove that nothing in it changed.
+
+::
+
+    BUNDLE/
+      manifest.json    name, version, classes, input contract, operating point, SHA-256 of every other file
+      model.onnx       HU in, labels, voxel counts and evidence out (fp32)
+      golden.npz       slices and the answers that PyTorch gave on them: parity, and the self-test at every start
+      parity.json      how far the graph is from PyTorch
+      scores.json      what it scores on data it never saw
+      MODEL_CARD.md    the same for people
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from runtime.errors import BundleError, BundleTampered
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+FORMAT = "scanside-bundle/1"
+SHIPPED = Path(__file__).parent / "bundles" / "phantom-unet"
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A verified bundle.
+
+    Attributes
+    ----------
+    folder : where it lies
+    digest : SHA-256 of manifest.json, which holds the hash of everything else
+    name, version, training_data : who it is and what it has seen
+    classes : class names by index; 0 is background
+    precisions : file name of the graph of each precision
+    minimum_volume_ml : per class, the volume under which nothing is reported as a finding
+
+    """
+
+    folder: Path
+    digest: str
+    name: str
+    version: str
+    training_data: str
+    classes: tuple[str, ...]
+    precisions: Mapping[str, str]
+    minimum_volume_ml: Mapping[str, float]
+
+    def graph(self, precision: str) -> Path:
+        """Path of the ONNX graph of a precision."""
+        try:
+            return self.folder / self.precisions[precision]
+        except KeyError:
+            raise BundleError(f"{self.folder}: no {precision} graph, only {', '.join(self.precisions)}") from None
+
+    def golden(self) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
+        """Golden slices ``(N, H, W)`` HU and the labels PyTorch gave them."""
+        with np.load(self.folder / "golden.npz", allow_pickle=False) as arrays:
+            return arrays["hu"], arrays["labels"]
+
+
+def open_bundle(folder: Path | None = None) -> Bundle:
+    """Read a bundle and check the hash of each of its files; without a folder, the one that ships with scanside.
+
+    Raises
+    ------
+    BundleError : no manifest, one of another format, a key or a file missing
+    BundleTampered : a file's hash is not the manifest's
+
+    """
+    folder = folder or SHIPPED
+    path = folder / "manifest.json"
+    try:
+        raw = path.read_bytes()
+        manifest: dict[str, Any] = json.loads(raw)
+    except OSError as error:
+        raise BundleError(f"{folder} is no bundle: manifest.json: {error.strerror}") from None
+    except ValueError as error:
+        raise BundleError(f"{path} is no JSON: {error}") from None
+    if manifest.get("format") != FORMAT:
+        raise BundleError(f"{path}: format {manifest.get('format')!r}, this version of scanside reads {FORMAT!r}: export it again")
+    try:
+        bundle = Bundle(
+            folder=folder,
+            digest=hashlib.sha256(raw).hexdigest(),
+            name=manifest["name"],
+            version=manifest["version"],
+            training_data=manifest["training_data"],
+            classes=tuple(manifest["classes"]),
+            precisions=manifest["precisions"],
+            minimum_volume_ml=manifest["minimum_volume_ml"],
+        )
+        files: dict[str, str] = manifest["files"]
+    except KeyError as error:
+        raise BundleError(f"{path}: {error} is missing: export the bundle again") from None
+    for name, expected in files.items():
+        if Path(name).name != name:
+            raise BundleError(f"{path}: file {name!r} is outside the bundle")
+        try:
+            actual = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        except OSError as error:
+            raise BundleError(f"{folder / name}: {error.strerror}, though the manifest lists it: copy the bundle again") from None
+        if actual != expected:
+            raise BundleTampered(f"{folder / name}: SHA-256 {actual[:12]}..., the manifest says {expected[:12]}...: copy the bundle again")
+    unlisted = {*bundle.precisions.values(), "golden.npz"} - files.keys()
+    if unlisted:
+        raise BundleError(f"{path}: {', '.join(sorted(unlisted))} without a hash: export the bundle again")
+    return bundle

@@ -1,0 +1,53 @@
+"""ONNX Runtime: the default engine, on any machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnxruntime
+
+from runtime.errors import BackendError, InferenceError
+from runtime.session import checked
+from runtime.types import ModelIdentity, SliceLabels
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from runtime.bundle import Bundle
+
+
+class OrtSession:
+    """A bundle's fp32 graph on the processor."""
+
+    def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3  # errors; its warnings are about graphs, which export has checked
+        graph = bundle.graph("fp32")
+        try:
+            self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions share no base class below Exception
+            raise BackendError(f"{graph}: ONNX Runtime {onnxruntime.__version__} does not take the graph: {error}") from error
+        self._classes = len(bundle.classes)
+        self.identity = ModelIdentity(
+            name=bundle.name,
+            version=bundle.version,
+            digest=bundle.digest,
+            precision="fp32",
+            backend=f"onnxruntime {onnxruntime.__version__} {self._session.get_providers()[0]}",
+            training_data=bundle.training_data,
+        )
+
+    def infer(self, hu: NDArray[np.int16] | NDArray[np.int32]) -> list[SliceLabels]:
+        """Labels of a batch of slices ``(N, H, W)`` in HU."""
+        try:
+            labels, voxels, evidence = self._session.run(
+                ["labels", "voxels", "evidence"], {"hu": np.ascontiguousarray(hu, dtype=np.int32)}
+            )
+        except Exception as error:  # as above
+            raise InferenceError(f"ONNX Runtime failed on a batch of shape {hu.shape}: {error}") from error
+        return checked(labels, voxels, evidence, self._classes)
+
+    def close(self) -> None:
+        del self._session

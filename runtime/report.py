@@ -1,0 +1,57 @@
+"""One series' labels to its report: findings over the operating point, the decision, and what is missing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from runtime.triage import Rule, decide
+from runtime.types import ModelIdentity, Report, SliceLabels, SliceStack
+from runtime.volume import measure
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from runtime.bundle import Bundle
+
+
+def compose(
+    stack: SliceStack,
+    slices: Mapping[str, SliceLabels],
+    bundle: Bundle,
+    model: ModelIdentity,
+    rules: Sequence[Rule],
+    *,
+    missing: Sequence[str] = (),
+    left_out: Sequence[str] = (),
+) -> Report:
+    """Measure, threshold, decide.
+
+    Parameters
+    ----------
+    stack, slices : geometry, and what the network said of each of its keys
+    bundle, model : classes and operating point; what computed it
+    rules : triage
+    missing : what keeps the report provisional beside the stack's own gaps, one sentence each
+    left_out : images that were not part of the analysis by nature (a localizer), one sentence each; they don't make it provisional
+
+    """
+    seen = measure(stack, slices, bundle.classes)
+    findings = tuple(f for f in seen if f.volume_ml >= bundle.minimum_volume_ml[f.name])
+    gaps = [
+        f"{gap.missing} slice{'s' * (gap.missing > 1)} missing: a step of {gap.step_mm:.1f} mm after slice {stack.keys.index(gap.after_key) + 1}"
+        for gap in stack.gaps
+    ]
+    repeats = [f"{len(stack.repeated)} images lie where another one is and were left out"] if stack.repeated else []
+    incomplete = [*missing, *gaps]
+    return Report(
+        findings=findings,
+        absent=tuple(name for name in bundle.classes[1:] if name not in {f.name for f in findings}),
+        below_threshold=tuple((f.name, f.volume_ml) for f in seen if f not in findings),
+        decision=decide(findings, rules),
+        model=model,
+        slices=len(stack),
+        provisional=bool(incomplete),
+        missing=(*incomplete, *repeats, *left_out),
+        thickness_mm=(float(stack.thickness_mm.min()), float(stack.thickness_mm.max())),
+        tilt_deg=stack.tilt_deg,
+    )

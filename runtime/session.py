@@ -1,0 +1,94 @@
+"""Sessions: one engine, opened for life, that turns Hounsfield units into labels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from runtime.errors import BackendError, InferenceError, SelfTestFailed
+from runtime.types import ModelIdentity, SliceLabels
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from runtime.bundle import Bundle
+
+SELF_TEST_DISAGREEMENT = 1e-3  # share of a golden slice's pixels that may differ from PyTorch's
+
+
+class Session(Protocol):
+    """An opened engine. Not for use from several threads at once."""
+
+    identity: ModelIdentity
+
+    def infer(self, hu: NDArray[np.int16] | NDArray[np.int32]) -> list[SliceLabels]:
+        """Labels of a batch of slices ``(N, H, W)``; raises InferenceError when the engine's answer is not valid."""
+
+    def close(self) -> None:
+        """Give back what the engine holds."""
+
+
+def open_session(bundle: Bundle, backend: str = "auto", *, threads: int = 0) -> Session:
+    """Open a bundle on a backend.
+
+    Parameters
+    ----------
+    backend : ``"onnxruntime"`` or ``"auto"``, which takes it too: it is the one engine this version has
+    threads : for the processor's engine; 0 takes all cores
+
+    Raises
+    ------
+    BackendError : an unknown backend, or an engine that does not take the graph
+
+    """
+    if backend not in ("auto", "onnxruntime"):
+        raise BackendError(f"backend {backend!r} is not one of auto, onnxruntime")
+    from runtime.ort import OrtSession  # noqa: PLC0415  # engines load when they are asked for
+
+    return OrtSession(bundle, threads=threads)
+
+
+def checked(labels: NDArray[np.uint8], voxels: NDArray[np.float32], evidence: NDArray[np.float32], classes: int) -> list[SliceLabels]:
+    """Split a batch's outputs into slices, each of them checked against itself.
+
+    Raises
+    ------
+    InferenceError : counts that do not sum to the slice's pixels, or evidence that is no probability (an overflow, a dead engine)
+
+    """
+    pixels = labels.shape[1] * labels.shape[2]
+    counts = voxels.astype(np.int64)
+    if voxels.shape[1] != classes or not (counts.sum(axis=1) == pixels).all():
+        raise InferenceError(f"voxel counts {counts.tolist()} do not sum to {pixels} pixels over {classes} classes")
+    if not np.isfinite(evidence).all() or evidence.min() < 0 or evidence.max() > 1 + 1e-4:
+        raise InferenceError("evidence is no probability: the engine overflowed or returned nothing")
+    return [SliceLabels(*one) for one in zip(labels, counts, evidence, strict=True)]
+
+
+def self_test(session: Session, bundle: Bundle) -> float:
+    """Run the golden slices and compare with the answers recorded at export.
+
+    Returns
+    -------
+    share of pixels that differ, over the worst slice
+
+    Raises
+    ------
+    SelfTestFailed : more than 0.1 % of a slice differs
+
+    """
+    hu, expected = bundle.golden()
+    worst = max(_disagreements(session.infer(hu), expected))
+    if worst > SELF_TEST_DISAGREEMENT:
+        raise SelfTestFailed(
+            f"{session.identity.backend}: {worst:.2%} of a golden slice's pixels differ from PyTorch "
+            f"(limit {SELF_TEST_DISAGREEMENT:.2%}): do not use this engine with {bundle.name} {bundle.version}"
+        )
+    return worst
+
+
+def _disagreements(answers: Sequence[SliceLabels], expected: NDArray[np.uint8]) -> list[float]:
+    return [float((one.labels != truth).mean()) for one, truth in zip(answers, expected, strict=True)]

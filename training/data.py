@@ -1,0 +1,130 @@
+"""Training slices: phantoms generated once into memory-mapped arrays, drawn in batches that show every class."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from training.phantom import CLASSES, Lesion, PhantomError, Scan, bleed, take
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from training.recipe import Phantoms
+
+LARGEST_ML = {
+    "intracerebral": 80,
+    "subdural": 90,
+    "epidural": 70,
+    "subarachnoid": 28,
+    "intraventricular": 30,
+    "contusion": 35,
+}
+SMALLEST_ML = 1.5
+MATRIX = 512
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Slices with their truth, memory-mapped.
+
+    Attributes
+    ----------
+    hu : ``(N, 512, 512)`` int16
+    labels : ``(N, 512, 512)`` uint8
+    by_class : for each class, the indices of the slices that show it (background: those without blood)
+
+    """
+
+    hu: NDArray[np.int16]
+    labels: NDArray[np.uint8]
+    by_class: tuple[NDArray[np.int64], ...]
+
+    def draw(self, rng: np.random.Generator, count: int) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
+        """`count` slices: half by class, each class as often as another, half from all slices alike."""
+        shown = [c for c, members in enumerate(self.by_class) if len(members)]
+        picks = [
+            rng.choice(self.by_class[shown[rng.integers(len(shown))]])
+            if rng.random() < 0.5
+            else rng.integers(len(self.hu))
+            for _ in range(count)
+        ]
+        return self.hu[picks], self.labels[picks]
+
+
+def draw_lesions(rng: np.random.Generator, bleed_free: float) -> tuple[Lesion, ...]:
+    """None to three classes of blood, sizes even on a logarithmic scale: small ones are the hard ones."""
+    if rng.random() < bleed_free:
+        return ()
+    names = rng.choice(CLASSES[1:], size=rng.choice((1, 2, 3), p=(0.45, 0.35, 0.2)), replace=False)
+    return tuple(
+        Lesion(str(n), float(np.exp(rng.uniform(np.log(SMALLEST_ML), np.log(LARGEST_ML[str(n)]))))) for n in names
+    )
+
+
+def draw_scan(rng: np.random.Generator, slices: int) -> Scan:
+    """A protocol as emergency rooms have them: 1 to 7 mm, straight or tilted, any table height and zoom."""
+    tilt = float(rng.choice((0.0, rng.uniform(-24, 24))))
+    thickness = float(rng.choice((1.0, 1.25, 2.5, 3.0, 4.0, 5.0, 5.0, 7.0)))
+    reach = (132 + 2 * 84 * abs(np.sin(np.radians(tilt)))) / slices
+    return Scan(
+        (thickness,),
+        step_mm=float(np.clip(reach * rng.uniform(0.92, 1.08), 0.3, 20)),
+        slices=slices,
+        tilt_deg=tilt,
+        matrix=MATRIX,
+        field_of_view_mm=float(rng.uniform(205, 260)),
+        noise_hu=float(rng.uniform(2.0, 5.0)),
+    )
+
+
+def _head(arguments: tuple[int, float, int]) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
+    seed, bleed_free, slices = arguments
+    rng = np.random.default_rng(seed)
+    while True:
+        try:
+            head = bleed(draw_lesions(rng, bleed_free), rng)
+        except PhantomError:
+            continue  # more blood than this head has room for: draw again
+        phantom = take(head, draw_scan(rng, slices), rng)
+        return np.stack([s.hu for s in phantom.slices]), phantom.labels
+
+
+def phantoms(recipe: Phantoms, folder: Path, *, validation: bool, on_head: Callable[[int, int], None]) -> Slices:
+    """Generate (or reuse) the recipe's phantom slices under `folder`, with as many processes as there are cores.
+
+    Training and validation heads come from different seeds. The files' name carries a hash of all that they depend on.
+    """
+    heads = recipe.validation_heads if validation else recipe.heads
+    first = recipe.seed * 1_000_000 + (500_000 if validation else 0)
+    total = heads * recipe.slices_per_head
+    identity = hashlib.sha256(f"{recipe!r} {validation}".encode()).hexdigest()[:12]
+    hu_path, labels_path = folder / f"hu-{identity}.npy", folder / f"labels-{identity}.npy"
+    if not labels_path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        shape = (total, MATRIX, MATRIX)
+        hu = np.lib.format.open_memmap(hu_path, "w+", np.int16, shape)
+        partial = labels_path.with_suffix(".partial")
+        labels = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
+        jobs = [(first + i, recipe.bleed_free, recipe.slices_per_head) for i in range(heads)]
+        with multiprocessing.get_context("spawn").Pool() as pool:
+            for i, (head_hu, head_labels) in enumerate(pool.imap(_head, jobs)):
+                rows = slice(i * recipe.slices_per_head, (i + 1) * recipe.slices_per_head)
+                hu[rows], labels[rows] = head_hu, head_labels
+                on_head(i + 1, heads)
+        hu.flush()
+        labels.flush()
+        partial.rename(labels_path)  # last, so that an interrupted run starts again
+    hu, labels = np.load(hu_path, mmap_mode="r"), np.load(labels_path, mmap_mode="r")
+    shows = np.stack([np.bincount(one.ravel(), minlength=len(CLASSES)) >= 20 for one in labels])
+    bloodless = ~shows[:, 1:].any(axis=1)
+    return Slices(
+        hu, labels, (np.flatnonzero(bloodless), *(np.flatnonzero(shows[:, c]) for c in range(1, len(CLASSES))))
+    )

@@ -1,0 +1,78 @@
+"""Recipes: all that makes a training run what it is, in one TOML file."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from runtime.errors import ScansideError
+
+
+class RecipeError(ScansideError):
+    """A recipe that can't be read or says something impossible."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Network(_Section):
+    architecture: Literal["res_unet"]
+    channels: tuple[int, ...]
+
+
+class Input(_Section):
+    windows_hu: tuple[tuple[float, float], ...]
+    grid: Annotated[int, Field(ge=32, le=1024)]
+
+
+class Phantoms(_Section):
+    heads: Annotated[int, Field(ge=1)]
+    validation_heads: Annotated[int, Field(ge=1)]
+    slices_per_head: Annotated[int, Field(ge=4)]
+    bleed_free: Annotated[float, Field(ge=0, le=1)]
+    seed: int
+
+
+class Training(_Section):
+    steps: Annotated[int, Field(ge=1)]
+    batch: Annotated[int, Field(ge=1)]
+    learning_rate: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    bfloat16: bool
+    validate_every: Annotated[int, Field(ge=1)]
+    seed: int
+
+
+class Recipe(_Section):
+    """A recipe: names, network, input contract, data, optimisation."""
+
+    name: str
+    version: str
+    training_data: str
+    network: Network
+    input: Input
+    phantoms: Phantoms
+    training: Training
+
+
+def load(path: Path) -> Recipe:
+    """Read a recipe.
+
+    Raises
+    ------
+    RecipeError : the file is missing, is no TOML, or has wrong or unknown keys; every error is listed
+
+    """
+    try:
+        return Recipe.model_validate(tomllib.loads(path.read_text("utf-8")))
+    except OSError as error:
+        raise RecipeError(f"{path}: {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path}: no valid TOML: {error}") from None
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise RecipeError(f"{path}:\n  " + "\n  ".join(lines)) from None
