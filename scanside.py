@@ -1,0 +1,500 @@
+"""scanside: haemorrhage on head CT, segmented beside the scanner while the slices still arrive.
+
+Research use only; not a medical device. The model that ships has been trained on synthetic phantoms alone.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from runtime.errors import ScansideError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
+outbox = typer.Typer(help="What the node still owes to its destinations.", no_args_is_help=True)
+app.add_typer(outbox, name="outbox")
+
+out = Console()
+err = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else.")]
+ConfigFile = Annotated[Path, typer.Option("--config", help="Configuration, see `scanside config --example`.")]
+BundleFolder = Annotated[Path | None, typer.Option(help="Model bundle; default: the one that ships.")]
+Lesions = Annotated[
+    list[str] | None,
+    typer.Option("--lesion", help="CLASS:MILLILITRES, several times: ich, sdh, edh, sah, ivh, cc (contusion)."),
+]
+
+
+@app.callback()
+def _set_up() -> None:
+    """Keep what is logged away from stdout: that is for results."""
+    from dicom_node import log
+
+    log.configure("warning", "auto")
+
+
+def main() -> None:
+    """Run the command line: a user's error is one line, a bug is a traceback."""
+    try:
+        app()
+    except ScansideError as error:
+        err.print(f"scanside: {error}", style="bold red", markup=False, highlight=False)
+        sys.exit(error.exit_code)
+
+
+# the service
+
+
+@app.command()
+def demo(
+    folder: Annotated[
+        Path, typer.Option("--out", help="Where everything goes; an earlier demo there is replaced.")
+    ] = Path("scanside-demo"),
+    lesions: Lesions = None,
+    slices: Annotated[int, typer.Option(help="Slices of the phantom.")] = 40,
+    tilt: Annotated[float, typer.Option(help="Gantry tilt in degrees.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Another head.")] = 1,
+    rate: Annotated[float, typer.Option(help="Slices a second that the scanner pushes.")] = 20.0,
+    as_json: Json = False,
+) -> None:
+    """Push a phantom head with a bleed through a node into a local PACS, and show what came out."""
+    from dicom_node import demo as demonstration
+    from dicom_node.phantom import write
+    from training.lesions import Lesion
+    from training.phantom import Scan, make
+
+    def say(text: str) -> None:
+        if not as_json:
+            err.print(text, highlight=False)
+
+    blood = tuple(Lesion.parse(text) for text in lesions or ("ich:30", "sdh:14"))
+    say(f"a phantom head with {', '.join(f'{one.volume_ml:g} ml {one.name}' for one in blood)} (synthetic, no patient)")
+    phantom = make(blood, Scan(slices=slices, tilt_deg=tilt), seed=seed)
+    demonstration.prepare(folder)
+    images = write(phantom.slices, folder / "scan", tilt_deg=tilt)
+    told = demonstration.run(images, phantom.truth_ml, folder, rate=rate, say=say)
+    if as_json:
+        print(json.dumps(told, indent=2))
+    else:
+        _show_demo(told)
+    raise typer.Exit(0 if told["ok"] else 1)
+
+
+@app.command()
+def serve(config: ConfigFile) -> None:
+    """Run the node until it is told to stop (SIGTERM or Ctrl-C)."""
+    import signal
+    import threading
+
+    import structlog
+
+    from dicom_node import config as configuration
+    from dicom_node import log
+    from dicom_node.node import Node
+
+    settings = configuration.load(config)
+    log.configure(settings.log.level, settings.log.format)
+    node = Node(settings)
+    told = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: told.set())
+    node.start()
+    events = structlog.get_logger("scanside")
+    events.info("node_started", ae_title=settings.node.ae_title, address=settings.node.address, port=node.port)
+    told.wait()
+    node.stop()
+    events.info("node_stopped")
+
+
+@app.command()
+def check(config: ConfigFile, as_json: Json = False) -> None:
+    """Look at everything the node needs: configuration, disk, port, destinations, model. Every fault at once."""
+    from dicom_node import check as checks
+    from dicom_node import config as configuration
+
+    items = checks.check(configuration.load(config))
+    if as_json:
+        print(json.dumps([{"name": i.name, "ok": i.ok, "kind": i.kind, "message": i.message} for i in items], indent=2))
+    else:
+        marks = {True: "[green]ok[/]", False: "[bold red]fault[/]", None: "[yellow]warning[/]"}
+        for item in items:
+            out.print(f"{marks[item.ok]:>8}  {item.name}: ", end="")
+            out.print(item.message, markup=False, highlight=False)
+    faults = {item.kind for item in items if item.ok is False}
+    codes = {"configuration": 2, "environment": 3, "finding": 1}
+    raise typer.Exit(max((codes[kind] for kind in faults), default=0))
+
+
+@app.command("config")
+def config_(
+    example: Annotated[
+        bool, typer.Option("--example", help="A commented file with every key and its default.")
+    ] = False,
+    show: Annotated[Path | None, typer.Option(help="A file as it is understood, environment included.")] = None,
+) -> None:
+    """Print a configuration."""
+    from dicom_node import config as configuration
+
+    if example == (show is not None):
+        raise typer.BadParameter("give either --example or --show FILE")
+    print(configuration.example() if example else configuration.show(configuration.load(show)), end="")
+
+
+@app.command()
+def status(config: ConfigFile, as_json: Json = False) -> None:
+    """What became of each series."""
+    records = [
+        {
+            "series_uid": record.series_uid,
+            "revision": record.revision,
+            "state": str(record.state),
+            "reason": record.reason,
+            "slices": record.slices,
+            "decision": json.loads(record.report_json)["decision"] if record.report_json else None,
+        }
+        for record in _journal(config).series()
+    ]
+    _print(records, as_json, "no series yet")
+
+
+@outbox.command("list")
+def outbox_list(config: ConfigFile, as_json: Json = False) -> None:
+    """Every result and where it stands on its way."""
+    items = [
+        {
+            "id": item.id,
+            "destination": item.destination,
+            "role": item.role,
+            "state": str(item.state),
+            "attempts": item.attempts,
+            "last_error": item.last_error,
+            "path": str(item.path),
+        }
+        for item in _journal(config).outbox()
+    ]
+    _print(items, as_json, "nothing has been owed to anybody yet")
+
+
+@outbox.command("retry")
+def outbox_retry(
+    config: ConfigFile, item: Annotated[int | None, typer.Argument(help="Its id; default: all that are parked.")] = None
+) -> None:
+    """Send parked or waiting results again, from a clean slate."""
+    count = _journal(config).retry(item)
+    out.print(f"{count} queued again")
+    raise typer.Exit(0 if count or item is None else 2)
+
+
+@outbox.command("park")
+def outbox_park(config: ConfigFile, item: Annotated[int, typer.Argument(help="Its id.")]) -> None:
+    """Take a result out of the sender's way until it is retried."""
+    if not _journal(config).park(item, "parked by hand"):
+        raise typer.BadParameter(f"no unsent result {item}: see `scanside outbox list`")
+
+
+# the same without a network, and what stands around it
+
+
+@app.command()
+def analyse(
+    folder: Annotated[Path, typer.Argument(help="DICOM files, any depth.")],
+    target: Annotated[Path, typer.Option("--out", help="Results, one folder per series.")],
+    bundle: BundleFolder = None,
+    min_slices: Annotated[int, typer.Option(help="A series with fewer is not analysed.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Analyse a folder as the node would, without a network."""
+    from dicom_node import folder as folders
+    from dicom_node.analysis import Analyser
+    from dicom_node.config import Config
+    from runtime.bundle import open_bundle
+    from runtime.session import open_session, self_test
+    from runtime.triage import Rule
+
+    series, others = folders.find(folder)
+    opened = open_bundle(bundle)
+    session = open_session(opened)
+    self_test(session, opened)
+    rules = [Rule(rule.level, rule.classes, rule.volume_ml) for rule in Config().triage]
+    analyser = Analyser(opened, session, rules, min_slices=min_slices, max_batch=Config().model.max_batch)
+    with _progress("images", sum(map(len, series.values()))) as advance:
+        done = folders.analyse(analyser, series, target, advance)
+    told = [_told(one) for one in done]
+    if as_json:
+        print(json.dumps({"series": told, "not_dicom": [str(path) for path in others]}, indent=2))
+        return
+    for one in told:
+        _show_series(one)
+    for path in others:
+        out.print(f"not DICOM, left alone: {path}", style="dim", highlight=False)
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="DICOM files.")],
+    address: Annotated[str, typer.Argument(help="HOST:PORT of a storage SCP.")],
+    calling: Annotated[str, typer.Option(help="AE title of this scanner.")] = "SCANNER",
+    called: Annotated[str, typer.Option(help="AE title of the node.")] = "SCANSIDE",
+    rate: Annotated[float | None, typer.Option(help="Slices a second; default: as fast as it goes.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Send a folder as a scanner does: one association, slice after slice, at a pace."""
+    from dicom_node import scanner
+
+    def show(sent: scanner.Sent) -> None:
+        if not as_json:
+            answer = f"stored {sent.response_ms:7.1f} ms" if sent.is_stored else f"FAILED {sent.reason}"
+            out.print(f"{sent.path.name}  {answer}", markup=False, highlight=False)
+
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise typer.BadParameter(f"{address!r} is not HOST:PORT")
+    report = scanner.push([folder], (host, int(port)), calling_ae=calling, called_ae=called, rate=rate, on_slice=show)
+    times = {f"p{p}": report.response_ms(p) for p in (50, 95, 100)} if report.sent else {}
+    if as_json:
+        told = {
+            "sent": len(report.sent),
+            "failed": [{"path": str(each.path), "reason": each.reason} for each in report.failed],
+            "skipped": [{"path": str(path), "reason": reason} for path, reason in report.skipped],
+            "push_s": report.seconds,
+            "response_ms": times,
+        }
+        print(json.dumps(told, indent=2))
+    else:
+        for path, reason in report.skipped:
+            out.print(f"not sent: {path}: {reason}", style="dim", markup=False, highlight=False)
+        response = ", ".join(f"{name} {ms:.1f}" for name, ms in times.items())
+        out.print(
+            f"{len(report.sent)} stored, {len(report.failed)} failed in {report.seconds:.2f} s; response ms: {response}"
+        )
+    raise typer.Exit(1 if report.failed else 0)
+
+
+@app.command()
+def phantom(
+    target: Annotated[Path, typer.Argument(help="Folder for the series; must be new or empty.")],
+    lesions: Lesions = None,
+    slices: Annotated[int | None, typer.Option(help="How many; default: what covers the brain.")] = None,
+    spacing: Annotated[
+        str | None, typer.Option(help="Slice thickness in mm; several, with commas, change it on the way up: 4,7.")
+    ] = None,
+    tilt: Annotated[float, typer.Option(help="Gantry tilt in degrees.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Another head.")] = 1,
+    matrix: Annotated[int, typer.Option(help="Rows and columns.")] = 512,
+) -> None:
+    """Write a synthetic head CT as a DICOM series, with truth.json (ml per class) and truth.npz (masks) beside it."""
+    import numpy as np
+
+    from dicom_node.phantom import write
+    from training.lesions import CLASSES, Lesion, PhantomError
+    from training.phantom import Scan, make
+
+    if target.exists() and any(target.iterdir()):
+        raise PhantomError(f"{target} is not empty: choose another folder")
+    try:
+        thickness = tuple(float(part) for part in spacing.split(",")) if spacing else ()
+    except ValueError:
+        raise PhantomError(f"--spacing {spacing!r}: write millimetres, such as 5 or 4,7") from None
+    scan = Scan(thickness, slices=slices, tilt_deg=tilt, matrix=matrix)
+    made = make(tuple(Lesion.parse(text) for text in lesions or ()), scan, seed=seed)
+    paths = write(made.slices, target, tilt_deg=tilt)
+    truth = {"volume_ml": made.truth_ml, "classes": CLASSES, "tilt_deg": tilt, "seed": seed, "slices": len(paths)}
+    (target / "truth.json").write_text(json.dumps(truth, indent=2) + "\n")
+    np.savez_compressed(target / "truth.npz", labels=made.labels)
+    out.print(f"{len(paths)} slices in {target}: " + ", ".join(f"{n} {ml:.1f} ml" for n, ml in made.truth_ml.items()))
+
+
+# from data to a bundle
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="TOML, such as training/recipes/phantom-unet.toml.")],
+    run: Annotated[Path, typer.Option("--out", help="Checkpoint and curves; phantoms made before are used again.")],
+) -> None:
+    """Train a network from a recipe (needs the `train` extra)."""
+    from training import recipe as recipes
+    from training import train as training
+
+    out.print(f"best checkpoint: {training.train(recipes.load(recipe), run)}")
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="best.pt of a training run.")],
+    bundle: Annotated[Path, typer.Option("--out", help="Folder of the new bundle.")],
+    minimum_ml: Annotated[
+        float, typer.Option(help="Operating point: smallest volume of a class that is a finding.")
+    ] = 0.5,
+) -> None:
+    """Turn a checkpoint into a bundle: ONNX, golden slices, parity with PyTorch (needs the `export` extra)."""
+    from export import bundle as bundles
+    from training.evaluate import golden_slices
+    from training.lesions import CLASSES
+    from training.train import load_checkpoint
+
+    recipe, graph = load_checkpoint(checkpoint)
+    parity = bundles.write(recipe, graph, CLASSES, golden_slices(), bundle, minimum_ml=minimum_ml)
+    out.print_json(data=parity)
+
+
+@app.command()
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(help="A bundle; its scores and model card are written into it.")],
+    heads: Annotated[int, typer.Option(help="Phantoms with blood.")] = 60,
+    bleed_free: Annotated[int, typer.Option(help="Phantoms without.")] = 40,
+    as_json: Json = False,
+) -> None:
+    """Score a bundle on phantoms it never saw, and keep the scores in the bundle (needs the `export` extra)."""
+    from export import bundle as bundles
+    from training import evaluate as evaluation
+
+    with _progress("phantoms", heads + bleed_free) as advance:
+        scores = evaluation.evaluate(bundle, heads=heads, bleed_free=bleed_free, on_head=lambda *_: advance(1))
+    bundles.add(
+        bundle, {"scores.json": json.dumps(scores, indent=2) + "\n", "MODEL_CARD.md": evaluation.card(bundle, scores)}
+    )
+    if as_json:
+        print(json.dumps(scores, indent=2))
+    else:
+        _print([{"class": name, **values} for name, values in scores["classes"].items()], as_json=False, empty="")
+        out.print_json(data=scores["bleed_free"])
+
+
+@app.command()
+def verify(bundle: BundleFolder = None, as_json: Json = False) -> None:
+    """Check a bundle's hashes and let the engine answer its golden slices."""
+    from runtime.bundle import open_bundle
+    from runtime.session import open_session, self_test
+
+    opened = open_bundle(bundle)
+    session = open_session(opened)
+    told = {
+        "bundle": str(opened.folder),
+        "name": opened.name,
+        "version": opened.version,
+        "digest": opened.digest,
+        "training_data": opened.training_data,
+        "backend": session.identity.backend,
+        "self_test_worst_disagreement": self_test(session, opened),
+    }
+    print(json.dumps(told, indent=2)) if as_json else _print([told], as_json=False, empty="")
+
+
+# how things are shown
+
+
+def _journal(config: Path) -> Any:
+    from dicom_node import config as configuration
+    from dicom_node.journal import Journal, JournalError
+
+    path = configuration.load(config).node.folder / "journal.sqlite"
+    if not path.exists():
+        raise JournalError(f"{path} is not there: the node of this configuration has not run yet")
+    return Journal(path)
+
+
+def _progress(what: str, total: int) -> Any:
+    """Progress on a terminal; elsewhere nothing."""
+    from contextlib import contextmanager
+
+    from rich.progress import Progress
+
+    @contextmanager
+    def bar() -> Iterator[Callable[[int], None]]:
+        with Progress(console=err, disable=not err.is_terminal) as progress:
+            task = progress.add_task(what, total=total)
+            yield lambda count: progress.advance(task, count)
+
+    return bar()
+
+
+def _print(rows: list[dict[str, Any]], as_json: bool, empty: str) -> None:
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    if not rows:
+        out.print(empty)
+        return
+    if len(rows) == 1:
+        for key, value in rows[0].items():
+            out.print(f"{key}: {value}", markup=False, highlight=False)
+        return
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
+    out.print(table)
+
+
+def _show_demo(told: dict[str, Any]) -> None:
+    colours = {"critical": "bold red", "urgent": "bold yellow", "routine": "green"}
+    table = Table("found", "ml", "truth ml", title=f"{told['model']} on {told['backend']}", title_justify="left")
+    for finding in told["findings"]:
+        table.add_row(finding["class"], f"{finding['volume_ml']:.1f}", f"{finding['truth_ml']:.1f}")
+    out.print(table)
+    decision = told["decision"]
+    out.print(f"triage: [{colours[decision['level']]}]{decision['level']}[/] ({decision['reason']})", highlight=False)
+    if told["provisional"]:
+        out.print(f"provisional: {'; '.join(told['missing'])}", style="yellow", highlight=False)
+    times = told["timings_ms"]
+    out.print(
+        f"  {told['slices']} slices pushed in {times['push']:.0f} ms, {told['slices_per_s']:.0f} a second",
+        highlight=False,
+    )
+    out.print(f"  last slice acknowledged -> findings       {times['last_slice_to_findings']:7.0f} ms", highlight=False)
+    out.print(f"  last slice acknowledged -> all in the PACS {times['last_slice_to_pacs']:6.0f} ms", highlight=False)
+    for role in ("sr", "sc", "seg"):
+        out.print(f"  {role.upper():<4} {told['pacs'][role]}", highlight=False)
+    for picture in told["pictures"]:
+        out.print(f"  look at {picture}", highlight=False)
+    out.print(
+        "Synthetic phantom, model trained on phantoms alone. Research use only; not a medical device.", style="dim"
+    )
+
+
+def _told(one: Any) -> dict[str, Any]:
+    import dataclasses
+
+    outcome = one.outcome
+    return {
+        "series_uid": one.series_uid,
+        "files": one.files,
+        "state": str(outcome.state),
+        "reason": outcome.reason,
+        "report": dataclasses.asdict(outcome.report) if outcome.report else None,
+        "results": {file.path.stem: str(file.path) for file in outcome.files},
+        "folder": str(one.folder) if outcome.report else None,
+    }
+
+
+def _show_series(one: dict[str, Any]) -> None:
+    out.print(f"series {one['series_uid']}: {one['files']} files, {one['state']}", highlight=False)
+    report = one["report"]
+    if report is None:
+        out.print(f"  {one['reason']}", style="yellow", markup=False, highlight=False)
+        return
+    for finding in report["findings"]:
+        out.print(f"  {finding['name']} {finding['volume_ml']:.1f} ml", highlight=False)
+    if not report["findings"]:
+        out.print("  no haemorrhage found")
+    out.print(f"  triage: {report['decision']['level']} ({report['decision']['reason']})", highlight=False)
+    for sentence in report["missing"]:
+        out.print(
+            f"  {'provisional' if report['provisional'] else 'note'}: {sentence}", style="yellow", highlight=False
+        )
+    out.print(f"  trained on: {report['model']['training_data']}", style="dim", highlight=False)
+    out.print(f"  results in {one['folder']}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -12,6 +12,7 @@ from highdicom.sc import SCImage
 from highdicom.sr import CodedConcept
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
 from pydicom.valuerep import DA, TM
 
 from dicom_node import codes
@@ -26,11 +27,12 @@ if TYPE_CHECKING:
     from runtime.types import Plane, Report, Vector
 
 MAX_IMAGES = 8
-MAX_FINDINGS = 7  # that the panel has room for
+MAX_FINDINGS = 6  # that the panel has room for
 WINDOW_LEVEL_HU, WINDOW_WIDTH_HU = 40, 80  # brain
 SIDE = 768  # pixels of the square that holds the slice: 512 x 1.5, so that text is legible beside it
 PANEL = 336  # pixels of the panel to the right of it
 MARGIN = 22
+FOOTER = SIDE - 142  # where the panel's last block begins
 
 WHITE, DIM, RULE, BACKGROUND = (240, 243, 246), (160, 168, 178), (58, 64, 72), (16, 19, 23)
 _OPPOSITE = dict(zip("LRPAHF", "RLAPFH", strict=True))
@@ -91,6 +93,7 @@ def build(
             photometric_interpretation="RGB",
             bits_allocated=8,
             coordinate_system="PATIENT",
+            transfer_syntax_uid=ExplicitVRLittleEndian,
             patient_orientation=(_direction(where.row_lps), _direction(where.column_lps)),
             **issue.attributes("OT", f"sc:{key}", number=(issue.revision - 1) * MAX_IMAGES + index + 1),
         )
@@ -104,8 +107,8 @@ def _complete(image: SCImage, source: Dataset, issue: Issue) -> None:
     image.copy_patient_and_study_information(source)
     image.BodyPartExamined = "HEAD"  # without it Laterality is required (PS3.3 C.7.3.1)
     image.ConversionType = "WSD"
-    image.BurnedInAnnotation = "YES"
-    image.DerivationDescription = "Brain window with contours of the segmented hemorrhage. Research use only"
+    image.BurnedInAnnotation = "NO"  # nothing that identifies the patient (PS3.3 C.7.6.1)
+    image.DerivationDescription = "Brain window with contours of the segmented haemorrhage. Research use only"
     started = issue.started.astimezone()
     image.DateOfSecondaryCapture, image.TimeOfSecondaryCapture = DA(started.date()), TM(started.time())
     reference = Dataset()
@@ -166,10 +169,11 @@ def _contour(mask: NDArray[np.bool_], size: tuple[int, int]) -> Image.Image:
 
     Drawn at twice the size around the mask only, then halved: the edges are smooth and the cost is the lesion's.
     """
-    twice = Image.fromarray(mask.astype(np.uint8) * 255).resize((2 * size[0], 2 * size[1]), Image.Resampling.NEAREST)
+    twice = Image.fromarray(mask.astype(np.uint8) * 255).resize((2 * size[0], 2 * size[1]), Image.Resampling.BOX)
     left, top, right, bottom = (edge // 2 for edge in twice.getbbox())
     box = (left - 8, top - 8, right + 9, bottom + 9)
-    inside = _grown(twice.crop(tuple(2 * edge for edge in box)), blur=2, threshold=48)  # a lone pixel survives this
+    around = twice.crop(tuple(2 * edge for edge in box)).point([0] + [255] * 255)
+    inside = _grown(around.filter(ImageFilter.MaxFilter(3)), blur=2, threshold=64)  # a lone pixel survives this
     outside = _grown(inside, blur=3, threshold=14)
     line = ImageChops.subtract(outside, inside).resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.BOX)
     contour = Image.new("L", size)
@@ -204,37 +208,36 @@ def _draw_panel(draw: ImageDraw.ImageDraw, report: Report, key: str, shown: set[
 
     y = _rule(draw, y + 8)
     if not report.findings:
-        y = _write(draw, (left, y), "No hemorrhage segmented", normal, WHITE, lines=1)
+        y = _write(draw, (left, y), "No haemorrhage segmented", normal, WHITE, lines=1)
     for finding in report.findings[:MAX_FINDINGS]:
         code = codes.look_up(finding.name)
-        box = (left, y + 2, left + 14, y + 16)
+        box = (left, y + 4, left + 14, y + 18)
         draw.rectangle(box, fill=code.colour if finding.name in shown else None, outline=code.colour, width=2)
-        draw.text((left + 24, y), _clip(code.title.removesuffix(" hemorrhage"), normal, 170), WHITE, normal)
+        draw.text((left + 24, y), _clip(code.title.removesuffix(" haemorrhage"), normal, 170), WHITE, normal)
         draw.text((right, y), _millilitres(finding.volume_ml), WHITE, normal, anchor="ra")
         parts = "1 part" if finding.components == 1 else f"{finding.components} parts"
         here = ", most of it here" if finding.key_slice == key else ""
         draw.text((left + 24, y + 22), f"score {finding.probability:.2f}, {parts}{here}", DIM, small)
         y += 50
     if len(report.findings) > MAX_FINDINGS:
-        y = _write(
-            draw, (left, y), f"and {len(report.findings) - MAX_FINDINGS} more, see the report", small, DIM, lines=1
-        )
+        more = f"and {len(report.findings) - MAX_FINDINGS} more, see the report"
+        y = _write(draw, (left, y), more, small, DIM, lines=1)
 
-    notes = [f"Below threshold: {name} {_millilitres(volume)}" for name, volume in report.below_threshold[:2]]
-    notes += report.missing[:2]
-    if report.missing[2:]:
-        notes.append(f"and {len(report.missing) - 2} more, see the report")
+    notes = [*report.missing, *(f"Below threshold: {name} {_millilitres(ml)}" for name, ml in report.below_threshold)]
     if notes:
         y = _rule(draw, y + 4)
-        for note in notes:
-            y = _write(draw, (left, y), note, small, WHITE, lines=2) + 2
+    for index, note in enumerate(notes):
+        if y > FOOTER - 60:
+            _write(draw, (left, y), f"and {len(notes) - index} more, see the report", small, DIM, lines=1)
+            break
+        y = _write(draw, (left, y), note, small, WHITE, lines=2) + 2
 
-    draw.line((left, SIDE - 142, right, SIDE - 142), RULE)
-    model = f"{report.model.name} {report.model.version}"
+    draw.line((left, FOOTER, right, FOOTER), RULE)
+    model = f"AI: {report.model.name} {report.model.version}"
     for row, text in enumerate((caption, f"W {WINDOW_WIDTH_HU}  L {WINDOW_LEVEL_HU}", model)):
-        draw.text((left, SIDE - 130 + 20 * row), _clip(text, small, right - left), DIM, small)
-    draw.text((left, SIDE - 58), "Research use only", WHITE, normal)
-    draw.text((left, SIDE - 36), "Not a medical device", WHITE, normal)
+        draw.text((left, FOOTER + 12 + 20 * row), _clip(text, small, right - left), DIM, small)
+    draw.text((left, FOOTER + 84), "Research use only", WHITE, normal)
+    draw.text((left, FOOTER + 106), "Not a medical device", WHITE, normal)
 
 
 def _rule(draw: ImageDraw.ImageDraw, y: float) -> float:

@@ -1,4 +1,4 @@
-"""Whether the node could start and deliver here and now: all of it is tried, and what fails says what to do about it."""
+"""Whether the node could start and deliver here and now: all is tried, and what fails says what to do about it."""
 
 from __future__ import annotations
 
@@ -48,8 +48,7 @@ def check(config: Config) -> list[Item]:
     """
     return [
         _senders(config.node),
-        _folder(config.node),
-        _space(config.node),
+        *_folder(config.node),
         _port(config.node),
         *_destinations(config),
         *_model(config),
@@ -67,30 +66,32 @@ def _senders(node: Node) -> Item:
     )
 
 
-def _folder(node: Node) -> Item:
-    existing = next(folder for folder in (node.folder, *node.folder.parents) if folder.exists())
+def _folder(node: Node) -> Iterator[Item]:
     try:
+        existing = next(folder for folder in (node.folder, *node.folder.parents) if folder.exists())
         with tempfile.TemporaryFile(dir=existing):
             pass
+        free_gb = shutil.disk_usage(existing).free / 1e9
     except OSError as error:
-        return Item("folder", False, "environment", f"{existing}: can't be written: {error.strerror}")
-    return Item(
-        "folder", True, "environment", f"{node.folder}: " + ("will be made" if existing != node.folder else "writable")
-    )
-
-
-def _space(node: Node) -> Item:
-    existing = next(folder for folder in (node.folder, *node.folder.parents) if folder.exists())
-    free_gb = shutil.disk_usage(existing).free / 1e9
+        message = f"{node.folder}: can't be made or written: {error.strerror}; set node.folder to one that can"
+        yield Item("folder", False, "environment", message)
+        return
+    state = "writable" if existing == node.folder else "will be made"
+    yield Item("folder", True, "environment", f"{node.folder}: {state}")
     if free_gb < node.free_floor_gb:
-        message = f"{free_gb:.1f} GB free, below free_floor_gb = {node.free_floor_gb:g}: every slice would be refused"
-        return Item("disk", False, "environment", message)
-    return Item("disk", True, "environment", f"{free_gb:.1f} GB free, slices are refused below {node.free_floor_gb:g}")
+        message = (
+            f"{free_gb:.1f} GB free, below node.free_floor_gb = {node.free_floor_gb:g}: every slice would be refused"
+        )
+        yield Item("disk", False, "environment", message)
+    else:
+        message = f"{free_gb:.1f} GB free; slices are refused below {node.free_floor_gb:g}"
+        yield Item("disk", True, "environment", message)
 
 
 def _port(node: Node) -> Item:
+    family = socket.AF_INET6 if ":" in node.address else socket.AF_INET
     try:
-        with socket.create_server((node.address, node.port)):
+        with socket.create_server((node.address, node.port), family=family):
             pass
     except OSError as error:
         message = f"{node.address}:{node.port}: {error.strerror or error}; is a node running already?"

@@ -69,39 +69,39 @@ class FindingCode:
 _TABLE = MappingProxyType(
     {
         "intracerebral": FindingCode(
-            title="Intracerebral hemorrhage",
+            title="Intracerebral haemorrhage",
             finding=Code("274100004", "SCT", "Cerebral hemorrhage"),
             site=BRAIN,
             colour=(255, 82, 70),
             provenance="FHIR value set of the RES-Q stroke registry, with its fully specified name; confidence good",
         ),
         "subdural": FindingCode(
-            title="Subdural hemorrhage",
+            title="Subdural haemorrhage",
             finding=Code("35486000", "SCT", "Subdural intracranial hemorrhage"),
             site=INTRACRANIAL_STRUCTURE,
             colour=(80, 180, 255),
             provenance="OHDSI Athena concept list; confidence medium",
         ),
         "epidural": FindingCode(
-            title="Epidural hemorrhage",
+            title="Epidural haemorrhage",
             finding=Code("82999001", "SCT", "Epidural intracranial hemorrhage"),
             site=INTRACRANIAL_STRUCTURE,
             colour=(255, 160, 0),
             provenance="OHDSI Athena concept list; confidence medium",
         ),
         "subarachnoid": FindingCode(
-            title="Subarachnoid hemorrhage",
+            title="Subarachnoid haemorrhage",
             finding=Code("21454007", "SCT", "Subarachnoid intracranial hemorrhage"),
             site=CRANIAL_SUBARACHNOID_SPACE,
             colour=(250, 235, 60),
             provenance="FHIR value set of the RES-Q stroke registry; confidence good",
         ),
         "intraventricular": FindingCode(
-            title="Intraventricular hemorrhage",
+            title="Intraventricular haemorrhage",
             finding=INTRACRANIAL_HEMORRHAGE,
             site=BRAIN_VENTRICLE,
             colour=(40, 215, 150),
-            provenance="fallback: five public sources give five codes, so the general finding and the site say it together",
+            provenance="fallback: public sources give five codes, so the general finding and the site say it together",
         ),
         "contusion": FindingCode(
             title="Brain contusion",
@@ -119,7 +119,7 @@ def look_up(name: str) -> FindingCode:
     if name in _TABLE:
         return _TABLE[name]
     return FindingCode(
-        title=name.replace("_", " ").replace("\\", "/").strip().capitalize()[:64] or "Hemorrhage",
+        title=name.replace("_", " ").replace("\\", "/").strip().capitalize()[:64] or "Haemorrhage",
         finding=INTRACRANIAL_HEMORRHAGE,
         site=BRAIN,
         colour=(205, 215, 225),

@@ -50,7 +50,10 @@ def _legal_host(host: str) -> str:
 def _legal_path(path: Path) -> Path:
     if "\0" in str(path):
         raise ValueError("is not a path")
-    return path
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError("names a home folder that is not there") from error
 
 
 def _any_stands_alone(classes: tuple[str, ...]) -> tuple[str, ...]:
@@ -196,9 +199,7 @@ def load(path: Path) -> Config:
     try:
         table = _overridden(table, EnvSettingsSource(_Environment)())
     except SettingsError as error:
-        mistakes.append(
-            f"environment: {error}; lists and tables are JSON there: {_PREFIX}NODE__ALLOWED_CALLING_AES='[\"CT1\"]'"
-        )
+        mistakes.append(f"environment: {error}; lists are JSON: {_PREFIX}NODE__ALLOWED_CALLING_AES='[\"CT1\"]'")
     try:
         config = Config.model_validate(table)
     except ValidationError as error:
@@ -207,10 +208,10 @@ def load(path: Path) -> Config:
         raise ConfigError("\n".join([f"{path}: {len(mistakes)} mistake{'s' * (len(mistakes) > 1)}", *mistakes]))
 
     folder = path.absolute().parent
-    bundle = config.model.bundle and folder / config.model.bundle.expanduser()
+    bundle = config.model.bundle and folder / config.model.bundle
     return config.model_copy(
         update={
-            "node": config.node.model_copy(update={"folder": folder / config.node.folder.expanduser()}),
+            "node": config.node.model_copy(update={"folder": folder / config.node.folder}),
             "model": config.model.model_copy(update={"bundle": bundle}),
         }
     )
@@ -219,14 +220,11 @@ def load(path: Path) -> Config:
 def example() -> str:
     """A configuration with every key, its meaning and its default, as TOML that `load` reads."""
     pacs = Destination(name="pacs", ae_title="PACS", host="127.0.0.1", port=4242)
-    return "\n".join(
-        [
-            "# What `scanside serve --config` reads. Keys may be left out: the values here are the defaults.",
-            "# SCANSIDE_NODE__PORT=4242 in the environment overrides port of [node], and so on.",
-            *_lines(Config(destinations=(pacs,)), commented=True),
-            "",
-        ]
+    usage = (
+        "# What `scanside serve --config` reads. Keys may be left out: the values here are the defaults.",
+        "# SCANSIDE_NODE__PORT=4242 in the environment overrides port of [node], and so on.",
     )
+    return "\n".join([*usage, *_lines(Config(destinations=(pacs,)), commented=True), ""])
 
 
 def show(config: Config) -> str:
@@ -234,16 +232,11 @@ def show(config: Config) -> str:
     return "\n".join([*_lines(config, commented=False), ""]).lstrip("\n")
 
 
-# reading
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file; `scanside config --example > {path}` writes one") from error
     except OSError as error:
-        raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
+        raise ConfigError(f"{path}: {error.strerror}; `scanside config --example > {path}` writes one") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8, which TOML must be: {error.reason} at byte {error.start}") from error
     except tomllib.TOMLDecodeError as error:
@@ -269,7 +262,7 @@ def _overridden(table: dict[str, Any], environment: dict[str, Any]) -> dict[str,
 
 def _clashes(table: dict[str, Any]) -> Iterator[InitErrorDetails]:
     """What no single field can know. The values may be raw and wrong: then `Config` itself complains about them."""
-    node = {**Node().model_dump(), **_as_dict(table.get("node"))}
+    node = dict(Node()) | _as_dict(table.get("node"))
     destinations = table.get("destinations")
     names: dict[str, int] = {}
     for index, value in enumerate(destinations if isinstance(destinations, list | tuple) else ()):
@@ -295,9 +288,7 @@ def _is_same_host(host: str, listening: str) -> bool:
 
 
 def _as_dict(value: Any) -> dict[str, Any]:
-    if isinstance(value, BaseModel):
-        return value.model_dump()
-    return value if isinstance(value, dict) else {}
+    return dict(value) if isinstance(value, BaseModel | dict) else {}
 
 
 # saying what is wrong
@@ -343,8 +334,9 @@ def _sentence(details: Any) -> str:
     if details["type"] == "extra_forbidden":
         complaint = f"unknown key{_suggestion(str(location[-1]), _keys_beside(location))}"
     else:
-        template = _COMPLAINTS.get(details["type"], "{value}: " + details["msg"])
-        complaint = template.format(value=json.dumps(details["input"], default=str), **details.get("ctx", {}))
+        template = _COMPLAINTS.get(details["type"], "{value}: {message}")
+        value = json.dumps(details["input"], default=str)
+        complaint = template.format(value=value, message=details["msg"], **details.get("ctx", {}))
     variable = _PREFIX + "__".join(str(part) for part in location).upper()
     return f"{key}: {complaint}" + (f" (from {variable})" if variable in os.environ else "")
 

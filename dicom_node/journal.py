@@ -229,7 +229,8 @@ class Journal:
         in_order = sorted(files, key=lambda file: get_args(Role).index(file.role))
         with self._transaction() as execute:
             written = execute(
-                "INSERT OR IGNORE INTO series VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO series VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+                " ON CONFLICT (study_uid, series_uid, revision) DO NOTHING",
                 (*series, SeriesState(state).value, reason, slices, report_json, now),
             ).rowcount
             if not written:

@@ -1,6 +1,6 @@
 """Logging to stderr: for people on a terminal, one JSON object a line otherwise, and nothing about patients.
 
-Modules say ``structlog.get_logger(__name__).info("series closed", series_uid=uid)``. Values under a key that names
+Modules say ``structlog.get_logger(__name__).info("series_closed", series_uid=uid)``. Values under a key that names
 something about a patient, and values that pydicom made (a Dataset, a PersonName), are replaced on their way out; so is
 the text of a Python warning, because pydicom's quote what they complain about. UIDs stay: without them nothing can be
 traced.

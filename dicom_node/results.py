@@ -1,6 +1,4 @@
-"""All results of one analysis: SEG, SR and Secondary Captures, built together and written so that a crash leaves whole
-files.
-"""
+"""The results of one analysis: SEG, SR and Secondary Captures, built together, each file whole or not there."""
 
 from __future__ import annotations
 
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 from pydicom import dcmwrite
+from pydicom.config import disable_value_validation
 
 from dicom_node import capture, seg, source, sr
 from dicom_node.uids import Issue
@@ -127,12 +126,12 @@ def write(results: ResultSet, folder: Path) -> dict[str, Path]:
 
 @contextmanager
 def _quoting_nobody() -> Iterator[None]:
-    """Silence the warnings of highdicom and pydicom about values they were given.
+    """Silence what highdicom and pydicom say of values they are given.
 
-    They quote the value, and the value may be the patient's name: highdicom warns of every name of a single component.
-    What had to be repaired is logged by keyword.
+    They quote the value, as a warning or in their log, and it may be the patient's: highdicom warns of every name of a
+    single component, pydicom of every PatientID that is too long. What had to be repaired is logged by keyword instead.
     """
-    with warnings.catch_warnings():
+    with disable_value_validation(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield
 

@@ -1,5 +1,4 @@
-"""The masks as DICOM Segmentation (PS3.3 A.51): BINARY, one segment per class found, each frame in the plane of its own
-source.
+"""The masks as DICOM Segmentation (PS3.3 A.51): BINARY, one segment per class found, each frame in its source's plane.
 
 Frames are written from the source images and never from a resampled volume: under gantry tilt, or where the step
 changes within a series, there is no regular grid to resample to.
@@ -70,8 +69,8 @@ def build(sources: Sequence[Dataset], labels: NDArray[np.uint8], report: Report,
         segment_descriptions=[
             _describe(number, finding, issue) for number, finding in enumerate(report.findings, start=1)
         ],
-        content_label="HEMORRHAGE",
-        content_description="Intracranial hemorrhage by type. Research use only",
+        content_label="HAEMORRHAGE",
+        content_description="Intracranial haemorrhage by type. Research use only",
         omit_empty_frames=True,
         **issue.attributes("SEG", "seg", number=issue.revision),
     )
@@ -111,13 +110,14 @@ def _identify(model: ModelIdentity) -> AlgorithmIdentificationSequence:
 
 def _aligned(sources: list[Dataset]) -> list[Dataset]:
     """The sources with the first one's orientation: highdicom refuses strings that differ in the last digit."""
-    first = sources[0].ImageOrientationPatient
-    if all(source.ImageOrientationPatient == first for source in sources):
+    first = sources[0]["ImageOrientationPatient"]
+    if all(source["ImageOrientationPatient"] == first for source in sources):
         return sources
     aligned = []
     for source in sources:
-        twin = Dataset(source)
-        twin.ImageOrientationPatient = first
+        twin = Dataset()
+        twin.update(source)
+        twin.add(first)  # a new entry: setting the attribute would change the element that both share
         aligned.append(twin)
     return aligned
 
@@ -139,16 +139,15 @@ def _restore_planes(segmentation: Segmentation, sources: list[Dataset], step_mm:
     """
     by_uid = {source.SOPInstanceUID: source for source in sources}
     shared = segmentation.SharedFunctionalGroupsSequence[0]
-    spacing = [DSfloat(format_number_as_ds(step_mm))] if step_mm else None
     groups = {
         "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
         "PlaneOrientationSequence": ("ImageOrientationPatient",),
     }
     for sequence, keywords in groups.items():
         items = {uid: _item(source, keywords) for uid, source in by_uid.items()}
-        if spacing and sequence == "PixelMeasuresSequence":
+        if step_mm and sequence == "PixelMeasuresSequence":
             for item in items.values():
-                item.SpacingBetweenSlices = spacing[0]
+                item.SpacingBetweenSlices = DSfloat(format_number_as_ds(step_mm))
         first = next(iter(items.values()))
         if all(item == first for item in items.values()):
             setattr(shared, sequence, [first])

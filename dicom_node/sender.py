@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import socket
 import time
+from contextlib import suppress
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
 import structlog
-from pydicom.errors import InvalidDicomError
+from pydicom import dcmread
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom import AE, build_context, evt
 from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS, code_to_category
 
 from dicom_node.journal import LONGEST_WAIT_S
+from dicom_node.wire import Answers
 from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
@@ -83,7 +85,7 @@ class Sender:
         owed = {item.destination for item in self._journal.outbox() if item.state not in ("sent", "parked")}
         for name in sorted(owed - known):
             log.warning(
-                "destination not configured", destination=name, remedy="configure it again, or park what it is owed"
+                "destination_not_configured", destination=name, remedy="configure it again, or park what it is owed"
             )
         for courier in self._couriers:
             courier.start()
@@ -101,7 +103,8 @@ class Sender:
         for courier in self._couriers:
             courier.stop()
         for courier in self._couriers:
-            courier.join()
+            if courier.is_alive():  # a node that could not start stops what it never started
+                courier.join()
 
 
 class _Courier(Thread):
@@ -143,26 +146,16 @@ class _Courier(Thread):
             except Exception:  # noqa: BLE001 (a bug or a full disk in one batch must not end all delivery)
                 self._fruitless += 1
                 sleep_s = _wait_s(self._fruitless)
-                self._log.exception("delivery failed", retry_s=sleep_s)
+                self._log.exception("delivery_failed", retry_s=sleep_s)
             self._news.wait(sleep_s)
 
     def _deliver(self, items: list[OutboxItem]) -> None:
         """Send a batch over one association; every item of it leaves the state ``sending``."""
-        sendable = []
-        contexts: dict[tuple[str, str], PresentationContext] = {}
-        for item in items:
-            try:
-                proposals = _contexts(item)
-            except (OSError, InvalidDicomError, ValueError) as error:
-                self._refused(item, f"{item.path}: {error}")
-                continue
-            sendable.append(item)
-            contexts |= proposals
+        sendable, contexts = self._look_at_files(items)
         if not sendable:
             return
-
         try:
-            association = associate(self.destination, self._ae_title, list(contexts.values()))
+            association = associate(self.destination, self._ae_title, contexts)
         except ContextError as error:
             for item in sendable:
                 self._refused(item, str(error))
@@ -181,15 +174,27 @@ class _Courier(Thread):
         if unsent:
             self._postpone(unsent, "the node stopped" if self._stopping else "the association ended before its turn")
 
+    def _look_at_files(self, items: list[OutboxItem]) -> tuple[list[OutboxItem], list[PresentationContext]]:
+        """The items that can be sent, and what has to be proposed for them."""
+        sendable = []
+        contexts: dict[tuple[str, str], PresentationContext] = {}
+        for item in items:
+            try:
+                contexts |= _contexts(item)
+            except Exception as error:  # noqa: BLE001 (a damaged file makes pydicom raise anything; it must hold up no other)
+                self._refused(item, f"{item.path}: {error}")
+            else:
+                sendable.append(item)
+        return sendable, list(contexts.values())
+
     def _store(self, association: Association, item: OutboxItem) -> None:
         try:
-            status = association.send_c_store(item.path).get("Status")
-        except (OSError, InvalidDicomError, AttributeError, ValueError) as error:
-            # what pynetdicom raises for a file that is no object, and for a context that was not accepted
-            self._refused(item, str(error))
-            return
-        except RuntimeError:  # the peer ended the association a moment ago
-            status = None
+            status = association.send_c_store(dcmread(item.path)).get("Status")
+        except Exception as error:  # noqa: BLE001 (as above; ValueError where the peer does not accept the context)
+            if association.is_established:
+                self._refused(item, f"{item.path}: {error}")
+                return
+            status = None  # the peer ended the association a moment ago
         if status is None:
             self._failed(item, f"no answer within {DIMSE_TIMEOUT_S:g} s, or the peer ended the association")
             return
@@ -200,7 +205,7 @@ class _Courier(Thread):
             self._journal.mark_sent(item.id)
             self._fruitless = 0
             tell = self._log.info if category == "Success" else self._log.warning
-            tell("result sent", role=item.role, sop_uid=item.sop_uid, series_uid=item.series_uid, status=answer)
+            tell("result_sent", role=item.role, sop_uid=item.sop_uid, series_uid=item.series_uid, status=answer)
             if self._on_sent:
                 self._on_sent(item)
         elif status in _FINAL_STATUSES:
@@ -210,7 +215,7 @@ class _Courier(Thread):
 
     def _failed(self, item: OutboxItem, reason: str) -> None:
         wait_s = _wait_s(item.attempts + 1)
-        self._log.warning("result not taken", role=item.role, sop_uid=item.sop_uid, reason=reason, retry_s=wait_s)
+        self._log.warning("result_not_taken", role=item.role, sop_uid=item.sop_uid, reason=reason, retry_s=wait_s)
         self._journal.mark_failed(item.id, time.time() + wait_s, reason)
 
     def _refused(self, item: OutboxItem, reason: str) -> None:
@@ -220,7 +225,7 @@ class _Courier(Thread):
             return
         self._journal.park(item.id, reason)
         self._log.error(
-            "result parked",
+            "result_parked",
             role=item.role,
             sop_uid=item.sop_uid,
             series_uid=item.series_uid,
@@ -231,7 +236,7 @@ class _Courier(Thread):
     def _postpone(self, items: list[OutboxItem], reason: str) -> None:
         self._fruitless += 1
         wait_s = 0.0 if self._stopping else _wait_s(self._fruitless)
-        self._log.warning("destination waits", results=len(items), reason=reason, retry_s=wait_s)
+        self._log.warning("destination_waits", results=len(items), reason=reason, retry_s=wait_s)
         self._journal.postpone([item.id for item in items], time.time() + wait_s, reason)
 
 
@@ -258,6 +263,7 @@ def associate(destination: Destination, ae_title: str, contexts: list[Presentati
     except OSError as error:  # the name service
         raise PeerError(f"{peer}: {error.strerror or error}") from error
     if association.is_established:
+        association.dimse.msg_queue = Answers()
         return association
     if association.is_rejected:
         answer = association.acceptor.primitive
@@ -282,8 +288,7 @@ def _contexts(item: OutboxItem) -> dict[tuple[str, str], PresentationContext]:
 
     Raises
     ------
-    OSError, InvalidDicomError : the file can't be read
-    ValueError : it holds another object than the one that is owed
+    ValueError : the file holds another object than the one that is owed; besides, all that pydicom raises
 
     """
     meta = read_file_meta_info(item.path)
@@ -301,7 +306,7 @@ def _wait_s(times: int) -> float:
 
 
 class _PromptSocket(socket.socket):
-    """Acknowledges at once.
+    """Acknowledges at once, and is closed in the end.
 
     DCMTK writes each PDU as header and body with Nagle's algorithm on, so the body waits until its header has been
     acknowledged, which Linux delays by 40 ms; the option has to be set again for each read. With this and TCP_NODELAY
@@ -311,6 +316,11 @@ class _PromptSocket(socket.socket):
     def recv(self, size: int, flags: int = 0) -> bytes:
         self.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         return super().recv(size, flags)
+
+    def shutdown(self, how: int) -> None:
+        """Say nothing when the peer was faster: pynetdicom closes the socket only where this raises nothing."""
+        with suppress(OSError):
+            super().shutdown(how)
 
 
 def _make_prompt(event: evt.Event) -> None:

@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.multival import MultiValue
-from pydicom.uid import UID
-from pydicom.valuerep import DA, TM, DSfloat, PersonName, format_number_as_ds
+from pydicom.valuerep import DA, TM, DSfloat, format_number_as_ds
 
 from dicom_node.uids import derive
 from runtime.geometry import stack
@@ -37,8 +35,7 @@ _TYPE_2 = (
     "StudyID",
     "ReferringPhysicianName",
 )
-# of patient, study, series and equipment, where the source has a value; everything else stays behind, private elements
-# too
+# of patient, study, series and equipment, where the source has a value; all else stays behind, private elements too
 _KEPT = (
     "IssuerOfPatientID",
     "PatientIdentityRemoved",
@@ -111,10 +108,8 @@ def normalise(sources: Sequence[Dataset]) -> tuple[list[Dataset], tuple[str, ...
         for copy, own_mm in zip(copies, thickness_mm, strict=True):
             if not copy.get("SliceThickness"):
                 copy.SliceThickness = DSfloat(format_number_as_ds(float(own_mm)))
-    for copy, source in zip(copies, sources, strict=True):
+    for copy in copies:
         copy.update(common)
-        if hasattr(source, "file_meta"):
-            copy.file_meta = source.file_meta
     return copies, tuple(sorted(repairs))
 
 
@@ -146,7 +141,7 @@ def _common(source: Dataset) -> tuple[Dataset, list[str]]:
     for keyword in _TYPE_2:
         if keyword not in common:
             _add(common, keyword, None)
-    if not UID(common.get("FrameOfReferenceUID") or "").is_valid:
+    if "FrameOfReferenceUID" not in common:
         repairs.append("FrameOfReferenceUID")
         _add(common, "FrameOfReferenceUID", derive("frame of reference", common.SeriesInstanceUID))
     if common.get("PatientIdentityRemoved") == "YES" and not common.get("DeidentificationMethod"):
@@ -156,28 +151,17 @@ def _common(source: Dataset) -> tuple[Dataset, list[str]]:
 
 
 def _copy(source: Dataset, keywords: Iterable[str]) -> Dataset:
-    """Copy attributes that are there, have a value (or are Type 2) and can be read; strings of numbers stay as they
-    were.
-    """
+    """Copy what is there, can be read and has a value (or is Type 2); strings of numbers stay as they were."""
     copy = Dataset()
     for keyword in keywords:
         try:
             value = source.get(keyword)
+            absent = keyword not in source if keyword in _TYPE_2 else value in (None, "")
+            if not absent:
+                _add(copy, keyword, value)
         except (ValueError, TypeError, ArithmeticError):  # pydicom, of a value that its VR can't hold
             continue
-        if value is None and keyword not in source:
-            continue
-        if value in (None, "") and keyword not in _TYPE_2:
-            continue
-        _add(copy, keyword, _decoded(value))
     return copy
-
-
-def _decoded(value: Any) -> Any:
-    """The value free of the character set it came in: pydicom's names keep their bytes and encoding."""
-    if isinstance(value, MultiValue):
-        return [_decoded(item) for item in value]
-    return PersonName(str(value)) if isinstance(value, PersonName) else value
 
 
 def _add(dataset: Dataset, keyword: str, value: Any) -> None:

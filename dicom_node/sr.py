@@ -2,16 +2,16 @@
 
 What is where, and why there:
 
-* A measurement group for the whole series (TID 1501): Finding intracranial haemorrhage, Presence present or absent. A
-  negative study therefore has the same shape as a positive one, and the full identification of the algorithm stands
-  here (TID 4019).
-* One volumetric group (TID 1411) for each finding: the segment it was measured on, tracked by the same UID, its volume,
-  how many components, the highest probability. The largest component goes into a comment: a second number called Volume
-  would be taken for the volume by readers that look for it by name.
-* One group (TID 1501) for each class looked for and not found: Presence absent.
-* The Qualitative Evaluations container (TID 1500 row 12), which takes free text with any concept name (row 14): the
-  triage as Conclusion; what went in, what is missing, what lies below the threshold, training data and limits as
-  Comments.
+* Imaging Measurements: one volumetric group (TID 1411) for each finding, with the segment it was measured on, tracked
+  by the same UID, its volume, how many components, the highest probability, and the algorithm with its weights (TID
+  4019). The largest component goes into a comment: a second number called Volume would be taken for the volume by
+  readers that look for it by name. A negative study has one group without a region (TID 1501) that says Presence
+  absent; the two kinds are never mixed, for PixelMed's validator holds every group against both templates then.
+* Qualitative Evaluations (TID 1500 row 12): whether there is any haemorrhage, and each class looked for and not found,
+  as question and answer (row 13); as text (row 14) the triage as Conclusion, and what went in, what is missing, what
+  lies below the threshold, training data and limits as Comments.
+* A class whose code is only the general one (see `dicom_node.codes`) is reported absent in a Comment: as a coded answer
+  it would read "Intracranial hemorrhage: absent" beside a finding.
 """
 
 from __future__ import annotations
@@ -69,23 +69,11 @@ def build(
     issue : names the object; from revision 2 on the report names its predecessor
 
     """
-    groups = [
-        _group(
-            WHOLE_SERIES,
-            codes.INTRACRANIAL_HEMORRHAGE,
-            codes.INTRACRANIAL_STRUCTURE,
-            issue,
-            present=bool(report.findings),
-        )
-    ]
-    groups += [_volumetric(number, finding, issue) for number, finding in enumerate(report.findings, start=1)]
-    for name in report.absent:
-        code = codes.look_up(name)
-        groups.append(_group(name, code.finding, code.site, issue, present=False))
+    groups = [_volumetric(number, finding, issue) for number, finding in enumerate(report.findings, start=1)]
     content = MeasurementReport(
         observation_context=ObservationContext(observer_device_context=_observer(issue)),
         procedure_reported=codes.CT_PROCEDURE,
-        imaging_measurements=groups,
+        imaging_measurements=groups or [_negative(issue)],
     )
     content[0].ContentSequence.append(_qualitative_evaluations(report))
     predecessor = issue.predecessor
@@ -114,26 +102,14 @@ def _observer(issue: Issue) -> ObserverContext:
     )
 
 
-def _whole_series(issue: Issue, *, found: bool) -> MeasurementsAndQualitativeEvaluations:
-    """TID 1501: whether there is any haemorrhage, and what looked for it."""
+def _negative(issue: Issue) -> MeasurementsAndQualitativeEvaluations:
+    """TID 1501: no haemorrhage anywhere in the series."""
     return MeasurementsAndQualitativeEvaluations(
         tracking_identifier=_track(WHOLE_SERIES, issue),
         finding_category=codes.MORPHOLOGICALLY_ABNORMAL,
         finding_type=codes.INTRACRANIAL_HEMORRHAGE,
         finding_sites=[FindingSite(anatomic_location=codes.INTRACRANIAL_STRUCTURE)],
-        algorithm_id=_algorithm(issue, complete=True),
-        qualitative_evaluations=[QualitativeEvaluation(codes.PRESENCE, codes.PRESENT if found else codes.ABSENT)],
-    )
-
-
-def _absent(name: str, issue: Issue) -> MeasurementsAndQualitativeEvaluations:
-    """TID 1501: a class that was looked for and not found."""
-    code = codes.look_up(name)
-    return MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=_track(name, issue),
-        finding_category=codes.MORPHOLOGICALLY_ABNORMAL,
-        finding_type=code.finding,
-        finding_sites=[FindingSite(anatomic_location=code.site)],
+        algorithm_id=_algorithm(issue),
         qualitative_evaluations=[QualitativeEvaluation(codes.PRESENCE, codes.ABSENT)],
     )
 
@@ -154,7 +130,7 @@ def _volumetric(number: int, finding: Finding, issue: Issue) -> VolumetricROIMea
         finding_category=codes.MORPHOLOGICALLY_ABNORMAL,
         finding_type=code.finding,
         finding_sites=[FindingSite(anatomic_location=code.site)],
-        algorithm_id=_algorithm(issue, complete=False),
+        algorithm_id=_algorithm(issue),
         measurements=[
             Measurement(codes.VOLUME, round(finding.volume_ml, 3), codes.CUBIC_CENTIMETER),
             Measurement(codes.NUMBER_OF_LESIONS, finding.components, codes.COMPONENTS),
@@ -164,12 +140,10 @@ def _volumetric(number: int, finding: Finding, issue: Issue) -> VolumetricROIMea
         ],
         qualitative_evaluations=[QualitativeEvaluation(codes.PRESENCE, codes.PRESENT)],
     )
-    parts = (
-        "1 part" if finding.components == 1 else f"{finding.components} parts, the largest {finding.largest_ml:.2f} ml"
-    )
     comment = (
-        f"{code.title}: {finding.volume_ml:.2f} ml in {parts}, on {len(finding.keys)} of the slices. "
-        "The certainty is the highest class probability of any pixel; it is not calibrated."
+        f"{code.title}: {finding.volume_ml:.2f} ml, connected components: {finding.components}, the largest "
+        f"{finding.largest_ml:.2f} ml; slices that show it: {len(finding.keys)}. The certainty is the highest class "
+        "probability of any pixel and is not calibrated."
     )
     group[0].ContentSequence.append(_text(codes.COMMENT, comment))
     return group
@@ -179,29 +153,36 @@ def _track(name: str, issue: Issue) -> TrackingIdentifier:
     return TrackingIdentifier(uid=issue.tracking(name), identifier=name)
 
 
-def _algorithm(issue: Issue, *, complete: bool) -> AlgorithmIdentification:
-    """TID 4019: name and version; once in the document also which weights, precision and engine."""
+def _algorithm(issue: Issue) -> AlgorithmIdentification:
+    """TID 4019: which algorithm, with which weights, in which precision, on which engine."""
     model = issue.model
-    parameters = [f"sha256={model.digest}", f"precision={model.precision}", f"backend={model.backend}"]
     return AlgorithmIdentification(
         name=model.name,
         version=model.version,
         manufacturer=MANUFACTURER,
         family=codes.ARTIFICIAL_INTELLIGENCE,
-        parameters=parameters if complete else None,
+        parameters=[f"sha256={model.digest}", f"precision={model.precision}", f"backend={model.backend}"],
     )
 
 
 def _qualitative_evaluations(report: Report) -> ContainerContentItem:
     container = ContainerContentItem(codes.QUALITATIVE_EVALUATIONS, relationship_type=RelationshipTypeValues.CONTAINS)
+    found = codes.PRESENT if report.findings else codes.ABSENT
+    content = ContentSequence(QualitativeEvaluation(codes.INTRACRANIAL_HEMORRHAGE, found))
+    for name in _unseen(report):
+        if (finding := codes.look_up(name).finding) != codes.INTRACRANIAL_HEMORRHAGE:
+            content.extend(QualitativeEvaluation(finding, codes.ABSENT))
     decision = report.decision
-    container.ContentSequence = ContentSequence(
-        [
-            _text(codes.CONCLUSION, f"Triage: {decision.level.upper()}. {decision.reason}"),
-            *(_text(codes.COMMENT, comment) for comment in _comments(report)),
-        ]
-    )
+    content.append(_text(codes.CONCLUSION, f"Triage: {decision.level.upper()}. {decision.reason}"))
+    content.extend(_text(codes.COMMENT, comment) for comment in _comments(report))
+    container.ContentSequence = content
     return container
+
+
+def _unseen(report: Report) -> list[str]:
+    """Classes of which nothing was seen; of one below the threshold the report says that, and not that it is absent."""
+    below = {name for name, _ in report.below_threshold}
+    return [name for name in report.absent if name not in below]
 
 
 def _comments(report: Report) -> Iterator[str]:
@@ -210,10 +191,13 @@ def _comments(report: Report) -> Iterator[str]:
         f"Slices analyzed: {report.slices}, thickness along the normal {thinnest_mm:.2f} to {thickest_mm:.2f} mm, "
         f"gantry tilt {report.tilt_deg:.1f} degrees."
     )
+    for name in _unseen(report):
+        if (code := codes.look_up(name)).finding == codes.INTRACRANIAL_HEMORRHAGE:
+            yield f"Looked for and not found: {code.title}."
     if report.provisional:
         yield "Provisional: slices are missing or may still come; a later revision replaces this document."
     for sentence in report.missing:
-        yield f"Missing: {sentence}"
+        yield f"Missing or left out: {sentence}"
     for name, volume_ml in report.below_threshold:
         yield f"Below the reporting threshold: {codes.look_up(name).title}, {volume_ml:.2f} ml."
     model = report.model

@@ -112,12 +112,13 @@ class Issue:
         return self.equipment | {
             "series_instance_uid": self.series(modality),
             "series_number": 1000 * source_number + SERIES_NUMBERS[modality],
-            "series_description": long_string(f"Research AI hemorrhage {kind}: {self.model.name} {self.model.version}"),
+            "series_description": long_string(
+                f"Research AI haemorrhage {kind}: {self.model.name} {self.model.version}"
+            ),
             "sop_instance_uid": self.instance(role),
             "instance_number": number,
             "content_date": local.date(),
             "content_time": local.time(),
-            "specific_character_set": "ISO_IR 192",
             "contributing_equipment": [
                 ContributingEquipment(purpose_of_reference=PROCESSING_EQUIPMENT, **self.equipment)
             ],

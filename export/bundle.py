@@ -27,7 +27,13 @@ PARITY_EVIDENCE = 1e-3
 
 
 def write(
-    recipe: Recipe, graph: HeadCT, classes: tuple[str, ...], golden_hu: NDArray[np.int16], folder: Path, *, minimum_ml: float
+    recipe: Recipe,
+    graph: HeadCT,
+    classes: tuple[str, ...],
+    golden_hu: NDArray[np.int16],
+    folder: Path,
+    *,
+    minimum_ml: float,
 ) -> dict[str, Any]:
     """Export a trained network into `folder` and prove that ONNX Runtime answers as PyTorch does.
 
@@ -42,7 +48,8 @@ def write(
 
     Raises
     ------
-    ExportError : the folder is in use, or the graph is not equal to PyTorch within the budget (nothing is left behind sealed)
+    ExportError : the folder is in use, or the graph is not equal to PyTorch within the budget (nothing is left behind
+        sealed)
 
     """
     if (folder / "manifest.json").exists():
@@ -86,7 +93,9 @@ def _parity(folder: Path, hu: NDArray[np.int16], expected: list[NDArray[Any]]) -
         "precision": "fp32",
         "slices": len(hu),
         "worst_slice_label_disagreement": disagreement,
-        "worst_voxel_count_difference": max(int(np.abs(a.voxels - v).max()) for a, v in zip(answers, voxels, strict=True)),
+        "worst_voxel_count_difference": max(
+            int(np.abs(a.voxels - v).max()) for a, v in zip(answers, voxels, strict=True)
+        ),
         "worst_evidence_difference": evidence_error,
         "budget": {"label_disagreement": PARITY_LABELS, "evidence_difference": PARITY_EVIDENCE},
         "passed": disagreement <= PARITY_LABELS and evidence_error <= PARITY_EVIDENCE,
@@ -109,7 +118,7 @@ def add(folder: Path, files: dict[str, str]) -> None:
 
 
 def seal(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write manifest.json with the SHA-256 of every other file; last and at once, so that a half-written bundle has none."""
+    """Write manifest.json with the SHA-256 of every other file: last and at once, so that half a bundle has none."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != "manifest.json")
     manifest["files"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
     partial = folder.parent / f"{folder.name}.manifest.partial"

@@ -24,7 +24,8 @@ class ExportError(ScansideError):
 def to_onnx(graph: HeadCT) -> onnx.ModelProto:
     """Trace the network with its pre- and post-processing.
 
-    Input ``hu`` int32 ``(N, H, W)``; outputs ``labels`` uint8 ``(N, H, W)``, ``voxels`` and ``evidence`` float32 ``(N, classes)``.
+    Input ``hu`` int32 ``(N, H, W)``; outputs ``labels`` uint8 ``(N, H, W)``, ``voxels`` and ``evidence`` float32
+    ``(N, classes)``.
 
     Raises
     ------

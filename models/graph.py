@@ -23,7 +23,9 @@ class HeadCT(nn.Module):
 
     """
 
-    def __init__(self, network: nn.Module, windows_hu: tuple[tuple[float, float], ...], grid: int, classes: int) -> None:
+    def __init__(
+        self, network: nn.Module, windows_hu: tuple[tuple[float, float], ...], grid: int, classes: int
+    ) -> None:
         super().__init__()
         self.network = network
         self.grid = grid

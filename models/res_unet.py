@@ -1,8 +1,8 @@
 """Residual U-Net for two cores: the network of the bundle that ships.
 
 U-Net (Ronneberger et al., MICCAI 2015, arXiv:1505.04597) with residual blocks (He et al., CVPR 2016, arXiv:1512.03385),
-nearest-neighbour upsampling followed by a 3x3 convolution instead of a transposed one, ReLU throughout and no convolution
-bias: batch norm folds into every convolution at export, and every operator quantises.
+nearest-neighbour upsampling followed by a 3x3 convolution instead of a transposed one, ReLU throughout and no
+convolution bias: batch norm folds into every convolution at export, and every operator quantises.
 """
 
 from __future__ import annotations

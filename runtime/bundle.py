@@ -88,7 +88,9 @@ def open_bundle(folder: Path | None = None) -> Bundle:
     except ValueError as error:
         raise BundleError(f"{path} is no JSON: {error}") from None
     if manifest.get("format") != FORMAT:
-        raise BundleError(f"{path}: format {manifest.get('format')!r}, this version of scanside reads {FORMAT!r}: export it again")
+        raise BundleError(
+            f"{path}: format {manifest.get('format')!r}, this version of scanside reads {FORMAT!r}: export it again"
+        )
     try:
         bundle = Bundle(
             folder=folder,
@@ -109,9 +111,14 @@ def open_bundle(folder: Path | None = None) -> Bundle:
         try:
             actual = hashlib.sha256((folder / name).read_bytes()).hexdigest()
         except OSError as error:
-            raise BundleError(f"{folder / name}: {error.strerror}, though the manifest lists it: copy the bundle again") from None
+            raise BundleError(
+                f"{folder / name}: {error.strerror}, though the manifest lists it: copy the bundle again"
+            ) from None
         if actual != expected:
-            raise BundleTampered(f"{folder / name}: SHA-256 {actual[:12]}..., the manifest says {expected[:12]}...: copy the bundle again")
+            raise BundleTampered(
+                f"{folder / name}: SHA-256 {actual[:12]}..., the manifest says {expected[:12]}...: "
+                "copy the bundle again"
+            )
     unlisted = {*bundle.precisions.values(), "golden.npz"} - files.keys()
     if unlisted:
         raise BundleError(f"{path}: {', '.join(sorted(unlisted))} without a hash: export the bundle again")

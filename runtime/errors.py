@@ -10,12 +10,17 @@
     ├── InferenceError        an engine that ran and gave no valid answer
     └── SelfTestFailed        an engine whose answers on the golden slices are not the bundle's
 
-Each message names the thing, the reason and the remedy.
+Each message names the thing, the reason and the remedy. `exit_code` is what the command line ends with: 1 where a
+check found something, 2 for what the user wrote, 3 for what the machine lacks.
 """
+
+from typing import ClassVar
 
 
 class ScansideError(Exception):
     """Base of all errors that scanside raises on purpose."""
+
+    exit_code: ClassVar[int] = 2
 
 
 class GeometryError(ScansideError):
@@ -29,14 +34,22 @@ class BundleError(ScansideError):
 class BundleTampered(BundleError):
     """A file of the bundle has not the SHA-256 that the manifest records."""
 
+    exit_code: ClassVar[int] = 1
+
 
 class BackendError(ScansideError):
     """The asked-for inference backend can't be opened on this machine."""
+
+    exit_code: ClassVar[int] = 3
 
 
 class InferenceError(ScansideError):
     """The engine ran and its output is not a valid answer."""
 
+    exit_code: ClassVar[int] = 1
+
 
 class SelfTestFailed(ScansideError):
     """The engine's answers on the bundle's golden slices differ from those recorded."""
+
+    exit_code: ClassVar[int] = 1

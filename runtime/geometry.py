@@ -1,7 +1,7 @@
 """Slices in any order to a stack in space: order, gaps, repeats, tilt, and each slice's own thickness.
 
-There is no affine here on purpose. A tilted gantry shears the stack and a scanner may change its step within one series,
-so a volume is the sum over slices of pixels x pixel area x the thickness that belongs to that slice.
+There is no affine here on purpose. A tilted gantry shears the stack and a scanner may change its step within one
+series, so a volume is the sum over slices of pixels x pixel area x the thickness that belongs to that slice.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ GAP_FACTOR = 1.5  # a step this much beyond its neighbours' thickness has room f
 def stack(planes: Mapping[str, Plane]) -> SliceStack:
     """Order parallel planes along their normal and give each its thickness.
 
-    The boundary between two neighbours divides their distance in the ratio of their nominal thicknesses, so contiguous slabs of
-    4 and 7 mm get 4 and 7, overlapping ones share the overlap, and nothing is counted twice. Under gantry tilt the distance along
-    the normal is smaller than the table step: 5 mm at 20 degrees are 4.70. The two outer slices extend outwards by half their
-    nominal thickness, at most half the distance to their neighbour.
+    The boundary between two neighbours divides their distance in the ratio of their nominal thicknesses, so
+    contiguous slabs of 4 and 7 mm get 4 and 7, overlapping ones share the overlap, and nothing is counted twice.
+    Under gantry tilt the distance along the normal is smaller than the table step: 5 mm at 20 degrees are 4.70. The
+    two outer slices extend outwards by half their nominal thickness, at most half the distance to their neighbour.
 
     Parameters
     ----------
@@ -100,8 +100,8 @@ def _own_thickness(position: NDArray[np.float64], nominal: NDArray[np.float64]) 
 def _gaps(keys: list[str], position: NDArray[np.float64], nominal: NDArray[np.float64]) -> tuple[Gap, ...]:
     """Steps too wide for what lies around them.
 
-    A protocol may scan 5 mm slices every 10 mm; then every step is wide and none is a gap. So a step is measured against the
-    larger of what the two thicknesses explain and the median of the steps next to it.
+    A protocol may scan 5 mm slices every 10 mm; then every step is wide and none is a gap. So a step is measured
+    against the larger of what the two thicknesses explain and the median of the steps next to it.
     """
     if len(position) < 3:
         return ()

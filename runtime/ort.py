@@ -28,7 +28,9 @@ class OrtSession:
         try:
             self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class below Exception
-            raise BackendError(f"{graph}: ONNX Runtime {onnxruntime.__version__} does not take the graph: {error}") from error
+            raise BackendError(
+                f"{graph}: ONNX Runtime {onnxruntime.__version__} does not take the graph: {error}"
+            ) from error
         self._classes = len(bundle.classes)
         self.identity = ModelIdentity(
             name=bundle.name,

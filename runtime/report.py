@@ -32,13 +32,14 @@ def compose(
     bundle, model : classes and operating point; what computed it
     rules : triage
     missing : what keeps the report provisional beside the stack's own gaps, one sentence each
-    left_out : images that were not part of the analysis by nature (a localizer), one sentence each; they don't make it provisional
+    left_out : images that were never slices of the head (a localizer), one sentence each; they keep nothing provisional
 
     """
     seen = measure(stack, slices, bundle.classes)
     findings = tuple(f for f in seen if f.volume_ml >= bundle.minimum_volume_ml[f.name])
     gaps = [
-        f"{gap.missing} slice{'s' * (gap.missing > 1)} missing: a step of {gap.step_mm:.1f} mm after slice {stack.keys.index(gap.after_key) + 1}"
+        f"{gap.missing} slice{'s' * (gap.missing > 1)} missing: "
+        f"a step of {gap.step_mm:.1f} mm after slice {stack.keys.index(gap.after_key) + 1}"
         for gap in stack.gaps
     ]
     repeats = [f"{len(stack.repeated)} images lie where another one is and were left out"] if stack.repeated else []

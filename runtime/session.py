@@ -51,12 +51,15 @@ def open_session(bundle: Bundle, backend: str = "auto", *, threads: int = 0) -> 
     return OrtSession(bundle, threads=threads)
 
 
-def checked(labels: NDArray[np.uint8], voxels: NDArray[np.float32], evidence: NDArray[np.float32], classes: int) -> list[SliceLabels]:
+def checked(
+    labels: NDArray[np.uint8], voxels: NDArray[np.float32], evidence: NDArray[np.float32], classes: int
+) -> list[SliceLabels]:
     """Split a batch's outputs into slices, each of them checked against itself.
 
     Raises
     ------
-    InferenceError : counts that do not sum to the slice's pixels, or evidence that is no probability (an overflow, a dead engine)
+    InferenceError : counts that do not sum to the slice's pixels, or evidence that is no probability (an overflow, a
+        dead engine)
 
     """
     pixels = labels.shape[1] * labels.shape[2]

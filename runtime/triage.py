@@ -37,7 +37,11 @@ def decide(findings: Sequence[Finding], rules: Sequence[Rule]) -> Decision:
         volume_ml = sum(f.volume_ml for f in counted)
         if counted and volume_ml >= rule.volume_ml:
             what = " + ".join(f.name for f in counted)
-            return Decision(rule.level, f"{what} {volume_ml:.1f} ml, rule: {'/'.join(rule.classes)} from {rule.volume_ml:g} ml")
+            return Decision(
+                rule.level, f"{what} {volume_ml:.1f} ml, rule: {'/'.join(rule.classes)} from {rule.volume_ml:g} ml"
+            )
     if findings:
-        return Decision("routine", "findings below every rule: " + ", ".join(f"{f.name} {f.volume_ml:.1f} ml" for f in findings))
+        return Decision(
+            "routine", "findings below every rule: " + ", ".join(f"{f.name} {f.volume_ml:.1f} ml" for f in findings)
+        )
     return Decision("routine", "no haemorrhage found")

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def volumes_ml(stack: SliceStack, voxels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Volume of each class in millilitres, ``(C,)``: V = sum over slices of X Y T W (Peng 2022, front. neurosci. 16:965680).
+    """Volume of each class in millilitres, ``(C,)``: V = sum over slices of X Y T W.
+
+    As in Peng et al., Front. Neurosci. 16:965680 (2022), with each slice's own T along the normal.
 
     Parameters
     ----------

@@ -1,8 +1,9 @@
 """A synthetic head in space: tissues in Hounsfield units on a grid, as functions of position.
 
-Head frame: millimetres, x to the left, y to the posterior, z to the superior (LPS), origin in the middle of the brain. Shapes are
-signed distances (negative inside) turned into soft occupancies, so that volumes are exact below one grid cell. The proportions are
-those of an adult; the texture is made of random waves. It looks like a head CT and is none: no patient went into it.
+Head frame: millimetres, x to the left, y to the posterior, z to the superior (LPS), origin in the middle of the
+brain. Shapes are signed distances (negative inside) turned into soft occupancies, so that volumes are exact below one
+grid cell. The proportions are those of an adult; the texture is made of random waves. It looks like a head CT and is
+none: no patient went into it.
 """
 
 from __future__ import annotations
@@ -161,7 +162,9 @@ class Anatomy:
     parenchyma: Field
 
 
-def grow(at: Space, rng: np.random.Generator, *, ventricle_scale: float, shift_mm: float = 0.0) -> Anatomy:
+def grow(
+    at: Space, rng: np.random.Generator, *, ventricle_scale: float, sulcus_width: float, shift_mm: float = 0.0
+) -> Anatomy:
     """Grow one head.
 
     Parameters
@@ -169,6 +172,7 @@ def grow(at: Space, rng: np.random.Generator, *, ventricle_scale: float, shift_m
     at : grid and pose
     rng : shapes, texture and calcifications come from here
     ventricle_scale : 1 is the average adult; hydrocephalus 1.5 and more
+    sulcus_width : half the width of the sulci in units of the folding field; 0.13 is about 1.3 mm from bank to bank
     shift_mm : how far deep structures are pushed across the midline, to +x (the left)
 
     """
@@ -187,8 +191,7 @@ def grow(at: Space, rng: np.random.Generator, *, ventricle_scale: float, shift_m
     folds = waves(at, rng, (17, 30), 7)
     fine = waves(at, rng, (7, 10), 5)
     cerebellar = (at.y > 8) & (at.z < -20 - np.float32(0.22) * np.abs(at.x) + np.float32(0.1) * (at.y - 40))
-    width = np.float32(rng.uniform(0.10, 0.16))
-    sulci = np.clip((width - np.abs(folds)) / np.float32(0.08) + np.float32(0.5), 0, 1)
+    sulci = np.clip((np.float32(sulcus_width) - np.abs(folds)) / np.float32(0.08) + np.float32(0.5), 0, 1)
     sulci *= np.clip((brain + np.float32(rng.uniform(13, 18))) / 3, 0, 1) * ~cerebellar
     midline = at.occupancy(np.abs(mid.x) - np.float32(1.3)) * ((brain > -26) & (at.z > -25) & ~cerebellar)
     cisterns = _cisterns(mid, at)

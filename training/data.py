@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from training.phantom import CLASSES, Lesion, PhantomError, Scan, bleed, take
+from training.lesions import CLASSES, Lesion, PhantomError, bleed
+from training.phantom import Scan, take
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 
 def soft_targets(labels: Tensor, classes: int, grid: int) -> Tensor:
-    """Label maps ``(N, H, W)`` -> share of each class per pixel of the network's grid, ``(N, classes, G, G)`` float32."""
+    """Label maps ``(N, H, W)`` -> share of each class in each pixel of the grid, ``(N, classes, G, G)`` float32."""
     index = torch.arange(classes, dtype=labels.dtype)[None, :, None, None]
     return functional.adaptive_avg_pool2d((labels[:, None] == index).to(torch.float32), grid)
 

@@ -1,76 +1,30 @@
-"""Head CT phantoms with haemorrhage of exact volume: the head, the blood, the scanner.
+"""Head CT phantoms with haemorrhage of exact volume: the head and its blood, taken by a scanner.
 
-A `Phantom` is what a scanner would deliver (`Slice`s in any geometry) with the truth beside it: a label map per slice and the volume of
-each class in millilitres, taken from the blood itself and not from the slices. Each slice's mask holds as many pixels as its slab holds
-blood, so a volume computed from the masks with the right geometry comes out as the truth, and one computed with the wrong geometry does not.
+A `Phantom` is what a scanner would deliver (`Slice`s in any geometry) with the truth beside it: a label map per slice
+and the volume of each class in millilitres, taken from the blood itself and not from the slices. Each slice's mask
+holds as many pixels as its slab holds blood, so a volume computed from the masks with the right geometry comes out as
+the truth, and one computed with the wrong geometry does not.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage, sparse
 
-from runtime.errors import ScansideError
 from runtime.types import Plane, Slice
 from training import anatomy
+from training.lesions import CLASSES, Lesion, PhantomError, bleed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from training.anatomy import Anatomy, Field, Space
-
-CLASSES = ("background", "intracerebral", "subdural", "epidural", "subarachnoid", "intraventricular", "contusion")
-ABBREVIATIONS = {
-    "ich": "intracerebral",
-    "sdh": "subdural",
-    "edh": "epidural",
-    "sah": "subarachnoid",
-    "ivh": "intraventricular",
-    "cc": "contusion",
-}
-BLOOD_HU = {  # fresh blood, unenhanced; thin layers look paler by partial volume alone
-    "intracerebral": (62, 76),
-    "subdural": (58, 72),
-    "epidural": (64, 78),
-    "subarachnoid": (56, 70),
-    "intraventricular": (58, 72),
-    "contusion": (54, 64),
-}
-GRID_MM = 1.25
-
-
-class PhantomError(ScansideError):
-    """A phantom that can't be made as asked."""
-
-
-@dataclass(frozen=True)
-class Lesion:
-    """Blood of one class, in millilitres."""
-
-    name: str
-    volume_ml: float
-
-    def __post_init__(self) -> None:
-        if self.name not in CLASSES[1:]:
-            raise PhantomError(
-                f"{self.name!r} is no haemorrhage class: use {', '.join(f'{a} ({n})' for a, n in ABBREVIATIONS.items())}"
-            )
-        if not 0.2 <= self.volume_ml <= 150:
-            raise PhantomError(f"{self.name}: {self.volume_ml} ml is outside 0.2 to 150 ml")
-
-    @classmethod
-    def parse(cls, text: str) -> Lesion:
-        """Read ``"ich:30"`` or ``"intracerebral:30"``: a class and its millilitres."""
-        name, _, volume = text.partition(":")
-        try:
-            return cls(ABBREVIATIONS.get(name.lower(), name.lower()), float(volume))
-        except ValueError:
-            raise PhantomError(f"{text!r} is no lesion: write CLASS:MILLILITRES, such as ich:30") from None
+    from training.anatomy import Field, Space
+    from training.lesions import Head
 
 
 @dataclass(frozen=True)
@@ -81,7 +35,8 @@ class Scan:
     ----------
     thickness_mm : nominal slice thickness; several values split the head into as many parts, from the base up
     step_mm : table feed where it is not the thickness (slices that overlap or leave gaps)
-    slices : number of slices; None takes what covers the brain. With `slices` and no thickness, the thickness is what covers the brain
+    slices : number of slices; None takes what covers the brain. With `slices` and no thickness, the thickness is what
+        covers the brain
     tilt_deg : gantry tilt; the table still moves along z, so the stack is sheared
     matrix, field_of_view_mm : pixels and edge of a square slice
     noise_hu : standard deviation at 5 mm; thinner slices are noisier by the square root
@@ -107,7 +62,7 @@ class Scan:
             raise PhantomError(f"a gantry tilts by 30 degrees at most, not {self.tilt_deg}")
 
     def table_mm(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Table position and nominal thickness of each slice, ``(N,)`` mm each, contiguous unless `step_mm` says otherwise."""
+        """Table position and nominal thickness of each slice, ``(N,)`` mm; contiguous without a `step_mm`."""
         shear = 84 * abs(
             np.sin(np.radians(self.tilt_deg))
         )  # a tilted plane through the brain's middle reaches this far up and down
@@ -150,21 +105,6 @@ class Phantom:
     seed: int
 
 
-@dataclass(frozen=True)
-class Head:
-    """Anatomy with blood in it, ready to be scanned."""
-
-    space: Space
-    hu: Field
-    blood: dict[str, Field] = field(default_factory=dict)
-
-    @property
-    def truth_ml(self) -> dict[str, float]:
-        return {
-            name: float(occupancy.sum(dtype=np.float64)) * self.space.voxel_ml for name, occupancy in self.blood.items()
-        }
-
-
 def make(lesions: tuple[Lesion, ...] = (), scan: Scan | None = None, *, seed: int = 0) -> Phantom:
     """Make a phantom: the same arguments give the same phantom.
 
@@ -193,227 +133,9 @@ def _check_coverage(head: Head, scan: Scan) -> None:
         missed = float(occupancy[outside].sum(dtype=np.float64)) * head.space.voxel_ml
         if missed > 0.005 * head.truth_ml[name]:
             raise PhantomError(
-                f"the scan misses {missed:.1f} of {head.truth_ml[name]:.1f} ml {name}: take more slices or thicker ones, "
-                "or give only one of the two, so that the slices cover the brain"
+                f"the scan misses {missed:.1f} of {head.truth_ml[name]:.1f} ml {name}: take more slices or thicker "
+                "ones, or give only one of the two, so that the slices cover the brain"
             )
-
-
-def bleed(lesions: tuple[Lesion, ...], rng: np.random.Generator, *, grid_mm: float = GRID_MM) -> Head:
-    """Grow a head and let it bleed, one class after the other, each where anatomy puts it."""
-    wanted = {lesion.name: 0.0 for lesion in lesions}
-    for lesion in lesions:
-        wanted[lesion.name] += lesion.volume_ml
-    side = int(rng.choice((-1, 1)))
-    outside = sum(wanted.get(name, 0) for name in ("subdural", "epidural", "intracerebral"))
-    space = anatomy.space(grid_mm, tuple(rng.normal(0, (4, 3, 5))), rng.uniform(0.94, 1.04))
-    swelling = max(1.0, (wanted.get("intraventricular", 0) / 18) ** (1 / 2))
-    head = anatomy.grow(
-        space,
-        rng,
-        ventricle_scale=rng.uniform(0.75, 1.35) * swelling,
-        shift_mm=-side * min(9.0, 0.08 * outside) * rng.uniform(0.3, 1),
-    )
-    hu, blood = head.hu.copy(), {}
-    free = np.ones_like(hu)
-    for name in CLASSES[1:]:
-        if name in wanted:
-            occupancy, oedema = _SHAPES[name](head, wanted[name], side, rng, free)
-            hu += (np.float32(rng.uniform(17, 24)) - hu) * np.float32(0.8) * oedema * free * head.parenchyma
-            value = np.float32(rng.uniform(*BLOOD_HU[name])) + np.float32(1.5) * anatomy.waves(space, rng, (9, 25), 4)
-            hu += (value - hu) * occupancy
-            free *= 1 - occupancy
-            blood[name] = occupancy
-    return Head(space, hu, blood)
-
-
-def _to_volume(
-    shape: Callable[[float], Field], volume_ml: float, at: Space, name: str, limits: tuple[float, float]
-) -> Field:
-    """Bisect the one parameter that a shape grows with until it holds the asked-for millilitres (to 0.1 %)."""
-    low, high = limits
-    capacity = float(shape(high).sum(dtype=np.float64)) * at.voxel_ml
-    if capacity < volume_ml:
-        raise PhantomError(
-            f"{name}: this head has room for {capacity:.1f} ml, not {volume_ml:g}: ask for less or for another seed"
-        )
-    for _ in range(30):
-        middle = (low + high) / 2
-        occupancy = shape(middle)
-        reached = float(occupancy.sum(dtype=np.float64)) * at.voxel_ml
-        if abs(reached - volume_ml) < 1e-3 * volume_ml:
-            break
-        low, high = (middle, high) if reached < volume_ml else (low, middle)
-    return occupancy
-
-
-def _local(whole: Field, box: tuple[slice, slice, slice], part: Field) -> Field:
-    result = np.zeros_like(whole)
-    result[box] = part
-    return result
-
-
-def _intracerebral(
-    head: Anatomy, volume_ml: float, side: int, rng: np.random.Generator, free: Field
-) -> tuple[Field, Field]:
-    """One ragged ellipsoid in the deep nuclei, a lobe or the cerebellum, with oedema around it."""
-    sites = [(27, -4, 6), (14, 8, 7), (32, -38, 26), (36, 30, 28), (42, 6, -10), (26, 52, 10)]
-    if volume_ml < 25:
-        sites.append((20, 46, -34))
-    x, y, z = sites[rng.integers(len(sites))]
-    centre = (side * x + rng.normal(0, 2), y + rng.normal(0, 3), z + rng.normal(0, 3))
-    radius = (volume_ml * 1000 * 3 / 4 / np.pi) ** (1 / 3)
-    box = head.space.box(centre, 2.2 * radius + 14)
-    at = head.space.part(box)
-    aspect = np.exp(rng.normal(0, 0.16, 3))
-    distance = at.ellipsoid(centre, tuple(radius * aspect / np.prod(aspect) ** (1 / 3)), rng.uniform(-40, 40))
-    distance += np.float32(0.1 * radius) * anatomy.waves(at, rng, (1.2 * radius + 6, 2.5 * radius + 12), 6)
-    room = (head.parenchyma * free)[box]
-    occupancy = _to_volume(
-        lambda grow: at.occupancy(distance - np.float32(grow)) * room, volume_ml, at, "intracerebral", (-radius, radius)
-    )
-    oedema = np.exp(-np.maximum(distance, 0) / np.float32(rng.uniform(1.5, 4.5)))
-    return _local(free, box, occupancy), _local(free, box, oedema)
-
-
-def _over_convexity(
-    head: Anatomy, side: int, rng: np.random.Generator, *, angle: tuple[float, float], middle: tuple[float, float]
-) -> tuple[Field, Field]:
-    """Angles from a point on the convexity, each in units of its half-width: around the head and up the head."""
-    at = head.space
-    around = np.degrees(np.arctan2(at.y / 82, side * at.x / 65)) - np.float32(middle[0] + rng.normal(0, 6))
-    radius = np.sqrt((at.x / 65) ** 2 + (at.y / 82) ** 2 + (at.z / 64) ** 2)
-    up = np.degrees(np.arcsin(np.clip(at.z / 64 / np.maximum(radius, 1e-3), -1, 1))) - np.float32(
-        middle[1] + rng.normal(0, 4)
-    )
-    return around / np.float32(angle[0]), up / np.float32(angle[1])
-
-
-def _layer(head: Anatomy, thickness_mm: Field, side: int, free: Field) -> Field:
-    """Blood from the inner table inwards, `thickness_mm` deep, on one side of the falx, above the skull base."""
-    at = head.space
-    depth = np.maximum(head.inner_table_mm, -thickness_mm - head.inner_table_mm)
-    return at.occupancy(depth) * at.occupancy(2 - side * at.x) * at.occupancy(-36 - at.z) * (thickness_mm > 0) * free
-
-
-def _subdural(head: Anatomy, volume_ml: float, side: int, rng: np.random.Generator, free: Field) -> tuple[Field, Field]:
-    """A crescent: an even layer over much of one hemisphere that thins out at its edges."""
-    around, up = _over_convexity(head, side, rng, angle=(54, 32), middle=(rng.uniform(-15, 15), rng.uniform(10, 24)))
-    rho = np.sqrt(around**2 + up**2)
-    usual = np.float32(rng.uniform(0.8, 1.2))
-
-    def shape(grow: float) -> Field:
-        reach = np.float32(min(1.45, grow**0.5))
-        return _layer(
-            head,
-            np.float32(10) * usual * np.float32(grow**0.5) * np.clip(1.0 - (rho / reach) ** 4, 0, None),
-            side,
-            free,
-        )
-
-    return _to_volume(shape, volume_ml, head.space, "subdural", (0.02, 9.0)), np.zeros_like(free)
-
-
-def _epidural(head: Anatomy, volume_ml: float, side: int, rng: np.random.Generator, free: Field) -> tuple[Field, Field]:
-    """A lens: thick in the middle, sharp-edged, held back by the sutures."""
-    side = int(rng.choice((-1, 1))) if volume_ml < 15 else side
-    site = ((-38, 2), (2, 2), (34, 12), (-20, 34))[rng.integers(4)]  # frontal, temporal, parietal, high frontal
-    around, up = _over_convexity(head, side, rng, angle=(28, 27), middle=site)
-    rho2 = around**2 + up**2
-
-    def shape(grow: float) -> Field:
-        reach2 = np.float32(grow)
-        return _layer(head, np.float32(20) * np.float32(grow**0.55) * np.clip(1 - rho2 / reach2, 0, None), side, free)
-
-    return _to_volume(shape, volume_ml, head.space, "epidural", (0.05, 5.0)), np.zeros_like(free)
-
-
-def _subarachnoid(
-    head: Anatomy, volume_ml: float, side: int, rng: np.random.Generator, free: Field
-) -> tuple[Field, Field]:
-    """Blood in the cisterns and sulci around an aneurysm's site, or over the convexity after a blow."""
-    at = head.space
-    centres = [(0, -14, -32), (side * 34, -8, -12), (side * 44, -8, -10), (side * 48, 5, 34), (side * 30, -58, 24)]
-    x, y, z = centres[rng.integers(len(centres))]
-    distance = np.sqrt((at.x - x) ** 2 + (at.y - y) ** 2 + (at.z - z) ** 2) + np.float32(5) * anatomy.waves(
-        at, rng, (25, 50), 4
-    )
-    room = head.subarachnoid * free * at.occupancy(-42 - at.z)
-    return (
-        _to_volume(
-            lambda reach: room * at.occupancy(distance - np.float32(reach), 8.0),
-            volume_ml,
-            at,
-            "subarachnoid",
-            (0.0, 150.0),
-        ),
-        np.zeros_like(free),
-    )
-
-
-def _intraventricular(
-    head: Anatomy, volume_ml: float, side: int, rng: np.random.Generator, free: Field
-) -> tuple[Field, Field]:
-    """Blood settles: the patient lies on the back, so the dependent part of the ventricles fills first."""
-    at = head.space
-    # the fluid level: mostly y, a little z, and one side before the other
-    height = (
-        -at.y * np.float32(np.cos(0.3))
-        + at.z * np.float32(rng.uniform(-0.35, 0.35))
-        - np.float32(side * rng.uniform(0, 0.9)) * at.x
-    )
-    room = head.ventricles * free
-    return (
-        _to_volume(
-            lambda level: room * at.occupancy(height - np.float32(level), 2.5),
-            volume_ml,
-            at,
-            "intraventricular",
-            (-130.0, 130.0),
-        ),
-        np.zeros_like(free),
-    )
-
-
-def _contusion(
-    head: Anatomy, volume_ml: float, side: int, rng: np.random.Generator, free: Field
-) -> tuple[Field, Field]:
-    """Salt and pepper: a cluster of small foci in cortex that struck bone, with oedema between them."""
-    poles = [(20, -62, -10), (30, -56, 4), (46, -24, -22), (50, -2, -20), (44, 20, -14)]
-    x, y, z = poles[rng.integers(len(poles))]
-    count = int(rng.integers(5, 9))
-    focus = (volume_ml * 1000 / count * 3 / 4 / np.pi) ** (1 / 3)
-    cluster = 1.5 * focus * count ** (1 / 3)
-    box = head.space.box((side * x, y, z), 2.2 * cluster + 12)
-    at = head.space.part(box)
-    foci = []
-    for _ in range(count):
-        offset = rng.normal(size=3)
-        offset *= cluster * rng.uniform(0.35, 1) / np.linalg.norm(offset)
-        radii = focus * np.exp(rng.normal(0, 0.18, 3))
-        foci.append(
-            at.ellipsoid((side * x + offset[0], y + offset[1], z + offset[2]), tuple(radii), rng.uniform(0, 90))
-        )
-    distance = np.minimum.reduce(foci) + np.float32(0.15 * focus) * anatomy.waves(at, rng, (6, 14), 5)
-    room = (at.occupancy(head.brain_mm[box] + 1) * (1 - head.ventricles[box])) * free[box]
-    occupancy = _to_volume(
-        lambda grow: at.occupancy(distance - np.float32(grow)) * room,
-        volume_ml,
-        at,
-        "contusion",
-        (-2 * focus, 4 * focus),
-    )
-    oedema = np.exp(-np.maximum(distance, 0) / np.float32(rng.uniform(3, 5)))
-    return _local(free, box, occupancy), _local(free, box, oedema)
-
-
-_SHAPES: dict[str, Callable[[Anatomy, float, int, np.random.Generator, Field], tuple[Field, Field]]] = {
-    "intracerebral": _intracerebral,
-    "subdural": _subdural,
-    "epidural": _epidural,
-    "subarachnoid": _subarachnoid,
-    "intraventricular": _intraventricular,
-    "contusion": _contusion,
-}
 
 
 def take(head: Head, scan: Scan, rng: np.random.Generator, *, seed: int = 0) -> Phantom:
@@ -436,8 +158,8 @@ def _slabs(
 ) -> Iterator[list[Field]]:
     """Each slice of each volume, ``(H, W)``, averaged through its slab.
 
-    The gantry tilts about the x axis alone, so a slice's rows are lines of constant y and z: one sparse matrix gathers and averages the
-    grid's lines for a slab's rows, one dense matrix interpolates along x.
+    The gantry tilts about the x axis alone, so a slice's rows are lines of constant y and z: one sparse matrix
+    gathers and averages the grid's lines for a slab's rows, one dense matrix interpolates along x.
     """
     z_axis, y_axis, x_axis = space.axes_mm
     centred = (np.arange(scan.matrix) - (scan.matrix - 1) / 2) * scan.field_of_view_mm / scan.matrix

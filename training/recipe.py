@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tomllib
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from runtime.errors import ScansideError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class RecipeError(ScansideError):

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from models.graph import HeadCT
 from models.res_unet import ResUNet, ResUNetConfig
 from training.data import Slices, phantoms
+from training.lesions import CLASSES
 from training.losses import cross_entropy_and_dice, soft_targets
-from training.phantom import CLASSES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,7 +41,13 @@ def train(recipe: Recipe, run: Path) -> Path:
 
     """
     run.mkdir(parents=True, exist_ok=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         data = {}
         for kind in ("training", "validation"):
@@ -63,7 +69,9 @@ def _optimise(recipe: Recipe, run: Path, training: Slices, validation: Slices, p
     device = "cuda" if torch.cuda.is_available() else "cpu"
     graph = build(recipe).to(device, memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(graph.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.learning_rate, total_steps=settings.steps, pct_start=0.2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, settings.learning_rate, total_steps=settings.steps, pct_start=0.2
+    )
     best, best_path, rows, running = -1.0, run / "best.pt", [], 0.0
     bar = progress.add_task("steps", total=settings.steps)
     for step in range(1, settings.steps + 1):
@@ -82,11 +90,22 @@ def _optimise(recipe: Recipe, run: Path, training: Slices, validation: Slices, p
         progress.update(bar, completed=step, description=f"steps (loss {running:.3f}, best Dice {max(best, 0):.3f})")
         if step % settings.validate_every == 0 or step == settings.steps:
             dice = dice_by_class(graph, validation)
-            rows.append({"step": step, "loss": running, **{f"dice_{name}": d for name, d in zip(CLASSES[1:], dice, strict=True)}})
+            rows.append(
+                {
+                    "step": step,
+                    "loss": running,
+                    **{f"dice_{name}": d for name, d in zip(CLASSES[1:], dice, strict=True)},
+                }
+            )
             _write_curves(rows, run)
             if np.nanmean(dice) > best:
                 best = float(np.nanmean(dice))
-                state = {"recipe": recipe.model_dump(mode="json"), "weights": graph.state_dict(), "step": step, "validation_dice": best}
+                state = {
+                    "recipe": recipe.model_dump(mode="json"),
+                    "weights": graph.state_dict(),
+                    "step": step,
+                    "validation_dice": best,
+                }
                 torch.save(state, best_path)
     return best_path
 
@@ -129,7 +148,9 @@ def dice_by_class(graph: HeadCT, slices: Slices, batch: int = 8) -> list[float]:
         hu = torch.from_numpy(np.array(slices.hu[start : start + batch])).to(device)
         predicted = graph(hu)[0].cpu().numpy()
         truth = slices.labels[start : start + batch]
-        total += np.bincount(predicted.ravel(), minlength=len(CLASSES)) + np.bincount(truth.ravel(), minlength=len(CLASSES))
+        total += np.bincount(predicted.ravel(), minlength=len(CLASSES)) + np.bincount(
+            truth.ravel(), minlength=len(CLASSES)
+        )
         both += np.bincount(truth[predicted == truth].ravel(), minlength=len(CLASSES))
     return [float(2 * b / t) if t else float("nan") for b, t in zip(both[1:], total[1:], strict=True)]
 

@@ -1,15 +1,20 @@
-"""Head CT in memory for the tests: headers as a scanner would send them, HU of a schematic head, bleeds, and the report on them."""
+"""Head CT in memory: headers as a scanner sends them, HU of a schematic head, bleeds, and the report on them."""
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from scipy import ndimage
 
+from dicom_node import capture, results
 from dicom_node.source import plane
 from runtime.geometry import stack
 from runtime.types import Decision, Finding, ModelIdentity, Report
@@ -91,6 +96,14 @@ def headers(
     return series
 
 
+def as_received(header: Dataset) -> Dataset:
+    """The header as read from bytes, with its values not yet decoded."""
+    stream = BytesIO()
+    header.save_as(stream, implicit_vr=False, little_endian=True)
+    stream.seek(0)
+    return dcmread(stream, force=True)
+
+
 def bleeds(slices: int = 12, side: int = 64, *, classes: Sequence[int] = (1,), extent: int = 4) -> NDArray[np.uint8]:
     """Label maps ``(N, H, W)`` with one ellipsoidal bleed per class, apart from each other, on `extent` slices each."""
     labels = np.zeros((slices, side, side), dtype=np.uint8)
@@ -162,7 +175,7 @@ def report(
     largest = f"{findings[0].name} {findings[0].volume_ml:.1f} ml" if findings else "no hemorrhage above the threshold"
     return Report(
         findings=tuple(findings),
-        absent=tuple(name for name in names[1:] if name not in found | hidden),
+        absent=tuple(name for name in names[1:] if name not in found),
         below_threshold=below_threshold,
         decision=Decision(level="critical" if findings else "routine", reason=f"Largest finding: {largest}."),
         model=MODEL,
@@ -172,3 +185,62 @@ def report(
         thickness_mm=(float(geometry.thickness_mm.min()), float(geometry.thickness_mm.max())),
         tilt_deg=geometry.tilt_deg,
     )
+
+
+@dataclass(frozen=True)
+class Case:
+    """One analysed series: what `dicom_node.results.build` is given."""
+
+    sources: list[Dataset]
+    labels: NDArray[np.uint8]
+    hu: NDArray[np.int16]
+    report: Report
+    revision: int = 1
+
+    @property
+    def keys(self) -> list[str]:
+        return [str(source.SOPInstanceUID) for source in self.sources]
+
+    def build(self) -> results.ResultSet:
+        pictured = {key: self.hu[self.keys.index(key)] for key in capture.key_slices(self.report, self.keys)}
+        return results.build(self.sources, self.labels, pictured, self.report, revision=self.revision, started=STARTED)
+
+
+def _case(
+    *,
+    classes: Sequence[int] = (2,),
+    extent: int = 4,
+    revision: int = 1,
+    header: dict[str, Any] | None = None,
+    **told: Any,
+) -> Case:
+    sources = headers(**(header or {}))
+    labels = bleeds(classes=classes, extent=extent)
+    return Case(sources, labels, hounsfield(labels), report(sources, labels, **told), revision)
+
+
+def cases() -> dict[str, Case]:
+    """Every kind of study that the writers must get right, by name."""
+    poor = (
+        "PatientBirthDate PatientSex StudyDate StudyTime AccessionNumber StudyID ReferringPhysicianName SliceThickness "
+        "FrameOfReferenceUID PositionReferenceIndicator Manufacturer SeriesNumber InstanceNumber StudyDescription"
+    )
+    return {
+        "one finding": _case(),
+        "six findings": _case(classes=(1, 2, 3, 4, 5, 6)),
+        "tilt": _case(classes=(1, 4), header={"tilt_deg": 20.0}),
+        "step change": _case(classes=(1, 4), header={"tilt_deg": 18.5, "steps_mm": (4.0, 7.0)}),
+        "two slices": _case(classes=(5,), extent=2),
+        "negative": _case(classes=()),
+        "below threshold": _case(classes=(1, 2), below_threshold=(("subdural", 0.2),)),
+        "provisional": _case(provisional=True, missing=("2 slices missing: a step of 15.0 mm after slice 6",)),
+        "revision 2": _case(revision=2),
+        "foreign class": _case(names=("background", "other", "hygroma_of_the_brain")),
+        "poor source": _case(header={"without": poor.split()}),
+    }
+
+
+@functools.cache
+def built(name: str) -> results.ResultSet:
+    """The results of a case, built once for all tests; only to be read."""
+    return cases()[name].build()

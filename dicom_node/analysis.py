@@ -1,0 +1,206 @@
+"""One series from files to results: decode, infer as slices come, and when it closes measure, report and write.
+
+The worker process runs this for the node, `scanside analyse` runs it on a folder: the same code with and without a
+network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, get_args
+
+import numpy as np
+import structlog
+
+from dicom_node import capture, decode, results
+from dicom_node.gate import NotAnalysed, Reason
+from dicom_node.journal import ResultFile, Role, SeriesState
+from runtime import geometry
+from runtime.errors import GeometryError
+from runtime.report import compose
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from pydicom.dataset import Dataset
+
+    from runtime.bundle import Bundle
+    from runtime.session import Session
+    from runtime.triage import Rule
+    from runtime.types import Plane, Report, Slice, SliceLabels, SliceStack
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What became of one file: a plane when it was analysed, a reason when it was turned away."""
+
+    path: Path
+    plane: Plane | None
+    refusal: NotAnalysed | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a series.
+
+    Attributes
+    ----------
+    state, reason : analysed, or not and why
+    report : None when it was not analysed
+    files : result files, written and synced
+
+    """
+
+    state: SeriesState
+    reason: str | None
+    report: Report | None
+    files: tuple[ResultFile, ...] = ()
+
+
+@dataclass(slots=True)
+class Series:
+    """What is known so far of one series that is still open."""
+
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    paths: dict[str, Path] = field(default_factory=dict)  # by SOPInstanceUID, like all below
+    headers: dict[str, Dataset] = field(default_factory=dict)
+    planes: dict[str, Plane] = field(default_factory=dict)
+    labels: dict[str, SliceLabels] = field(default_factory=dict)
+    refused: list[NotAnalysed] = field(default_factory=list)
+
+
+class Analyser:
+    """An opened bundle, ready for any number of series.
+
+    Parameters
+    ----------
+    bundle, session : the network and the engine that runs it
+    rules : triage
+    min_slices : a series with fewer is not analysed
+    max_batch : most slices in one inference
+
+    """
+
+    def __init__(
+        self, bundle: Bundle, session: Session, rules: Sequence[Rule], *, min_slices: int, max_batch: int
+    ) -> None:
+        self._bundle, self._session, self._rules = bundle, session, tuple(rules)
+        self._min_slices, self._max_batch = min_slices, max_batch
+
+    def feed(self, series: Series, paths: Sequence[Path]) -> list[Seen]:
+        """Decode and infer slices of an open series, what comes together in one batch."""
+        seen, waiting = [], []
+        for path in paths:
+            try:
+                header, slice_ = decode.read(path)
+            except NotAnalysed as refusal:
+                series.refused.append(refusal)
+                seen.append(Seen(path, None, refusal))
+                continue
+            series.paths[slice_.key], series.headers[slice_.key] = path, header
+            series.planes[slice_.key] = slice_.plane
+            waiting.append(slice_)
+            seen.append(Seen(path, slice_.plane, None))
+        for batch in _batches(waiting, self._max_batch):
+            answers = self._session.infer(np.stack([one.hu for one in batch]))
+            series.labels.update(zip((one.key for one in batch), answers, strict=True))
+        return seen
+
+    def close(self, series: Series, folder: Path, *, revision: int, missing: Sequence[str]) -> Outcome:
+        """Measure, report, and write the results and ``report.json`` into `folder`.
+
+        Parameters
+        ----------
+        missing : what makes the report provisional, as far as the caller knows
+
+        """
+        try:
+            stack = self._stack(series)
+        except NotAnalysed as refusal:
+            return Outcome(SeriesState.NOT_ANALYSED, str(refusal), None)
+        incomplete, left_out = _refusals(series.refused)
+        report = compose(
+            stack,
+            series.labels,
+            self._bundle,
+            self._session.identity,
+            self._rules,
+            missing=[*missing, *incomplete],
+            left_out=left_out,
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.json").write_text(to_json(report))
+        objects = results.build(
+            [series.headers[key] for key in stack.keys],
+            np.stack([series.labels[key].labels for key in stack.keys]),
+            self._pictured(series, stack, report),
+            report,
+            revision=revision,
+            started=series.started,
+        )
+        paths = results.write(objects, folder)
+        return Outcome(SeriesState.ANALYSED, None, report, _result_files(objects, paths))
+
+    def _stack(self, series: Series) -> SliceStack:
+        if not series.planes:
+            reasons = Counter(refusal.reason for refusal in series.refused)
+            raise NotAnalysed(reasons.most_common(1)[0][0] if reasons else Reason.TOO_FEW_SLICES)
+        if len({labels.labels.shape for labels in series.labels.values()}) > 1:
+            raise NotAnalysed(Reason.MIXED_SIZES)
+        try:
+            stack = geometry.stack(series.planes)
+        except GeometryError as error:
+            raise NotAnalysed(Reason.BAD_GEOMETRY, str(error)) from error
+        if len(stack) < self._min_slices:
+            raise NotAnalysed(Reason.TOO_FEW_SLICES, f"{len(stack)} in different places, {self._min_slices} needed")
+        return stack
+
+    @staticmethod
+    def _pictured(series: Series, stack: SliceStack, report: Report) -> dict[str, NDArray[np.int16]]:
+        """HU of the slices worth a picture, decoded again: keeping all would hold the series in memory."""
+        return {key: decode.read(series.paths[key])[1].hu for key in capture.key_slices(report, stack.keys)}
+
+
+def to_json(report: Report) -> str:
+    """A report as JSON, with the time at which it was composed (seconds since the epoch)."""
+    return json.dumps({"composed": time.time(), **dataclasses.asdict(report)}, indent=2) + "\n"
+
+
+def _batches(slices: Sequence[Slice], most: int) -> list[list[Slice]]:
+    """Runs of slices of one shape, `most` at a time."""
+    batches: list[list[Slice]] = []
+    for one in slices:
+        if batches and len(batches[-1]) < most and batches[-1][0].hu.shape == one.hu.shape:
+            batches[-1].append(one)
+        else:
+            batches.append([one])
+    return batches
+
+
+def _refusals(refused: Sequence[NotAnalysed]) -> tuple[list[str], list[str]]:
+    """Sentences for slices that should have been analysed, and for images that were none of the head's slices."""
+    counts = Counter(refusal.reason for refusal in refused)
+    sentences = [(reason, f"{n} image{'s' * (n > 1)} not analysed: {reason.value}") for reason, n in counts.items()]
+    incomplete = [text for reason, text in sentences if not reason.of_another_kind]
+    return incomplete, [text for reason, text in sentences if reason.of_another_kind]
+
+
+def _result_files(objects: results.ResultSet, paths: dict[str, Path]) -> tuple[ResultFile, ...]:
+    datasets = {"sr": objects.sr, **{f"sc-{i}": image for i, image in enumerate(objects.sc, start=1)}}
+    if objects.seg is not None:
+        datasets["seg"] = objects.seg
+    roles: dict[str, Role] = {name: name.partition("-")[0] for name in paths}
+    files = [
+        ResultFile(roles[name], path, str(datasets[name].SOPClassUID), str(datasets[name].SOPInstanceUID))
+        for name, path in paths.items()
+    ]
+    return tuple(sorted(files, key=lambda file: get_args(Role).index(file.role)))

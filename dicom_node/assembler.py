@@ -1,0 +1,186 @@
+"""Slices to series: which are open, and when one is complete, by evidence. No threads, no clock, no files of its own.
+
+A series closes when one of these holds, and never under an association that still sends to it:
+
+- an association that brought several of its slices was released, and the slices make a stack without gaps;
+- nothing came for `idle_timeout_s`. Then, and with a gap, the report is provisional and says why.
+
+A slice that comes after that reopens the series as its next revision, with all the slices on disk.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from runtime import geometry
+from runtime.errors import GeometryError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+    from pathlib import Path
+
+    from dicom_node.spool import Instance
+    from runtime.types import Plane
+
+    History = Callable[[str, str], tuple[int, Sequence[Instance]]]
+
+
+@dataclass(slots=True)
+class Assembly:
+    """One revision of one series, from its first slice to its result.
+
+    Attributes
+    ----------
+    study_uid, series_uid, revision : which
+    paths : in order of arrival (the keys; a dict for its fast look-up)
+    planes : of the slices that the worker has seen; None for an image it turned away
+    feeding : open associations that brought slices
+    brought : slices by association
+    released : an association that brought several slices ended in order
+    aborted : one ended otherwise
+    last_arrival : clock at the last slice
+    missing : set when it closes: why the report is provisional
+    closed : the worker has been told to close it
+
+    """
+
+    study_uid: str
+    series_uid: str
+    revision: int
+    last_arrival: float
+    paths: dict[Path, None] = field(default_factory=dict)
+    planes: dict[Path, Plane | None] = field(default_factory=dict)
+    feeding: set[Hashable] = field(default_factory=set)
+    brought: Counter[Hashable] = field(default_factory=Counter)
+    released: bool = False
+    aborted: bool = False
+    missing: tuple[str, ...] = ()
+    closed: bool = False
+
+    @property
+    def name(self) -> str:
+        """Unique among all series and revisions; what the worker is told."""
+        return f"{self.study_uid}/{self.series_uid}/{self.revision}"
+
+    def is_seen(self) -> bool:
+        return len(self.planes) == len(self.paths)
+
+    def has_gaps(self) -> bool:
+        """Whether slices are missing between those there are; what makes no stack has no gap to wait for."""
+        planes = {str(path): plane for path, plane in self.planes.items() if plane}
+        try:
+            return bool(planes) and bool(geometry.stack(planes).gaps)
+        except GeometryError:
+            return False
+
+
+class Assembler:
+    """All open series.
+
+    Parameters
+    ----------
+    idle_timeout_s : close what has been quiet for this long
+    history : for a study and series UID, the last revision that has a result (0: none) and the instances on disk
+
+    """
+
+    def __init__(self, idle_timeout_s: float, history: History) -> None:
+        self._idle_timeout_s = idle_timeout_s
+        self._history = history
+        self._assemblies: dict[str, Assembly] = {}  # by name
+        self._open: dict[tuple[str, str], Assembly] = {}  # by study and series UID: the newest revision, not closed
+
+    def stored(self, association: Hashable, instance: Instance, now: float) -> tuple[Assembly, list[Path]]:
+        """Take note of a new instance.
+
+        Returns
+        -------
+        its assembly, and the paths the worker has to be told: this one, or all of them when a series (re)opens
+
+        """
+        key = (instance.study_uid, instance.series_uid)
+        assembly = self._open.get(key)
+        if assembly is None:
+            assembly = self.reopen(*key, now)  # what is on disk includes this instance
+            new = list(assembly.paths)
+        else:
+            new = [] if instance.path in assembly.paths else [instance.path]
+        assembly.paths |= dict.fromkeys(new)
+        assembly.feeding.add(association)
+        assembly.brought[association] += 1
+        assembly.last_arrival = now
+        return assembly, new
+
+    def reopen(self, study_uid: str, series_uid: str, now: float) -> Assembly:
+        """Open a series with what is on disk, as the revision after the last one finished or being closed."""
+        revision, instances = self._history(study_uid, series_uid)
+        closing = [
+            a.revision for a in self._assemblies.values() if (a.study_uid, a.series_uid) == (study_uid, series_uid)
+        ]
+        assembly = Assembly(study_uid, series_uid, max([revision, *closing]) + 1, now)
+        assembly.paths = dict.fromkeys(instance.path for instance in instances)
+        self._assemblies[assembly.name] = assembly
+        self._open[study_uid, series_uid] = assembly
+        return assembly
+
+    def ended(self, association: Hashable, *, released: bool) -> None:
+        """Take note of an association's end."""
+        for assembly in self._open.values():
+            if association in assembly.feeding:
+                assembly.feeding.discard(association)
+                if not released:
+                    assembly.aborted = True
+                elif assembly.brought[association] > 1:
+                    assembly.released, assembly.aborted = True, False  # who broke off before came back and finished
+
+    def seen(self, name: str, path: Path, plane: Plane | None) -> None:
+        """Take note of the worker's answer on a slice."""
+        if name in self._assemblies:
+            self._assemblies[name].planes[path] = plane
+
+    def restarted(self) -> list[Assembly]:
+        """Forget what the last worker said; every assembly has to be told to the next one."""
+        for assembly in self._assemblies.values():
+            assembly.planes.clear()
+        return list(self._assemblies.values())
+
+    def finished(self, name: str) -> Assembly | None:
+        """Forget an assembly that has its result; None for one that is not known (an answer of a worker long dead)."""
+        assembly = self._assemblies.pop(name, None)
+        if assembly and self._open.get((assembly.study_uid, assembly.series_uid)) is assembly:
+            del self._open[assembly.study_uid, assembly.series_uid]
+        return assembly
+
+    def progress(self) -> dict[str, tuple[int, int]]:
+        """Series without a result yet, by SeriesInstanceUID: images the worker has seen, and images here."""
+        return {a.series_uid: (len(a.planes), len(a.paths)) for a in self._assemblies.values()}
+
+    def first_unanswered(self) -> Assembly | None:
+        """The oldest assembly that the worker still owes an answer: the one it was at, since it works in order."""
+        return next((a for a in self._assemblies.values() if a.closed or not a.is_seen()), None)
+
+    def due(self, now: float) -> list[Assembly]:
+        """Series that close now; each is given out once."""
+        closing = [a for a in self._open.values() if a.is_seen() and self._is_complete(a, now)]
+        for assembly in closing:
+            assembly.closed = True
+            del self._open[assembly.study_uid, assembly.series_uid]
+        return closing
+
+    def next_deadline(self) -> float | None:
+        """Clock at which `due` may have something new without an event; None when nothing is open."""
+        return min((a.last_arrival + self._idle_timeout_s for a in self._open.values()), default=None)
+
+    def _is_complete(self, assembly: Assembly, now: float) -> bool:
+        if assembly.released and not assembly.aborted and not assembly.feeding and not assembly.has_gaps():
+            return True
+        if now - assembly.last_arrival < self._idle_timeout_s:
+            return False
+        why = "the sender broke off" if assembly.aborted else "the sender gave no sign that the series is complete"
+        if not (
+            assembly.released and not assembly.aborted
+        ):  # with a clean release only the gap is wrong, and it is named
+            assembly.missing = (f"closed after {self._idle_timeout_s:g} s without a new slice; {why}",)
+        return True

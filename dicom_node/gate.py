@@ -1,0 +1,93 @@
+"""What is not analysed, and why: one enum for the log, the journal and the report."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from runtime.errors import ScansideError
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+    from runtime.types import Plane
+
+CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
+AXIAL_COSINE = 0.8  # a gantry tilts by 30 degrees (0.87); a coronal or sagittal reformat is far below
+
+
+class Reason(StrEnum):
+    """Why an image or a series was not analysed; the value is what people read."""
+
+    NOT_CT = "not a CT image"
+    LOCALIZER = "a localizer"
+    DERIVED = "a derived image, not what the scanner measured"
+    NOT_AXIAL = "not axial"
+    LOSSY = "lossy compressed: Hounsfield units are not those measured"
+    NO_PIXEL_DATA = "no pixel data"
+    NO_RESCALE = "no RescaleSlope or RescaleIntercept: pixels can't become Hounsfield units"
+    NO_GEOMETRY = "no ImagePositionPatient, ImageOrientationPatient or PixelSpacing"
+    UNREADABLE = "pixels that no installed decoder reads"
+    BAD_GEOMETRY = "slices that make no stack"
+    MIXED_SIZES = "slices of different matrix sizes"
+    TOO_FEW_SLICES = "too few slices"
+
+    @property
+    def of_another_kind(self) -> bool:
+        """True where the image was never a slice of the head: leaving it out leaves nothing out."""
+        return self in (Reason.NOT_CT, Reason.LOCALIZER, Reason.DERIVED, Reason.NOT_AXIAL)
+
+
+class NotAnalysed(ScansideError):
+    """An image or a series that the gate turns away; carries the reason."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(f"{reason.value}: {detail}" if detail else reason.value)
+        self.reason = reason
+
+
+def check_kind(image: Dataset) -> None:
+    """Turn away what is no axial CT slice as the scanner measured it, by header alone.
+
+    Modality and BodyPartExamined decide nothing: dose pages are Modality CT, and heads are labelled as necks.
+
+    Raises
+    ------
+    NotAnalysed
+
+    """
+    sop_class = str(image.get("SOPClassUID", ""))
+    if sop_class != CT_IMAGE_STORAGE:
+        raise NotAnalysed(Reason.NOT_CT, f"SOP class {sop_class or 'missing'}")
+    image_type = [str(value) for value in image.get("ImageType") or ()]
+    if "LOCALIZER" in image_type[2:]:
+        raise NotAnalysed(Reason.LOCALIZER)
+    if image_type[:1] == ["DERIVED"]:
+        raise NotAnalysed(Reason.DERIVED, "\\".join(image_type))
+    if str(image.get("LossyImageCompression", "")) == "01":
+        raise NotAnalysed(Reason.LOSSY, f"ratio {image.get('LossyImageCompressionRatio', 'not given')}")
+    if "PixelData" not in image:
+        raise NotAnalysed(Reason.NO_PIXEL_DATA)
+    if image.get("RescaleSlope") is None or image.get("RescaleIntercept") is None:
+        raise NotAnalysed(Reason.NO_RESCALE)
+
+
+def check_plane(plane: Plane) -> None:
+    """Turn away planes that are none (numbers that are not finite, directions that are not perpendicular) or not axial.
+
+    Raises
+    ------
+    NotAnalysed
+
+    """
+    numbers = np.array(
+        [*plane.origin_lps, *plane.row_lps, *plane.column_lps, *plane.spacing_mm, plane.thickness_mm or 1.0]
+    )
+    row, column = np.array(plane.row_lps), np.array(plane.column_lps)
+    unit = np.allclose([row @ row, column @ column, row @ column], [1, 1, 0], atol=1e-2)
+    if not np.isfinite(numbers).all() or not unit or min(*plane.spacing_mm, plane.thickness_mm or 1.0) <= 0:
+        raise NotAnalysed(Reason.NO_GEOMETRY, "orientation, position or spacing is impossible")
+    if abs(float(plane.normal_lps[2])) < AXIAL_COSINE:
+        raise NotAnalysed(Reason.NOT_AXIAL, f"normal {np.round(plane.normal_lps, 2).tolist()}")

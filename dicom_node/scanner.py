@@ -1,0 +1,265 @@
+"""A scanner's side of C-STORE: files pushed at a pace over one association, each answer timed (``scanside push``)."""
+
+from __future__ import annotations
+
+import struct
+import sys
+import time
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import numpy as np
+import structlog
+from pydicom.errors import InvalidDicomError
+from pydicom.tag import Tag
+from pydicom.uid import UID, MediaStorageDirectoryStorage
+from pynetdicom import build_context
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.dsutils import split_dataset
+from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS, code_to_category
+
+from dicom_node.config import Destination
+from dicom_node.sender import associate
+from dicom_node.spool import DataSetUnreadable, read_head
+from dicom_node.wire import Answers
+from runtime.errors import ScansideError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from pynetdicom.association import Association
+
+INSTANCE_NUMBER = Tag(0x0020, 0x0013)
+MOST_CONTEXTS = 128  # presentation context IDs are the odd numbers below 256 (PS3.8 section 9.3.2.2)
+
+log = structlog.get_logger(__name__)
+
+
+class PushError(ScansideError):
+    """Nothing that could be pushed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One file and what the peer said of it.
+
+    Attributes
+    ----------
+    path, sop_uid : which
+    status : DIMSE status; None where there was no answer
+    reason : why it failed, or what a warning says; empty on success
+    response_ms : from the start of sending to the answer; None without one
+    acknowledged : ``time.time()`` of the answer; None without one
+
+    """
+
+    path: Path
+    sop_uid: str
+    status: int | None
+    reason: str
+    response_ms: float | None = None
+    acknowledged: float | None = None
+
+    @property
+    def is_stored(self) -> bool:
+        return self.status is not None and code_to_category(self.status) in ("Success", "Warning")
+
+
+@dataclass(frozen=True, slots=True)
+class PushReport:
+    """All that one push did.
+
+    Attributes
+    ----------
+    sent : files that the peer stored, in order
+    failed : files that it did not, with status and reason
+    skipped : files that are no DICOM instances, with the reason
+    seconds : from the first byte of the first file to the last answer
+
+    """
+
+    sent: tuple[Sent, ...]
+    failed: tuple[Sent, ...]
+    skipped: tuple[tuple[Path, str], ...]
+    seconds: float
+
+    @property
+    def last_acknowledged(self) -> float | None:
+        """``time.time()`` when the last file was acknowledged: from here a result's latency counts."""
+        return max((each.acknowledged for each in self.sent), default=None)
+
+    def response_ms(self, percentile: float) -> float:
+        """Response time that `percentile` percent of the stored files kept; NaN when there are none."""
+        times = [each.response_ms for each in self.sent]
+        return float(np.percentile(times, percentile)) if times else float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """An instance on disk, its data set from `offset` on."""
+
+    path: Path
+    offset: int
+    sop_class_uid: UID
+    sop_uid: UID
+    transfer_syntax_uid: UID
+    number: int
+
+
+def push(
+    paths: Sequence[Path],
+    address: tuple[str, int],
+    *,
+    calling_ae: str,
+    called_ae: str,
+    rate: float | None = None,
+    on_slice: Callable[[Sent], None] | None = None,
+) -> PushReport:
+    """Send DICOM files as a scanner does: in order of InstanceNumber, over one association, as they are encoded.
+
+    Parameters
+    ----------
+    paths : files, and folders that are searched for files
+    address : host and port
+    calling_ae, called_ae : AE titles, ours and the peer's
+    rate : slices per second, kept from the start on however long an answer takes; None: as fast as it goes
+    on_slice : told of each file as it is answered or fails
+
+    Raises
+    ------
+    PushError : no DICOM file, or more kinds of them than an association can carry
+    dicom_node.sender.PeerError : no connection, or the association was rejected, with the reason
+
+    """
+    files, skipped = _find(paths)
+    kinds = sorted({(file.sop_class_uid, file.transfer_syntax_uid) for file in files})
+    if len(kinds) > MOST_CONTEXTS:
+        raise PushError(
+            f"{len(kinds)} kinds of files (class and transfer syntax), an association carries {MOST_CONTEXTS}"
+        )
+    peer = Destination(name="peer", ae_title=called_ae, host=address[0], port=address[1])
+    association = associate(peer, calling_ae, [build_context(*kind) for kind in kinds])
+    association.dimse.msg_queue = Answers()
+
+    answers: list[Sent] = []
+    start = time.perf_counter()
+    try:
+        for i, file in enumerate(files):
+            if rate:
+                time.sleep(max(0.0, start + i / rate - time.perf_counter()))
+            answers.append(_send(association, file, message_id=i % 0x10000))
+            if on_slice:
+                on_slice(answers[-1])
+        seconds = time.perf_counter() - start
+        association.release()
+    finally:
+        if association.is_established:  # something above raised
+            association.abort()
+    return PushReport(
+        sent=tuple(each for each in answers if each.is_stored),
+        failed=tuple(each for each in answers if not each.is_stored),
+        skipped=tuple(skipped),
+        seconds=seconds,
+    )
+
+
+def _find(paths: Sequence[Path]) -> tuple[list[_File], list[tuple[Path, str]]]:
+    """The instances among `paths`, in order, and what is none, with the reason."""
+    files, skipped = [], []
+    for path in _walk(paths):
+        try:
+            files.append(_read(path))
+        # what pydicom raises for a file that is none, or that lacks file meta information
+        except (InvalidDicomError, OSError, AttributeError, ValueError, RuntimeError, struct.error) as error:
+            skipped.append((path, str(error) or type(error).__name__))
+    if not files:
+        raise PushError(f"no DICOM files in {', '.join(map(str, paths))} ({len(skipped)} other files)")
+    return sorted(files, key=lambda file: (file.number, file.path.name)), skipped
+
+
+def _walk(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(each for each in path.rglob("*") if each.is_file())
+        else:
+            yield path
+
+
+def _read(path: Path) -> _File:
+    meta, offset = split_dataset(path)
+    if meta.MediaStorageSOPClassUID == MediaStorageDirectoryStorage:
+        raise InvalidDicomError("a DICOMDIR, not an instance")
+    return _File(
+        path=path,
+        offset=offset,
+        sop_class_uid=meta.MediaStorageSOPClassUID,
+        sop_uid=meta.MediaStorageSOPInstanceUID,
+        transfer_syntax_uid=meta.TransferSyntaxUID,
+        number=_number(path.read_bytes()[offset:], meta.TransferSyntaxUID),
+    )
+
+
+def _number(data_set: bytes, transfer_syntax_uid: UID) -> int:
+    """InstanceNumber; what has none that can be read goes last."""
+    try:
+        return int(read_head(data_set, transfer_syntax_uid, (INSTANCE_NUMBER,)).InstanceNumber)
+    except (DataSetUnreadable, AttributeError, TypeError, ValueError):
+        return sys.maxsize
+
+
+def _send(association: Association, file: _File, message_id: int) -> Sent:
+    context_id = next(
+        (
+            context.context_id
+            for context in association.accepted_contexts
+            if context.abstract_syntax == file.sop_class_uid and context.transfer_syntax[0] == file.transfer_syntax_uid
+        ),
+        None,
+    )
+    if context_id is None:
+        wanted = f"{file.sop_class_uid.name} in {file.transfer_syntax_uid.name}"
+        return Sent(file.path, file.sop_uid, None, f"the peer does not accept {wanted}")
+    if not association.is_established:
+        return Sent(file.path, file.sop_uid, None, "not sent: the association is gone")
+
+    with file.path.open("rb") as opened:
+        opened.seek(file.offset)
+        data_set = opened.read()
+    start = time.perf_counter()
+    response = _c_store(association, context_id, message_id, file, data_set)
+    if response is None:
+        return Sent(file.path, file.sop_uid, None, "no answer: the peer ended the association or is too slow")
+    category, meaning = STORAGE_SERVICE_CLASS_STATUS.get(response.Status, (code_to_category(response.Status), ""))
+    comment = f": {response.ErrorComment}" if response.ErrorComment else ""
+    return Sent(
+        path=file.path,
+        sop_uid=file.sop_uid,
+        status=response.Status,
+        reason="" if category == "Success" else f"0x{response.Status:04X} {category} {meaning}{comment}",
+        response_ms=(time.perf_counter() - start) * 1e3,
+        acknowledged=time.time(),
+    )
+
+
+def _c_store(
+    association: Association, context_id: int, message_id: int, file: _File, data_set: bytes
+) -> C_STORE | None:
+    """C-STORE of an encoded data set; None without an answer.
+
+    Association.send_c_store would decode and encode it, which drops group lengths, changes the lengths of sequences and
+    refuses malformed files that scanners do send. Its switch for sending files as they are
+    (_config.STORE_SEND_CHUNKED_DATASET) is one for the whole process, and the sender of results needs it off.
+    """
+    request = C_STORE()
+    request.MessageID = message_id
+    request.Priority = 0
+    request.AffectedSOPClassUID = file.sop_class_uid
+    request.AffectedSOPInstanceUID = file.sop_uid
+    request.DataSet = BytesIO(data_set)
+    association.dimse.send_msg(request, context_id)
+    _, response = association.dimse.get_msg(block=True)
+    if response is None and association.is_established:
+        association.abort()  # the answer may still come, and would be taken for the next one's
+    return response

@@ -1,0 +1,133 @@
+"""The worker process: decode, inference and result files, one per engine.
+
+It speaks JSON, one object a line: requests on stdin, answers on stdout. It may crash or hang at any slice (a CUDA
+error is for life); it keeps nothing that the spool does not have, so the node starts another and tells it the open
+series again.
+
+::
+
+    -> {"do": "open", "bundle": ..., "backend": ..., ...}
+    <- {"is": "ready", "model": ..., "backend": ...}      or {"is": "broken", "error": ...}
+    -> {"do": "slice", "series": ID, "path": ...}
+    <- {"is": "slice", "series": ID, "path": ..., "plane": {...} or null, "refusal": null or why}
+    -> {"do": "close", "series": ID, "folder": ..., "revision": 1, "missing": [...]}
+    <- {"is": "result", "series": ID, "state": ..., "reason": ..., "report": ..., "files": [...]}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import queue
+import sys
+import threading
+from collections import deque
+from pathlib import Path
+from typing import IO, Any
+
+import structlog
+
+from dicom_node import log as logging
+from dicom_node.analysis import Analyser, Outcome, Seen, Series, to_json
+from dicom_node.journal import SeriesState
+from runtime.bundle import open_bundle
+from runtime.errors import ScansideError
+from runtime.session import open_session, self_test
+from runtime.triage import Rule
+
+log = structlog.get_logger(__name__)
+
+
+def main() -> None:
+    """Serve requests until stdin ends."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints must not mix with the answers
+    requests: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+    opening = json.loads(sys.stdin.readline())
+    logging.configure(opening["log_level"], opening["log_format"])
+    try:
+        analyser = _open(opening, answers)
+    except ScansideError as error:
+        _say(answers, {"is": "broken", "error": str(error)})
+        return
+    threading.Thread(target=_read, args=(sys.stdin, requests), daemon=True).start()
+    _serve(analyser, requests, answers, opening["max_batch"])
+
+
+def _open(opening: dict[str, Any], answers: IO[str]) -> Analyser:
+    bundle = open_bundle(Path(opening["bundle"]) if opening["bundle"] else None)
+    session = open_session(bundle, opening["backend"], threads=opening["threads"])
+    disagreement = self_test(session, bundle)
+    rules = [Rule(rule["level"], tuple(rule["classes"]), rule["volume_ml"]) for rule in opening["triage"]]
+    ready = {"model": f"{bundle.name} {bundle.version}", "backend": session.identity.backend, "self_test": disagreement}
+    _say(answers, {"is": "ready", **ready})
+    return Analyser(bundle, session, rules, min_slices=opening["min_slices"], max_batch=opening["max_batch"])
+
+
+def _read(source: IO[str], requests: queue.SimpleQueue[dict[str, Any] | None]) -> None:
+    for line in source:
+        requests.put(json.loads(line))
+    requests.put(None)
+
+
+def _serve(
+    analyser: Analyser, requests: queue.SimpleQueue[dict[str, Any] | None], answers: IO[str], max_batch: int
+) -> None:
+    open_series: dict[str, Series] = {}
+    waiting: deque[dict[str, Any] | None] = deque()
+    while True:
+        while not waiting or not requests.empty():
+            waiting.append(requests.get())
+        request = waiting.popleft()
+        if request is None:
+            return
+        name = request["series"]
+        if request["do"] == "close":
+            outcome = _close(analyser, open_series.pop(name, Series()), request)
+            _say(answers, {"is": "result", "series": name, **_outcome(outcome)})
+            continue
+        paths = [Path(request["path"])]
+        while len(paths) < max_batch and waiting and waiting[0] and _is_slice(waiting[0], name):
+            paths.append(Path(waiting.popleft()["path"]))  # what waits already goes together; nothing is waited for
+        for seen in analyser.feed(open_series.setdefault(name, Series()), paths):
+            _say(answers, {"is": "slice", "series": name, **_seen(seen)})
+
+
+def _is_slice(request: dict[str, Any], series: str) -> bool:
+    return request["do"] == "slice" and request["series"] == series
+
+
+def _close(analyser: Analyser, series: Series, request: dict[str, Any]) -> Outcome:
+    folder = Path(request["folder"])
+    try:
+        return analyser.close(series, folder, revision=request["revision"], missing=request["missing"])
+    except Exception as error:  # one series' result must not end the process; the node records the failure
+        log.exception("series_failed", series=request["series"])
+        return Outcome(SeriesState.FAILED, f"{type(error).__name__}: {error}", None)
+
+
+def _seen(seen: Seen) -> dict[str, Any]:
+    return {
+        "path": str(seen.path),
+        "plane": dataclasses.asdict(seen.plane) if seen.plane else None,
+        "refusal": str(seen.refusal) if seen.refusal else None,
+    }
+
+
+def _outcome(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "state": outcome.state,
+        "reason": outcome.reason,
+        "report": to_json(outcome.report) if outcome.report else None,
+        "files": [{**dataclasses.asdict(file), "path": str(file.path)} for file in outcome.files],
+    }
+
+
+def _say(answers: IO[str], message: dict[str, Any]) -> None:
+    answers.write(json.dumps(message) + "\n")
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""When a series is complete: by evidence, provisional without, reopened by what comes late."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dicom_node.assembler import Assembler, Assembly
+from dicom_node.spool import Instance
+from tests.runtime.test_geometry import axial
+
+TIMEOUT_S = 10.0
+
+
+class Bench:
+    """An assembler with a clock, a disk and a worker of its own."""
+
+    def __init__(self) -> None:
+        self.disk: dict[str, list[Instance]] = {}
+        self.revision: dict[str, int] = {}
+        self.assembler = Assembler(
+            TIMEOUT_S, lambda _, series: (self.revision.get(series, 0), self.disk.get(series, []))
+        )
+        self.now = 0.0
+
+    def store(self, z: float, *, association: str = "ct", series: str = "1.2", seen: bool = True) -> list[Path]:
+        """A slice at table position `z` arrives; the worker sees it at once unless told otherwise."""
+        path = Path(f"/spool/{series}/{z}.dcm")
+        instance = Instance("1", series, "ct", f"{series}.{z}", "le", path, "hash")
+        self.disk.setdefault(series, []).append(instance)
+        assembly, new = self.assembler.stored(association, instance, self.now)
+        if seen:
+            for each in new:
+                self.assembler.seen(assembly.name, each, axial(float(each.stem)))
+        return new
+
+    def due(self, after_s: float = 0.0) -> list[Assembly]:
+        self.now += after_s
+        return self.assembler.due(self.now)
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def test_a_release_with_closed_geometry_closes_at_once_and_final(bench: Bench):
+    for z in (0, 5, 10, 15):
+        bench.store(z)
+        assert bench.due() == []
+    bench.assembler.ended("ct", released=True)
+    (closed,) = bench.due()
+    assert closed.missing == ()
+    assert bench.due(1000) == [], "given out twice"
+
+
+def test_nothing_closes_before_the_worker_has_seen_every_slice(bench: Bench):
+    bench.store(0)
+    bench.store(5, seen=False)
+    bench.assembler.ended("ct", released=True)
+    assert bench.due(1000) == []
+    bench.assembler.seen("1/1.2/1", Path("/spool/1.2/5.dcm"), axial(5))
+    assert len(bench.due()) == 1
+
+
+def test_a_gap_waits_for_the_missing_slice_and_then_closes_without_it(bench: Bench):
+    for z in (0, 5, 15, 20):
+        bench.store(z)
+    bench.assembler.ended("ct", released=True)
+    assert bench.due(TIMEOUT_S - 1) == []
+    (closed,) = bench.due(2)
+    assert closed.missing == (), "the gap itself is named by the report"
+
+
+def test_the_missing_slice_over_a_second_association_closes_the_gap(bench: Bench):
+    for z in (0, 5, 15, 20):
+        bench.store(z)
+    bench.assembler.ended("ct", released=True)
+    bench.store(10, association="again")
+    assert bench.due() == []
+    bench.assembler.ended("again", released=True)
+    assert len(bench.due()) == 1
+
+
+def test_an_association_for_each_slice_is_no_sign_of_the_end(bench: Bench):
+    for z in (0, 5, 10, 15):
+        bench.store(z, association=str(z))
+        bench.assembler.ended(str(z), released=True)
+        assert bench.due(1) == []
+    (closed,) = bench.due(TIMEOUT_S)
+    assert "no sign that the series is complete" in closed.missing[0]
+
+
+def test_an_abort_waits_for_the_sender_to_come_back(bench: Bench):
+    for z in (0, 5, 10):
+        bench.store(z)
+    bench.assembler.ended("ct", released=False)
+    assert bench.due(TIMEOUT_S - 1) == []
+    for z in (15, 20):
+        bench.store(z, association="back")
+    bench.assembler.ended("back", released=True)
+    (closed,) = bench.due()
+    assert closed.missing == ()
+
+
+def test_an_abort_without_return_is_named(bench: Bench):
+    for z in (0, 5, 10):
+        bench.store(z)
+    bench.assembler.ended("ct", released=False)
+    (closed,) = bench.due(TIMEOUT_S)
+    assert "the sender broke off" in closed.missing[0]
+
+
+def test_two_associations_feed_one_series_and_both_must_end(bench: Bench):
+    for z in (0, 5, 10, 15, 20, 25):
+        bench.store(z, association="a" if z % 10 else "b")
+    bench.assembler.ended("a", released=True)
+    assert bench.due() == []
+    bench.assembler.ended("b", released=True)
+    assert len(bench.due()) == 1
+
+
+def test_an_open_association_that_has_gone_quiet_does_not_hold_its_series_for_ever(bench: Bench):
+    for z in (0, 5, 10):
+        bench.store(z)
+    assert len(bench.due(TIMEOUT_S)) == 1
+
+
+def test_series_of_one_association_close_each_for_itself(bench: Bench):
+    for z in (0, 5, 10):
+        bench.store(z, series="1.2")
+        bench.store(z, series="1.3")
+    bench.assembler.ended("ct", released=True)
+    assert {closed.series_uid for closed in bench.due()} == {"1.2", "1.3"}
+
+
+def test_a_late_slice_reopens_the_series_as_its_next_revision_with_all_its_slices(bench: Bench):
+    for z in (0, 5, 10):
+        bench.store(z)
+    bench.assembler.ended("ct", released=True)
+    (first,) = bench.due()
+    bench.assembler.finished(first.name)
+    bench.revision["1.2"] = 1
+    new = bench.store(15, association="late")
+    assert [path.stem for path in new] == ["0", "5", "10", "15"]
+    (second,) = bench.due(TIMEOUT_S)
+    assert second.revision == 2
+    assert len(second.paths) == 4
+
+
+def test_a_slice_that_comes_while_the_worker_writes_results_is_the_next_revision(bench: Bench):
+    for z in (0, 5, 10):
+        bench.store(z)
+    bench.assembler.ended("ct", released=True)
+    (first,) = bench.due()
+    bench.store(15, association="late")
+    (second,) = bench.due(TIMEOUT_S)
+    assert (first.revision, second.revision) == (1, 2)
+    assert bench.assembler.finished(first.name) is first
+    assert bench.assembler.finished(second.name) is second
+    assert bench.assembler.next_deadline() is None
+
+
+def test_images_the_worker_turned_away_close_with_their_association(bench: Bench):
+    """A dose report: no planes, no gaps, nothing to wait for."""
+    for z in (0, 1):
+        bench.store(z, seen=False)
+        bench.assembler.seen("1/1.2/1", Path(f"/spool/1.2/{z}.dcm"), None)
+    bench.assembler.ended("ct", released=True)
+    assert len(bench.due()) == 1
+
+
+def test_a_new_worker_is_told_everything(bench: Bench):
+    for z in (0, 5, 10):
+        bench.store(z)
+    bench.store(0, series="1.3")
+    bench.assembler.ended("ct", released=True)
+    closed = bench.due()
+    assert [each.series_uid for each in closed] == ["1.2"]
+    told = bench.assembler.restarted()
+    assert {(each.series_uid, len(each.paths), each.closed) for each in told} == {("1.2", 3, True), ("1.3", 1, False)}
+    assert bench.assembler.first_unanswered().series_uid == "1.2"
+
+
+def test_the_deadline_is_that_of_the_series_quiet_for_longest(bench: Bench):
+    assert bench.assembler.next_deadline() is None
+    bench.store(0, series="1.2")
+    bench.now = 4
+    bench.store(0, series="1.3")
+    assert bench.assembler.next_deadline() == TIMEOUT_S

@@ -1,0 +1,216 @@
+"""`check` tries everything, says what to do about what fails, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import CTImageStorage, Verification
+
+from dicom_node import sender
+from dicom_node.check import Item, check
+from dicom_node.config import Config, Destination, Model, Node, TriageRule
+from runtime.bundle import SHIPPED
+
+# pynetdicom does not close the socket of a connection that was refused; it is collected at once
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+
+needs_bundle = pytest.mark.skipif(not (SHIPPED / "manifest.json").exists(), reason="no model bundle in this tree")
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    for name in ("CONNECT_TIMEOUT_S", "ACSE_TIMEOUT_S", "DIMSE_TIMEOUT_S"):
+        monkeypatch.setattr(sender, name, 1.0)
+
+
+@pytest.fixture
+def look(tmp_path):
+    """Checks a node with one change; gives the items by name. The bundle is one that is not there, unless told."""
+
+    def run(*, destinations=(), model=None, triage=None, **node) -> dict[str, Item]:
+        config = Config(
+            node=Node(**{"folder": tmp_path / "data", "port": 0} | node),
+            destinations=destinations,
+            model=model or Model(bundle=tmp_path / "no-bundle"),
+            triage=Config().triage if triage is None else triage,
+        )
+        return {item.name: item for item in check(config)}
+
+    return run
+
+
+@contextlib.contextmanager
+def peer(*, contexts=(Verification,), status: int = 0x0000, **settings):
+    ae = AE("PEER")
+    for context in contexts:
+        ae.add_supported_context(context)
+    for name, value in settings.items():
+        setattr(ae, name, value)
+    server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_ECHO, lambda _: status)])
+    try:
+        yield Destination(name="pacs", ae_title="PEER", host="127.0.0.1", port=server.socket.getsockname()[1])
+    finally:
+        ae.shutdown()
+
+
+def test_a_node_that_is_well(look, tmp_path):
+    with peer() as pacs:
+        items = look(destinations=[pacs], allowed_calling_aes=["CT1"])
+    del items["bundle"]
+    assert {name: item.ok for name, item in items.items()} == dict.fromkeys(
+        ["senders", "folder", "disk", "port", "destination pacs"], True
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_open_or_leads_nowhere_is_a_warning(look):
+    items = look(address="0.0.0.0")
+    for name in ("senders", "destinations"):
+        assert (items[name].ok, items[name].kind) == (None, "configuration")
+    assert "anyone who reaches 0.0.0.0" in items["senders"].message
+    assert "node.allowed_calling_aes" in items["senders"].message
+
+
+def test_a_folder_that_can_not_be_written(look, tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "inside", tmp_path / ("x" * 300), Path("/proc/scanside")):
+        item = look(folder=folder)["folder"]
+        assert (item.ok, item.kind) == (False, "environment"), item
+        assert f"{folder}: can't be made or written: " in item.message
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+def test_a_folder_that_is_there_already(look, tmp_path):
+    (tmp_path / "data").mkdir()
+    assert look()["folder"].message == f"{tmp_path / 'data'}: writable"
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_a_disk_below_the_floor(look):
+    item = look(free_floor_gb=1e9)["disk"]
+    assert (item.ok, item.kind) == (False, "environment")
+    assert "every slice would be refused" in item.message
+
+
+def test_a_port_in_use(look):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        item = look(port=port)["port"]
+    assert (item.ok, item.kind) == (False, "environment")
+    assert f"127.0.0.1:{port}: Address already in use" in item.message
+
+
+def test_an_address_of_another_machine(look):
+    item = look(address="192.0.2.1")["port"]  # TEST-NET-1: nobody's
+    assert item.ok is False
+    assert "192.0.2.1:0: " in item.message
+
+
+def test_a_destination_that_is_down(look):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    item = look(destinations=[Destination(name="pacs", ae_title="PEER", host="127.0.0.1", port=port)])[
+        "destination pacs"
+    ]
+    assert (item.ok, item.kind) == (False, "finding")
+    assert item.message == f"pacs (PEER at 127.0.0.1:{port}): Connection refused"
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"require_calling_aet": ["SOMEONE"]}, "Calling AE title not recognised"),
+        ({"require_called_aet": True, "ae_title": "SOMEONE"}, "Called AE title not recognised"),
+        ({"contexts": (CTImageStorage,)}, "accepts none of: Verification SOP Class"),
+        ({"status": 0x0122}, "status 0x0122"),
+    ],
+)
+def test_a_destination_that_does_not_want_us_says_why(look, settings, reason):
+    with peer(**settings) as pacs:
+        item = look(destinations=[pacs])["destination pacs"]
+    assert (item.ok, item.kind) == (False, "finding")
+    assert reason in item.message
+
+
+def test_a_port_where_no_dicom_is_spoken(look):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        pacs = Destination(name="pacs", ae_title="PEER", host="127.0.0.1", port=silent.getsockname()[1])
+        item = look(destinations=[pacs])["destination pacs"]
+    assert item.ok is False
+    assert "is it a DICOM port?" in item.message
+
+
+def test_every_destination_is_asked(look):
+    with peer() as pacs:
+        dead = Destination(name="dead", ae_title="PEER", host="127.0.0.1", port=1)
+        items = look(destinations=[dead, pacs])
+    assert (items["destination dead"].ok, items["destination pacs"].ok) == (False, True)
+
+
+@pytest.mark.skipif(shutil.which("storescp") is None, reason="storescp not installed: apt-get install dcmtk")
+def test_dcmtk_answers(look):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    pacs = Destination(name="pacs", ae_title="PEER", host="127.0.0.1", port=port)
+    process = subprocess.Popen(["storescp", "--ignore", str(port)])
+    try:
+        deadline = time.monotonic() + 20
+        while not (item := look(destinations=[pacs])["destination pacs"]).ok:
+            assert time.monotonic() < deadline, item
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_a_bundle_that_is_not_there(look, tmp_path):
+    items = look()
+    assert (items["bundle"].ok, items["bundle"].kind) == (False, "environment")
+    assert str(tmp_path / "no-bundle") in items["bundle"].message
+    assert "engine" not in items
+
+
+@needs_bundle
+def test_the_shipped_bundle_passes_its_self_test(look):
+    items = look(model=Model())
+    assert items["bundle"].ok
+    assert items["engine"].ok, items["engine"]
+    assert "onnxruntime" in items["engine"].message
+    assert "triage" not in items
+
+
+@needs_bundle
+def test_a_rule_for_a_class_that_the_model_does_not_know(look):
+    rules = [
+        TriageRule(level="urgent", classes=["any"], volume_ml=1),
+        TriageRule(level="urgent", classes=["sdh"], volume_ml=1),
+    ]
+    items = look(model=Model(), triage=rules)
+    assert (items["triage"].ok, items["triage"].kind) == (None, "configuration")
+    assert items["triage"].message.startswith("rules name sdh, but")
+
+
+@needs_bundle
+def test_a_tampered_bundle(look, tmp_path):
+    shutil.copytree(SHIPPED, tmp_path / "bundle")
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    with (tmp_path / "bundle" / min(manifest["files"])).open("ab") as file:
+        file.write(b"x")
+    item = look(model=Model(bundle=tmp_path / "bundle"))["bundle"]
+    assert (item.ok, item.kind) == (False, "environment")
+    assert "SHA-256" in item.message
+
+
+@needs_bundle
+def test_an_engine_that_computes_something_else(look, monkeypatch):
+    monkeypatch.setattr("runtime.session.SELF_TEST_DISAGREEMENT", -1.0)
+    item = look(model=Model())["engine"]
+    assert (item.ok, item.kind) == (False, "finding")
+    assert "differ from PyTorch" in item.message

@@ -1,0 +1,398 @@
+"""The journal: one transaction for a result and what is owed for it, whatever kills the process in between."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from dicom_node.journal import DeliveryState, Journal, JournalError, ResultFile, SeriesState
+
+ALL = ("sr", "sc", "seg")
+PACS = {"pacs": ALL}
+
+
+@pytest.fixture
+def journal(tmp_path):
+    with contextlib.closing(Journal(tmp_path / "journal.sqlite")) as opened:
+        yield opened
+
+
+def result_files(prefix: str) -> list[ResultFile]:
+    """Out of order on purpose."""
+    return [
+        ResultFile(role, Path(f"/results/{prefix}.{role}"), "1.2.3", f"{prefix}.{role}") for role in ("seg", "sc", "sr")
+    ]
+
+
+def record(journal: Journal, series_uid: str = "1.1", revision: int = 1, destinations=None) -> bool:
+    return journal.record_result(
+        "1",
+        series_uid,
+        revision,
+        state=SeriesState.ANALYSED,
+        reason=None,
+        slices=40,
+        report_json='{"findings": []}',
+        files=result_files(f"{series_uid}.{revision}"),
+        destinations=PACS if destinations is None else destinations,
+    )
+
+
+def states(journal: Journal) -> list[tuple[str, str]]:
+    return [(item.sop_uid, item.state.value) for item in journal.outbox()]
+
+
+def test_a_result_and_what_is_owed_for_it(journal):
+    before = time.time()
+    assert record(journal, destinations={"pacs": ALL, "archive": ("seg",), "nobody": ()})
+    last = journal.latest("1", "1.1")
+    assert (last.revision, last.state, last.reason, last.slices) == (1, SeriesState.ANALYSED, None, 40)
+    assert last.report_json == '{"findings": []}'
+    assert before <= last.recorded <= time.time()
+    assert journal.series() == [last]
+    owed = [(item.destination, item.role, item.path) for item in journal.outbox()]
+    assert owed == [
+        ("pacs", "sr", Path("/results/1.1.1.sr")),
+        ("pacs", "sc", Path("/results/1.1.1.sc")),
+        ("pacs", "seg", Path("/results/1.1.1.seg")),
+        ("archive", "seg", Path("/results/1.1.1.seg")),
+    ]
+    assert all(item.state is DeliveryState.QUEUED and item.attempts == 0 for item in journal.outbox())
+
+
+def test_a_series_that_was_not_analysed_owes_nothing(journal):
+    assert journal.record_result(
+        "1",
+        "1.1",
+        1,
+        state=SeriesState.NOT_ANALYSED,
+        reason="localizer",
+        slices=2,
+        report_json=None,
+        files=[],
+        destinations=PACS,
+    )
+    last = journal.latest("1", "1.1")
+    assert (last.state, last.reason, last.report_json) == (SeriesState.NOT_ANALYSED, "localizer", None)
+    assert journal.outbox() == []
+
+
+def test_recording_twice_changes_nothing(journal):
+    assert record(journal)
+    [first, *_] = journal.claim("pacs", time.time())
+    journal.mark_sent(first.id)
+    before = journal.outbox(), journal.series()
+    assert not record(journal)
+    assert not record(journal, destinations={"pacs": ALL, "another": ALL})
+    assert (journal.outbox(), journal.series()) == before
+
+
+def test_the_latest_revision(journal):
+    for revision in (1, 3, 2):
+        record(journal, revision=revision)
+    record(journal, series_uid="1.2")
+    assert journal.latest("1", "1.1").revision == 3
+    assert journal.latest("1", "1.3") is None
+    assert journal.latest("2", "1.1") is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"state": "finished"}, ValueError),
+        ({"files": [ResultFile("pdf", Path("x"), "1.2.3", "9.9")]}, ValueError),
+        ({"files": [ResultFile("sr", Path("x"), "1.2.3", "1.1.1.sr")]}, JournalError),  # owed for revision 1 already
+        ({"files": [ResultFile("sr", Path("x"), "1.2.3", None)]}, JournalError),
+        ({"slices": None}, JournalError),
+    ],
+)
+def test_what_is_wrong_is_not_recorded_at_all(journal, wrong, error):
+    record(journal)
+    before = journal.outbox(), journal.series()
+    right = {
+        "state": SeriesState.ANALYSED,
+        "reason": None,
+        "slices": 1,
+        "report_json": None,
+        "files": result_files("1.1.2"),
+        "destinations": PACS,
+    }
+    with pytest.raises(error):
+        journal.record_result("1", "1.1", 2, **(right | wrong))
+    assert (journal.outbox(), journal.series()) == before
+    assert record(journal, revision=2)  # and the journal still works
+
+
+def test_claiming_takes_a_destination_s_items_in_order(journal):
+    record(journal, destinations={"pacs": ALL, "archive": ALL})
+    record(journal, series_uid="1.2")
+    items = journal.claim("pacs", time.time())
+    assert [item.sop_uid for item in items] == [
+        "1.1.1.sr",
+        "1.1.1.sc",
+        "1.1.1.seg",
+        "1.2.1.sr",
+        "1.2.1.sc",
+        "1.2.1.seg",
+    ]
+    assert {item.state for item in items} == {DeliveryState.SENDING}
+    assert {item.state for item in journal.outbox() if item.destination == "archive"} == {DeliveryState.QUEUED}
+    assert journal.claim("nobody", time.time()) == []
+
+
+def test_what_failed_waits_and_then_goes_last(journal):
+    record(journal)
+    now = time.time()
+    sr, sc, seg = journal.claim("pacs", now)
+    journal.mark_failed(sr.id, now + 60, "0xA700")
+    journal.postpone([sc.id, seg.id], now + 30, "refused")
+    assert [(i.state, i.attempts, i.last_error) for i in journal.outbox()] == [
+        (DeliveryState.WAITING, 1, "0xA700"),
+        (DeliveryState.WAITING, 0, "refused"),
+        (DeliveryState.WAITING, 0, "refused"),
+    ]
+    assert journal.claim("pacs", now) == []
+    assert journal.next_due("pacs") == now + 30
+    assert [item.role for item in journal.claim("pacs", now + 31)] == ["sc", "seg", "sr"]  # one is due: all go
+
+
+def test_a_clock_that_was_set_back_holds_nothing_up(journal):
+    record(journal)
+    now = time.time()
+    items = journal.claim("pacs", now)
+    journal.postpone([item.id for item in items], now + 300, "refused")
+    assert journal.claim("pacs", now) == []
+    assert len(journal.claim("pacs", now - 3600)) == 3
+
+
+def test_sent_is_sent(journal):
+    record(journal)
+    for item in journal.claim("pacs", time.time()):
+        journal.mark_sent(item.id)
+    assert journal.claim("pacs", time.time()) == []
+    assert journal.next_due("pacs") is None
+    sent = journal.outbox()[0]
+    assert sent.state is DeliveryState.SENT
+    assert sent.sent >= sent.created
+    assert journal.retry(sent.id) == 0
+    assert not journal.park(sent.id, "no")
+
+
+def test_parked_until_retried(journal):
+    record(journal)
+    sr, sc, _ = journal.outbox()
+    assert journal.park(sr.id, "by hand")
+    assert not journal.park(sr.id, "by hand")
+    assert [item.role for item in journal.claim("pacs", time.time())] == ["sc", "seg"]
+    journal.mark_failed(sc.id, time.time() + 300, "0x0122")
+    assert journal.park(sc.id, "0x0122")
+    journal.mark_failed(sc.id, 0, "late")  # an answer that comes after the operator parked it
+    assert states(journal)[:2] == [("1.1.1.sr", "parked"), ("1.1.1.sc", "parked")]
+    assert journal.outbox()[1].attempts == 1
+
+    assert journal.retry(99) == 0
+    assert journal.retry(sr.id) == 1
+    assert states(journal)[:2] == [("1.1.1.sr", "queued"), ("1.1.1.sc", "parked")]
+    assert journal.retry() == 1
+    assert [(item.state.value, item.attempts) for item in journal.outbox()][:2] == [("queued", 0), ("queued", 0)]
+
+
+def test_parked_while_on_the_wire_and_then_delivered(journal):
+    record(journal)
+    [sr, *_] = journal.claim("pacs", time.time())
+    journal.park(sr.id, "by hand")
+    journal.mark_sent(sr.id)
+    assert journal.outbox()[0].state is DeliveryState.SENT
+
+
+def test_threads_share_a_journal(journal):
+    def work(number: int) -> None:
+        for revision in range(1, 6):
+            assert record(journal, series_uid=f"1.{number}", revision=revision, destinations={f"d{number}": ALL})
+            for item in journal.claim(f"d{number}", time.time()):
+                journal.mark_sent(item.id)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert len(journal.series()) == 20
+    assert [item.state for item in journal.outbox()] == [DeliveryState.SENT] * 60
+
+
+def test_another_process_may_retry_while_the_node_runs(journal, tmp_path):
+    record(journal)
+    journal.park(journal.outbox()[0].id, "by hand")
+    with contextlib.closing(Journal(tmp_path / "journal.sqlite")) as other:
+        assert other.retry() == 1
+        assert record(other, series_uid="1.2")
+    assert len(journal.claim("pacs", time.time())) == 6
+
+
+def test_it_survives_being_closed(journal, tmp_path):
+    record(journal)
+    before = journal.series(), journal.outbox()
+    journal.close()
+    with contextlib.closing(Journal(tmp_path / "journal.sqlite")) as again:
+        assert (again.series(), again.outbox()) == before
+    with pytest.raises(JournalError, match="closed"):
+        journal.series()
+
+
+def test_the_pragmas_that_make_it_durable(journal):
+    with journal._statements() as execute:
+        assert execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+        assert execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL
+
+
+def foreign_database(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE photos (id)")
+
+
+def newer_journal(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (foreign_database, "not a journal of scanside"),
+        (newer_journal, "written by a newer scanside"),
+        (lambda path: path.write_bytes(b"not a database, but long enough to be looked at" * 100), "not a database"),
+        (lambda path: path.mkdir(), "unable to open"),
+    ],
+)
+def test_what_is_no_journal_is_refused_and_left_alone(tmp_path, make, reason):
+    path = tmp_path / "journal.sqlite"
+    make(path)
+    content = path.read_bytes() if path.is_file() else None
+    with pytest.raises(JournalError, match=reason) as caught:
+        Journal(path)
+    assert str(path) in str(caught.value)
+    if content:
+        assert path.read_bytes()[100:] == content[100:]  # the header says WAL now, the rest is as it was
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(JournalError, match="unable to open"):
+        Journal(tmp_path / "nowhere" / "journal.sqlite")
+
+
+# kill -9
+
+PRELUDE = """
+import itertools, os, signal, sys, time
+from pathlib import Path
+from dicom_node.journal import Journal, ResultFile, SeriesState
+
+journal = Journal(Path(sys.argv[1]))
+
+def record(revision, destinations):
+    files = [ResultFile(role, Path(role), "1.2.3", f"{revision}.{role}") for role in ("sr", "sc", "seg")]
+    journal.record_result("1", "1.1", revision, state=SeriesState.ANALYSED, reason=None, slices=1, report_json="{}",
+                          files=files, destinations=destinations)
+"""
+
+
+def start(path: Path, body: str) -> subprocess.Popen[str]:
+    script = PRELUDE + textwrap.dedent(body)
+    return subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True)
+
+
+def assert_sound(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+
+
+@pytest.mark.parametrize("acknowledged", [1, 4, 17])
+def test_kill_9_at_any_moment_loses_nothing_and_halves_nothing(tmp_path, acknowledged):
+    path = tmp_path / "journal.sqlite"
+    process = start(
+        path,
+        """
+        for revision in itertools.count(1):
+            record(revision, {"pacs": ("sr", "sc", "seg")})
+            print(revision, flush=True)
+            for item in journal.claim("pacs", time.time()):
+                journal.mark_sent(item.id)
+        """,
+    )
+    with process:
+        for _ in range(acknowledged):
+            last = int(process.stdout.readline())
+        process.kill()
+    assert_sound(path)
+    with contextlib.closing(Journal(path)) as journal:
+        revisions = [record.revision for record in journal.series()]
+        assert revisions == list(range(1, len(revisions) + 1))
+        assert len(revisions) >= last
+        assert [item.sop_uid for item in journal.outbox()] == [f"{n}.{role}" for n in revisions for role in ALL]
+
+
+def test_kill_9_between_the_series_and_its_outbox_rows(tmp_path):
+    path = tmp_path / "journal.sqlite"
+    process = start(
+        path,
+        """
+        class Deadly(dict):
+            def items(self):
+                yield "pacs", ("sr",)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        record(1, {"pacs": ("sr", "sc", "seg")})
+        record(2, Deadly())
+        """,
+    )
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert_sound(path)
+    with contextlib.closing(Journal(path)) as journal:
+        assert journal.latest("1", "1.1").revision == 1
+        assert len(journal.outbox()) == 3
+        assert record(journal, revision=2)
+
+
+def test_what_was_being_sent_when_the_node_was_killed_is_due_again(tmp_path):
+    path = tmp_path / "journal.sqlite"
+    process = start(
+        path,
+        """
+        record(1, {"pacs": ("sr", "sc", "seg")})
+        journal.mark_sent(journal.claim("pacs", time.time())[0].id)
+        os.kill(os.getpid(), signal.SIGKILL)
+        """,
+    )
+    process.communicate()
+    with contextlib.closing(Journal(path)) as journal:
+        assert states(journal) == [("1.sr", "sent"), ("1.sc", "sending"), ("1.seg", "sending")]
+        assert [item.sop_uid for item in journal.claim("pacs", time.time())] == ["1.sc", "1.seg"]
+
+
+def test_a_full_disk_is_a_journal_error_and_passes(journal):
+    with journal._statements() as execute:
+        execute(f"PRAGMA max_page_count = {execute('PRAGMA page_count').fetchone()[0]}")
+    with pytest.raises(JournalError, match="full"):
+        journal.record_result(
+            "1",
+            "1.1",
+            1,
+            state=SeriesState.ANALYSED,
+            reason=None,
+            slices=1,
+            report_json="x" * 100_000,
+            files=[],
+            destinations={},
+        )
+    assert journal.series() == []
+    with journal._statements() as execute:
+        execute("PRAGMA max_page_count = 100000")
+    assert record(journal)

@@ -1,0 +1,311 @@
+"""The whole way: a scanner's push in, results in the archive, whatever dies in between."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from pydicom import dcmread
+from pydicom.uid import Comprehensive3DSRStorage, CTImageStorage, SecondaryCaptureImageStorage, SegmentationStorage
+from pynetdicom import AE
+
+from dicom_node.config import show
+from dicom_node.journal import Journal, SeriesState
+from dicom_node.node import Node
+from dicom_node.pacs import Pacs
+from dicom_node.scanner import push
+from tests.dicom_node.conftest import PATIENCE_S, Pushable, config_for, running, wait_until
+
+CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
+real_head = pytest.mark.skipif(
+    not CORPUS.exists(), reason="the corpus of real DICOM is not here: real heads are NOT tested"
+)
+dcmtk = pytest.mark.skipif(shutil.which("storescu") is None, reason="DCMTK is not installed: apt-get install dcmtk")
+dciodvfy = pytest.mark.skipif(
+    shutil.which("dciodvfy") is None, reason="dciodvfy is not installed: apt-get install dicom3tools"
+)
+orthanc = pytest.mark.skipif(
+    shutil.which("Orthanc") is None, reason="Orthanc is not installed: apt-get install orthanc"
+)
+
+
+def scan(paths: list[Path], node: Node, **kwargs) -> None:
+    report = push(paths, ("127.0.0.1", node.port), calling_ae="CT1", called_ae="SCANSIDE", **kwargs)
+    assert not report.failed
+
+
+def received(pacs: Pacs, sop_class: str) -> list[Path]:
+    return [path for _, each, path in pacs.received if each == sop_class]
+
+
+def result(pacs: Pacs, *, seg: bool = True) -> dict:
+    """Wait for a whole set of results and give the node's own report."""
+    last = SegmentationStorage if seg else SecondaryCaptureImageStorage
+    assert pacs.wait_for(lambda objects: any(each == last for _, each, _ in objects), PATIENCE_S)
+    return reports(pacs.folder.parent / "node")[-1]
+
+
+def reports(folder: Path) -> list[dict]:
+    paths = sorted((folder / "results").glob("*/*/revision-*/report.json"), key=lambda path: path.parent.name)
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def faults(path: Path) -> list[str]:
+    """What dciodvfy calls an error."""
+    shown = subprocess.run(["dciodvfy", "-new", str(path)], capture_output=True, text=True, check=False)
+    return [line for line in (shown.stdout + shown.stderr).splitlines() if line.startswith("Error")]
+
+
+def test_a_bleed_pushed_by_our_own_scanner_comes_back_as_seg_sr_and_sc(bleeding: Pushable, node: Node, pacs: Pacs):
+    scan(bleeding.paths, node)
+    report = result(pacs)
+    assert report["slices"] == len(bleeding.paths)
+    assert not report["provisional"], report["missing"]
+    assert report["decision"]["level"] == "critical"
+    assert report["tilt_deg"] == pytest.approx(12, abs=0.01)
+    volumes = {finding["name"]: finding["volume_ml"] for finding in report["findings"]}
+    for name, truth in bleeding.phantom.truth_ml.items():
+        assert volumes[name] == pytest.approx(truth, rel=0.1, abs=1.5)
+    (sr,), (seg,) = received(pacs, Comprehensive3DSRStorage), received(pacs, SegmentationStorage)
+    assert received(pacs, SecondaryCaptureImageStorage)
+    assert dcmread(sr).StudyInstanceUID == dcmread(bleeding.paths[0]).StudyInstanceUID
+    assert dcmread(seg).FrameOfReferenceUID == dcmread(bleeding.paths[0]).FrameOfReferenceUID
+
+
+@dcmtk
+@pytest.mark.parametrize("command", [["storescu"], ["dcmsend"]], ids=lambda c: c[0])
+def test_dcmtk_pushes(bleeding: Pushable, node: Node, pacs: Pacs, command: list[str]):
+    paths = [str(path) for path in bleeding.paths]
+    subprocess.run([*command, "-aec", "SCANSIDE", "127.0.0.1", str(node.port), *paths], check=True, timeout=PATIENCE_S)
+    report = result(pacs)
+    assert report["slices"] == len(paths)
+    assert not report["provisional"]
+
+
+def test_a_head_without_blood_gets_an_sr_that_says_so_and_no_seg(healthy: Pushable, node: Node, pacs: Pacs):
+    scan(healthy.paths, node)
+    report = result(pacs, seg=False)
+    assert report["findings"] == []
+    assert report["decision"] == {"level": "routine", "reason": "no haemorrhage found"}
+    wait_until(lambda: len(pacs.received) >= 5, "SR and four pictures")
+    assert len(received(pacs, Comprehensive3DSRStorage)) == 1
+    assert received(pacs, SegmentationStorage) == []
+
+
+def test_slices_are_analysed_while_the_association_is_still_open(bleeding: Pushable, node: Node, pacs: Pacs):
+    ae = AE("CT1")
+    ae.add_requested_context(CTImageStorage, "1.2.840.10008.1.2.1")
+    association = ae.associate("127.0.0.1", node.port, ae_title="SCANSIDE")
+    assert association.is_established
+    for path in bleeding.paths[:6]:
+        assert association.send_c_store(path).Status == 0
+    wait_until(
+        lambda: node.progress().get(dcmread(bleeding.paths[0]).SeriesInstanceUID) == (6, 6), "six analysed slices"
+    )
+    assert pacs.received == []
+    for path in bleeding.paths[6:]:
+        assert association.send_c_store(path).Status == 0
+    association.release()
+    assert result(pacs)["slices"] == len(bleeding.paths)
+
+
+def test_a_worker_killed_in_mid_series_costs_nothing(bleeding: Pushable, node: Node, pacs: Pacs):
+    killed = []
+
+    def kill_at_the_tenth(sent) -> None:
+        killed.append(sent)
+        if len(killed) == 10:
+            os.kill(node.supervisor.pid, signal.SIGKILL)
+
+    scan(bleeding.paths, node, on_slice=kill_at_the_tenth)
+    report = result(pacs)
+    assert report["slices"] == len(bleeding.paths)
+    assert not report["provisional"]
+
+
+def test_a_node_killed_in_mid_series_resumes_from_the_spool(bleeding: Pushable, tmp_path: Path, pacs: Pacs):
+    """Kill -9 of the whole node after half of the slices: what it had acknowledged is in the result."""
+    config = tmp_path / "node.toml"
+    config.write_text(show(config_for(tmp_path / "node", pacs.port)))
+    half = len(bleeding.paths) // 2
+    with serving(config) as (process, port):
+        push(bleeding.paths[:half], ("127.0.0.1", port), calling_ae="CT1", called_ae="SCANSIDE")
+        process.kill()
+        process.wait()
+    with serving(config) as (process, port):
+        push(bleeding.paths[half:], ("127.0.0.1", port), calling_ae="CT1", called_ae="SCANSIDE")
+        assert result(pacs)["slices"] == len(bleeding.paths)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+class serving:  # noqa: N801  # used as a function
+    """`scanside serve` in a process of its own, and the port it took."""
+
+    def __init__(self, config: Path) -> None:
+        self.log = config.with_suffix(f".{time.time_ns()}.log")
+        command = [sys.executable, "-m", "scanside", "serve", "--config", str(config)]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, stderr=log)
+
+    def __enter__(self) -> tuple[subprocess.Popen, int]:
+        wait_until(lambda: "node_started" in self.log.read_text(), "node_started in the log")
+        line = next(line for line in self.log.read_text().splitlines() if "node_started" in line)
+        return self.process, json.loads(line)["port"]
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+
+def test_a_late_slice_makes_a_second_revision_that_names_the_first(bleeding: Pushable, node: Node, pacs: Pacs):
+    late = bleeding.paths.pop(len(bleeding.paths) // 2)
+    try:
+        scan(bleeding.paths, node)
+        first = result(pacs)
+        assert first["provisional"]
+        assert "1 slice missing" in first["missing"][0]
+        count = len(pacs.received)
+        scan([late], node)
+        assert pacs.wait_for(lambda objects: len(objects) > count and objects[-1][1] == SegmentationStorage, PATIENCE_S)
+    finally:
+        bleeding.paths.insert(len(bleeding.paths) // 2, late)
+    second = reports(pacs.folder.parent / "node")[-1]
+    assert second["slices"] == len(bleeding.paths)
+    old, new = (dcmread(path) for path in received(pacs, Comprehensive3DSRStorage))
+    reference = new.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence[0]
+    assert reference.ReferencedSOPInstanceUID == old.SOPInstanceUID
+
+
+def test_the_same_push_again_changes_nothing(bleeding: Pushable, node: Node, pacs: Pacs):
+    scan(bleeding.paths, node)
+    result(pacs)
+    count = len(pacs.received)
+    scan(bleeding.paths, node)
+    assert node.progress() == {}
+    assert len(pacs.received) == count
+
+
+def test_what_is_no_head_ct_is_recorded_with_its_reason(bleeding: Pushable, node: Node, tmp_path: Path):
+    path = tmp_path / "localizer.dcm"
+    localizer = dcmread(bleeding.paths[0])
+    localizer.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    localizer.SeriesInstanceUID += ".1"
+    localizer.SOPInstanceUID += ".1"
+    localizer.file_meta.MediaStorageSOPInstanceUID = localizer.SOPInstanceUID
+    localizer.save_as(path)
+    scan([path], node)
+    wait_until(lambda: _records(node), "a record of the series")
+    (record,) = _records(node)
+    assert record.state is SeriesState.NOT_ANALYSED
+    assert record.reason == "a localizer"
+
+
+def _records(node: Node) -> list:
+    journal = Journal(node.config.node.folder / "journal.sqlite")
+    try:
+        return journal.series()
+    finally:
+        journal.close()
+
+
+@real_head
+@dcmtk
+@dciodvfy
+def test_a_real_tilted_head_with_three_steps_goes_through_whole(node: Node, pacs: Pacs):
+    """GE, 18.5 degrees, steps of 4.00, 1.08 and 7.00 mm. What the network finds there is not judged."""
+    folder = CORPUS / "01_head_ge_tilt18_varspacing"
+    images = [str(path) for path in sorted(folder.iterdir()) if path.suffix != ".txt"]
+    subprocess.run(
+        ["storescu", "-aec", "SCANSIDE", "127.0.0.1", str(node.port), *images], check=True, timeout=PATIENCE_S
+    )
+    wait_until(lambda: _records(node), "a record of the series")
+    wait_until(lambda: all(item.state == "sent" for item in _outbox(node)), "everything sent")
+    (report,) = reports(node.config.node.folder)
+    assert report["slices"] == len(images)
+    assert report["tilt_deg"] == pytest.approx(18.5, abs=0.1)
+    assert report["thickness_mm"][1] == pytest.approx(7.0 * 0.9483, abs=0.05)
+    assert "never seen a human" in report["model"]["training_data"]
+    objects = [path for _, _, path in pacs.received]
+    assert {dcmread(path).Modality for path in objects} >= {"SR", "OT"}
+    for path in objects:
+        assert faults(path) == [], path
+
+
+def _outbox(node: Node) -> list:
+    journal = Journal(node.config.node.folder / "journal.sqlite")
+    try:
+        return journal.outbox()
+    finally:
+        journal.close()
+
+
+@orthanc
+def test_orthanc_stores_the_results_and_gives_them_back(bleeding: Pushable, tmp_path: Path):
+    with archive(tmp_path) as (rest, port), running(config_for(tmp_path / "node", port, ae_title="ORTHANC")) as node:
+        scan(bleeding.paths, node)
+        wait_until(lambda: _outbox(node) and all(item.state == "sent" for item in _outbox(node)), "everything sent")
+        items = _outbox(node)
+        stored = {one["MainDicomTags"]["SOPInstanceUID"]: one["ID"] for one in asked(f"{rest}/instances?expand")}
+        assert set(stored) == {item.sop_uid for item in items}
+        assert {one["MainDicomTags"]["Modality"] for one in asked(f"{rest}/series?expand")} == {"SEG", "SR", "OT"}
+        for item in items:
+            with urllib.request.urlopen(f"{rest}/instances/{stored[item.sop_uid]}/file") as answer:
+                (tmp_path / "back.dcm").write_bytes(answer.read())
+            sent, back = dcmread(item.path), dcmread(tmp_path / "back.dcm")
+            assert back == sent, f"{item.role} came back changed"
+
+
+class archive:  # noqa: N801  # used as a function
+    """Orthanc on free ports: its REST root and its DICOM port."""
+
+    def __init__(self, folder: Path) -> None:
+        import socket
+
+        ports = []
+        for _ in range(2):
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                ports.append(free.getsockname()[1])
+        self.rest, self.port = f"http://127.0.0.1:{ports[0]}", ports[1]
+        settings = {
+            "StorageDirectory": str(folder / "orthanc"),
+            "IndexDirectory": str(folder / "orthanc"),
+            "HttpPort": ports[0],
+            "DicomPort": ports[1],
+            "DicomAet": "ORTHANC",
+            "RemoteAccessAllowed": False,
+            "AuthenticationEnabled": False,
+            "Plugins": [],
+        }
+        (folder / "orthanc.json").write_text(json.dumps(settings))
+        with (folder / "orthanc.log").open("w") as log:
+            self.process = subprocess.Popen(["Orthanc", str(folder / "orthanc.json")], stdout=log, stderr=log)
+
+    def __enter__(self) -> tuple[str, int]:
+        wait_until(self._answers, "Orthanc")
+        return self.rest, self.port
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, "Orthanc ended"
+        try:
+            return bool(asked(f"{self.rest}/system"))
+        except OSError:
+            return False
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+
+
+def asked(url: str) -> list | dict:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return json.load(answer)

@@ -1,0 +1,132 @@
+"""Bundles that can be trusted, and those that can't; the engine that opens them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime.bundle import SHIPPED, open_bundle
+from runtime.errors import BackendError, BundleError, BundleTampered, InferenceError, SelfTestFailed
+from runtime.session import checked, open_session, self_test
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    return shutil.copytree(SHIPPED, tmp_path / "bundle")
+
+
+def reseal(folder: Path, **changes: object) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | changes))
+
+
+def test_the_shipped_bundle_is_whole_small_and_says_what_it_was_trained_on():
+    bundle = open_bundle()
+    assert bundle.classes[0] == "background"
+    assert len(bundle.classes) == 7
+    assert "phantoms" in bundle.training_data
+    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) <= 12_000_000
+    assert json.loads((SHIPPED / "parity.json").read_text())["passed"]
+    assert set(json.loads((SHIPPED / "scores.json").read_text())["classes"]) == set(bundle.classes[1:])
+    assert "not a medical device" in (SHIPPED / "MODEL_CARD.md").read_text()
+
+
+def test_a_changed_byte_is_noticed(copy: Path):
+    raw = bytearray((copy / "model.onnx").read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (copy / "model.onnx").write_bytes(raw)
+    with pytest.raises(BundleTampered, match="model.onnx: SHA-256"):
+        open_bundle(copy)
+
+
+def test_the_digest_changes_with_anything(copy: Path):
+    before = open_bundle(copy).digest
+    reseal(copy, version="9")
+    assert open_bundle(copy).digest != before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: (f / "manifest.json").unlink(), "is no bundle: manifest.json"),
+        (lambda f: (f / "manifest.json").write_text("{"), "is no JSON"),
+        (lambda f: reseal(f, format="other/7"), "format 'other/7'"),
+        (lambda f: (f / "golden.npz").unlink(), "golden.npz: No such file"),
+        (lambda f: reseal(f, precisions={"fp32": "elsewhere.onnx"}), "elsewhere.onnx without a hash"),
+        (lambda f: reseal(f, files={"../manifest.json": "0"}), "outside the bundle"),
+    ],
+)
+def test_what_is_no_bundle_is_refused_by_name(copy: Path, spoil, message: str):
+    spoil(copy)
+    with pytest.raises(BundleError, match=message):
+        open_bundle(copy)
+
+
+def test_a_key_that_is_missing_is_named(copy: Path):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    del manifest["classes"]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="'classes' is missing"):
+        open_bundle(copy)
+
+
+def test_the_engine_answers_the_golden_slices_one_by_one_and_in_a_batch():
+    bundle = open_bundle()
+    session = open_session(bundle)
+    assert self_test(session, bundle) <= 1e-3
+    hu, expected = bundle.golden()
+    assert (expected > 0).any(), "golden slices without blood test nothing"
+    for one, truth in zip(hu, expected, strict=True):
+        (answer,) = session.infer(one[None])
+        assert (answer.labels != truth).mean() <= 1e-3
+        assert answer.voxels.sum() == truth.size
+        assert (np.bincount(answer.labels.ravel(), minlength=7) == answer.voxels).all()
+    session.close()
+
+
+@pytest.mark.parametrize("shape", [(1, 256, 256), (2, 768, 512), (1, 1024, 1024)])
+def test_slices_of_any_size_keep_their_size(shape: tuple[int, int, int]):
+    answers = open_session(open_bundle()).infer(np.full(shape, -1000, np.int16))
+    assert [answer.labels.shape for answer in answers] == [shape[1:]] * shape[0]
+    assert all(not answer.labels.any() for answer in answers), "blood in air"
+
+
+def test_an_engine_that_answers_differently_fails_the_self_test():
+    bundle = open_bundle()
+    session = open_session(bundle)
+    honest = session.infer
+    session.infer = lambda hu: honest(hu + np.int16(25))  # a calibration gone wrong
+    with pytest.raises(SelfTestFailed, match="differ from PyTorch"):
+        self_test(session, bundle)
+
+
+def test_an_unknown_backend_is_refused():
+    with pytest.raises(BackendError, match="'cuda' is not one of"):
+        open_session(open_bundle(), "cuda")
+
+
+def test_a_graph_that_is_no_graph_is_refused(copy: Path):
+    import hashlib
+
+    (copy / "model.onnx").write_bytes(b"nonsense")
+    files = json.loads((copy / "manifest.json").read_text())["files"]
+    reseal(copy, files=files | {"model.onnx": hashlib.sha256(b"nonsense").hexdigest()})
+    with pytest.raises(BackendError, match="does not take the graph"):
+        open_session(open_bundle(copy))
+
+
+@pytest.mark.parametrize(
+    ("voxels", "evidence", "message"),
+    [
+        ([[10.0, 0.0]], [[1.0, 0.0]], "do not sum to 16"),
+        ([[16.0, 0.0]], [[np.nan, 0.0]], "no probability"),
+        ([[16.0, 0.0]], [[3.0, 0.0]], "no probability"),
+    ],
+)
+def test_outputs_that_contradict_themselves_are_refused(voxels, evidence, message: str):
+    with pytest.raises(InferenceError, match=message):
+        checked(np.zeros((1, 4, 4), np.uint8), np.array(voxels), np.array(evidence, np.float32), 2)

@@ -1,0 +1,108 @@
+"""Labels to findings, thresholds and decisions."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from runtime import geometry
+from runtime.report import compose
+from runtime.triage import Rule, decide
+from runtime.types import Finding, ModelIdentity, SliceLabels
+from runtime.volume import measure
+from tests.runtime.test_geometry import axial
+
+CLASSES = ("background", "intracerebral", "subdural")
+MODEL = ModelIdentity("net", "1", "0" * 64, "fp32", "engine", "phantoms")
+RULES = (Rule("critical", ("subdural",), 10), Rule("critical", ("any",), 30), Rule("urgent", ("any",), 0))
+
+
+def labelled(volume: np.ndarray) -> dict[str, SliceLabels]:
+    """Label maps ``(N, H, W)`` as an engine would give them."""
+    return {
+        str(i): SliceLabels(
+            labels.astype(np.uint8),
+            np.bincount(labels.ravel(), minlength=len(CLASSES)),
+            np.array([1, *(0.9 * (labels == c).any() for c in range(1, len(CLASSES)))], np.float32),
+        )
+        for i, labels in enumerate(volume)
+    }
+
+
+def finding(name: str, volume_ml: float) -> Finding:
+    return Finding(1, name, volume_ml, 1, volume_ml, 0.9, ("0",), "0")
+
+
+def test_volume_is_the_sum_of_pixels_times_area_times_own_thickness():
+    volume = np.zeros((4, 40, 40), int)
+    volume[1:3, :20, :20] = 1
+    planes = {str(i): axial(z, thickness=t) for i, (z, t) in enumerate([(2, 4), (6, 4), (11.5, 7), (18.5, 7)])}
+    (found,) = measure(geometry.stack(planes), labelled(volume), CLASSES)
+    assert found.volume_ml == pytest.approx(400 * 0.25 * (4 + 7) / 1000)
+    assert found.key_slice == "2"  # as many pixels, but thicker
+    assert found.keys == ("1", "2")
+
+
+def test_parts_are_counted_with_the_thickness_of_the_slices_they_lie_in():
+    volume = np.zeros((5, 40, 40), int)
+    volume[0, :10, :10] = 1
+    volume[3:5, 20:30, 20:30] = 1
+    volume[4, 0, 0] = 2
+    stack = geometry.stack({str(i): axial(5.0 * i) for i in range(5)})
+    found = {each.name: each for each in measure(stack, labelled(volume), CLASSES)}
+    assert found["intracerebral"].components == 2
+    assert found["intracerebral"].largest_ml == pytest.approx(200 * 0.25 * 5 / 1000)
+    assert found["subdural"].components == 1
+    assert list(found) == ["intracerebral", "subdural"]  # largest first
+
+
+def test_what_is_too_small_is_mentioned_and_is_no_finding():
+    volume = np.zeros((5, 40, 40), int)
+    volume[2, :20, :20] = 1  # 0.5 ml
+    volume[2, 30, 30] = 2
+    stack = geometry.stack({str(i): axial(5.0 * i) for i in range(5)})
+    bundle = SimpleNamespace(classes=CLASSES, minimum_volume_ml={"intracerebral": 0.4, "subdural": 0.4})
+    report = compose(stack, labelled(volume), bundle, MODEL, RULES)
+    assert [each.name for each in report.findings] == ["intracerebral"]
+    assert report.absent == ("subdural",)
+    assert report.below_threshold == (("subdural", pytest.approx(0.00125)),)
+    assert report.decision.level == "urgent"
+    assert not report.provisional
+
+
+def test_gaps_and_what_the_caller_misses_make_a_report_provisional_and_are_named():
+    stack = geometry.stack({str(i): axial(z) for i, z in enumerate([0, 5, 15, 20])})
+    bundle = SimpleNamespace(classes=CLASSES, minimum_volume_ml={})
+    empty = labelled(np.zeros((4, 8, 8), int))
+    report = compose(stack, empty, bundle, MODEL, RULES, missing=["the sender broke off"], left_out=["1 localizer"])
+    assert report.provisional
+    assert report.missing == (
+        "the sender broke off",
+        "1 slice missing: a step of 10.0 mm after slice 2",
+        "1 localizer",
+    )
+    assert not compose(stack, empty, bundle, MODEL, RULES, left_out=["1 localizer"]).findings
+
+
+@pytest.mark.parametrize(
+    ("findings", "level"),
+    [
+        ([], "routine"),
+        ([finding("subdural", 12)], "critical"),
+        ([finding("subdural", 9)], "urgent"),
+        ([finding("subdural", 9), finding("intracerebral", 22)], "critical"),
+    ],
+)
+def test_the_first_rule_that_holds_decides(findings: list[Finding], level: str):
+    decision = decide(findings, RULES)
+    assert decision.level == level
+    for each in findings:
+        assert each.name in decision.reason
+
+
+def test_findings_below_every_rule_are_still_named():
+    decision = decide([finding("subdural", 1)], [Rule("critical", ("any",), 30)])
+    assert decision.level == "routine"
+    assert "subdural 1.0 ml" in decision.reason

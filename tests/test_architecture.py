@@ -1,0 +1,68 @@
+"""Who may import whom, and what the service must never load."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+OURS = {"runtime", "models", "training", "export", "calibration", "dicom_node", "benchmarks"}
+ALLOWED = {
+    "runtime": set(),
+    "models": set(),
+    "training": {"models", "runtime"},
+    "export": {"models", "runtime"},
+    "dicom_node": {"runtime"},
+}
+FORBIDDEN = {
+    "runtime": {"pydicom", "pynetdicom", "highdicom", "torch", "onnx"},
+    "dicom_node": {"torch", "onnx"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level packages that a module imports anywhere outside `if TYPE_CHECKING`."""
+    names: set[str] = set()
+    todo: list[ast.AST] = [ast.parse(path.read_text())]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add((node.module or "").partition(".")[0])
+        todo += ast.iter_child_nodes(node)
+    return names
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_packages_import_only_what_the_design_allows(package: str):
+    modules = sorted((ROOT / package).rglob("*.py"))
+    assert modules
+    for module in modules:
+        names = imported(module)
+        assert names & OURS <= ALLOWED[package] | {package}, f"{module}: {names & OURS}"
+        assert not names & FORBIDDEN.get(package, set()), f"{module}: {names & FORBIDDEN[package]}"
+
+
+@pytest.mark.parametrize("module", sorted(p for package in ALLOWED for p in (ROOT / package).rglob("*.py")), ids=str)
+def test_modules_stay_small(module: Path):
+    assert len(module.read_text().splitlines()) <= 400 or "lines" in (
+        ast.get_docstring(ast.parse(module.read_text())) or ""
+    )
+
+
+@pytest.mark.parametrize(
+    "code", ["import scanside", "import dicom_node.node, dicom_node.worker", "import dicom_node.demo"]
+)
+def test_the_service_loads_neither_torch_nor_onnx(code: str):
+    """What `scanside serve` and its worker import, asked of a fresh interpreter."""
+    ask = f"{code}; import sys; print(sorted({{'torch', 'onnx', 'training', 'models', 'export'}} & set(sys.modules)))"
+    shown = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert shown.stdout.strip() == "[]"

@@ -1,0 +1,152 @@
+"""The training loop from a recipe to a bundle, on a recipe small enough for a test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from export import bundle as bundles
+from export.graph import ExportError
+from runtime.bundle import open_bundle
+from runtime.errors import BundleError
+from runtime.session import open_session, self_test
+from training import recipe as recipes
+from training.lesions import CLASSES
+from training.losses import cross_entropy_and_dice, soft_targets
+from training.recipe import RecipeError
+from training.train import build, load_checkpoint, train
+
+SHIPPED_RECIPE = Path(__file__).parents[2] / "training" / "recipes" / "phantom-unet.toml"
+SMALL = """
+name = "small"
+version = "0"
+training_data = "two phantoms"
+[network]
+architecture = "res_unet"
+channels = [4, 8]
+[input]
+windows_hu = [[0, 90], [-200, 1000]]
+grid = 64
+[phantoms]
+heads = 2
+validation_heads = 1
+slices_per_head = 8
+bleed_free = 0
+seed = 1
+[training]
+steps = 6
+batch = 2
+learning_rate = 0.01
+weight_decay = 0
+bfloat16 = false
+validate_every = 3
+seed = 1
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> recipes.Recipe:
+    path = tmp_path_factory.mktemp("recipe") / "small.toml"
+    path.write_text(SMALL)
+    return recipes.load(path)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(recipe: recipes.Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(recipe, tmp_path_factory.mktemp("run"))
+
+
+def test_a_run_leaves_a_checkpoint_and_curves(checkpoint: Path):
+    lines = (checkpoint.parent / "curves.csv").read_text().splitlines()
+    assert lines[0].startswith("step,loss,dice_intracerebral")
+    assert [line.partition(",")[0] for line in lines[1:]] == ["3", "6"]
+    assert (checkpoint.parent / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_seed_trains_the_same_network(recipe: recipes.Recipe, checkpoint: Path):
+    """Into the same folder, so the phantoms made before are used again."""
+    before = load_checkpoint(checkpoint)[1].state_dict()
+    again = load_checkpoint(train(recipe, checkpoint.parent))[1].state_dict()
+    assert all(torch.equal(before[name], again[name]) for name in before)
+
+
+def test_a_checkpoint_becomes_a_bundle_that_the_runtime_serves(checkpoint: Path, tmp_path: Path):
+    recipe, graph = load_checkpoint(checkpoint)
+    hu = np.random.default_rng(0).integers(-1000, 1500, (2, 128, 128)).astype(np.int16)
+    parity = bundles.write(recipe, graph, CLASSES, hu, tmp_path / "bundle", minimum_ml=0.5)
+    assert parity["passed"]
+    bundle = open_bundle(tmp_path / "bundle")
+    assert bundle.training_data == "two phantoms"
+    self_test(open_session(bundle), bundle)
+    bundles.add(tmp_path / "bundle", {"scores.json": "{}"})
+    assert open_bundle(tmp_path / "bundle").digest != bundle.digest
+    with pytest.raises(ExportError, match="holds a bundle"):
+        bundles.write(recipe, graph, CLASSES, hu, tmp_path / "bundle", minimum_ml=0.5)
+
+
+def test_a_graph_that_is_not_the_network_leaves_no_bundle(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    recipe, graph = load_checkpoint(checkpoint)
+    other = build(recipe).eval()
+    real = bundles.to_onnx
+    monkeypatch.setattr(bundles, "to_onnx", lambda _: real(other))
+    hu = np.random.default_rng(0).integers(-100, 200, (2, 128, 128)).astype(np.int16)
+    with pytest.raises(ExportError, match="is not PyTorch's network"):
+        bundles.write(recipe, graph, CLASSES, hu, tmp_path / "bundle", minimum_ml=0.5)
+    with pytest.raises(BundleError, match="is no bundle"):
+        open_bundle(tmp_path / "bundle")
+
+
+def test_the_graph_takes_hounsfield_units_of_any_type_and_windows_them(recipe: recipes.Recipe):
+    graph = build(recipe)
+    hu = torch.tensor([[[-300, 0], [45, 4000]]]).repeat(
+        1, 32, 32
+    )  # (1, 64, 64): the grid's size, so resizing is identity
+    x = graph.prepare(hu)
+    assert x.shape == (1, 2, 64, 64)
+    assert x[0, 0, :2, :2].tolist() == [[0.0, 0.0], [0.5, 1.0]]
+    assert x[0, 1, 0, 0] == 0
+    assert torch.equal(x, graph.prepare(hu.to(torch.int16)))
+
+
+def test_soft_targets_hold_shares():
+    labels = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    labels[0, 0, 0] = 2
+    target = soft_targets(labels, 3, 2)
+    assert target[0, :, 0, 0].tolist() == [0.75, 0.0, 0.25]
+    assert torch.equal(target.sum(dim=1), torch.ones(1, 2, 2))
+
+
+def test_the_loss_is_small_for_the_truth_and_large_for_its_opposite():
+    target = soft_targets(torch.randint(0, 3, (2, 8, 8), generator=torch.Generator().manual_seed(0)), 3, 8)
+    right = cross_entropy_and_dice(target * 20, target)
+    assert right < 0.05
+    assert cross_entropy_and_dice(-target * 20, target) > 2
+
+
+def test_the_shipped_recipe_is_a_recipe():
+    assert "never seen a human" in recipes.load(SHIPPED_RECIPE).training_data
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (SMALL.replace("grid = 64", "grid = 4"), "input.grid"),
+        (SMALL.replace("batch", "bach"), "(?s)training.batch.*training.bach"),
+        ("[[[", "no valid TOML"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_with_every_error(tmp_path: Path, text: str, message: str):
+    (tmp_path / "r.toml").write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        recipes.load(tmp_path / "r.toml")
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path):
+    (tmp_path / "x.pt").write_bytes(b"nonsense")
+    with pytest.raises(RecipeError, match="is no checkpoint"):
+        load_checkpoint(tmp_path / "x.pt")
