@@ -48,7 +48,7 @@ def main() -> None:
     try:
         app()
     except ScansideError as error:
-        err.print(f"scanside: {error}", style="bold red", markup=False, highlight=False)
+        err.print(f"scanside: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
 
 

@@ -154,6 +154,8 @@ class Analyser:
         if not series.planes:
             reasons = Counter(refusal.reason for refusal in series.refused)
             raise NotAnalysed(reasons.most_common(1)[0][0] if reasons else Reason.TOO_FEW_SLICES)
+        if len(series.planes) < self._min_slices:
+            raise NotAnalysed(Reason.TOO_FEW_SLICES, f"{len(series.planes)}, {self._min_slices} needed")
         if len({labels.labels.shape for labels in series.labels.values()}) > 1:
             raise NotAnalysed(Reason.MIXED_SIZES)
         try:

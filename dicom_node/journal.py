@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from runtime.errors import ScansideError
 
@@ -76,6 +76,8 @@ _SCHEMA = (
 
 class JournalError(ScansideError):
     """A journal that can't be opened, read or written."""
+
+    exit_code: ClassVar[int] = 3
 
 
 class SeriesState(StrEnum):

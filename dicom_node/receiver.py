@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Thread
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import structlog
 from pydicom.dataset import Dataset
@@ -45,6 +45,8 @@ log = structlog.get_logger(__name__)
 
 class ReceiverError(ScansideError):
     """The port can't be opened."""
+
+    exit_code: ClassVar[int] = 3
 
 
 class Intake(Protocol):

@@ -11,7 +11,7 @@ import socket
 import time
 from contextlib import suppress
 from threading import Event, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import structlog
 from pydicom import dcmread
@@ -52,6 +52,8 @@ log = structlog.get_logger(__name__)
 
 class PeerError(ScansideError):
     """A peer that can't be reached or accepts no association."""
+
+    exit_code: ClassVar[int] = 3
 
 
 class ContextError(PeerError):

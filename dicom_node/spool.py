@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from io import BytesIO
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 from uuid import uuid4
 
 import structlog
@@ -62,6 +62,8 @@ class SpoolError(ScansideError):
 
 class SpoolFull(SpoolError):
     """Less free space than the floor: nothing more is taken in."""
+
+    exit_code: ClassVar[int] = 3
 
 
 class DataSetUnreadable(SpoolError):

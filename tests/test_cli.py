@@ -1,0 +1,183 @@
+"""The command line as a user meets it: what it prints, what it ends with, what it says when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CORPUS = Path(__file__).parents[2] / "shared" / "corpus"
+real_data = pytest.mark.skipif(
+    not CORPUS.exists(), reason="the corpus of real DICOM is not here: real data is NOT tested"
+)
+
+
+def scanside(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "scanside", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, cwd=cwd)
+
+
+def refused(shown: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    """A user's error: the code, one message on stderr, no traceback, nothing on stdout."""
+    said = " ".join(shown.stderr.split())
+    assert shown.returncode == code, shown.stderr
+    assert "Traceback" not in said
+    assert shown.stdout == ""
+    for word in words:
+        assert word in said, said
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("series") / "head"
+    shown = scanside("phantom", folder, "--lesion", "ich:20", "--lesion", "sdh:15", "--spacing", "5", "--tilt", "-15")
+    assert shown.returncode == 0, shown.stderr
+    return folder
+
+
+def test_the_phantom_tells_its_truth_beside_a_legal_series(series: Path):
+    truth = json.loads((series / "truth.json").read_text())
+    assert truth["volume_ml"]["intracerebral"] == pytest.approx(20, rel=0.01)
+    images = sorted(series.glob("*.dcm"))
+    assert truth["slices"] == len(images)
+    if shutil.which("dciodvfy"):
+        shown = subprocess.run(["dciodvfy", "-new", str(images[3])], capture_output=True, text=True, check=False)
+        assert not [line for line in (shown.stdout + shown.stderr).splitlines() if line.startswith("Error")]
+
+
+def test_analyse_does_the_nodes_work_on_a_folder(series: Path, tmp_path: Path):
+    shown = scanside("analyse", series, "--out", tmp_path / "out", "--json")
+    assert shown.returncode == 0, shown.stderr
+    told = json.loads(shown.stdout)
+    (one,) = told["series"]
+    assert one["state"] == "analysed"
+    assert {Path(name).name for name in told["not_dicom"]} == {"truth.json", "truth.npz"}
+    assert {"sr", "seg", "sc-1"} <= one["results"].keys()
+    assert all(Path(path).exists() for path in one["results"].values())
+    assert one["report"]["decision"]["level"] == "critical"
+
+
+@real_data
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        ("23_geom_notavolume_001", "too few slices"),
+        ("30_enhanced_ct_perfusion_map", "not a CT image"),
+        ("51_ct_dose_and_screen_saves", "not a CT image"),
+        ("60_charset_names", "not a CT image"),
+        ("70_malformed_pydicom", "not a CT image"),
+    ],
+)
+def test_what_is_no_head_ct_is_turned_away_with_a_reason(case: str, reason: str, tmp_path: Path):
+    shown = scanside("analyse", CORPUS / case, "--out", tmp_path / "out", "--json")
+    assert shown.returncode == 0, shown.stderr
+    told = json.loads(shown.stdout)["series"]
+    assert {one["state"] for one in told} == {"not_analysed"}
+    assert any(reason in one["reason"] for one in told), told
+
+
+@real_data
+def test_every_lossless_syntax_of_one_image_is_decoded_and_every_lossy_one_refused(tmp_path: Path):
+    shown = scanside(
+        "analyse",
+        CORPUS / "40_ct_one_image_15_transfer_syntaxes",
+        "--out",
+        tmp_path / "out",
+        "--min-slices",
+        1,
+        "--json",
+    )
+    assert shown.returncode == 0, shown.stderr
+    (one,) = json.loads(shown.stdout)["series"]
+    assert one["state"] == "analysed"
+    assert any("lossy" in sentence for sentence in one["report"]["missing"])
+
+
+def test_push_to_nobody_says_so(series: Path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    refused(scanside("push", series, f"127.0.0.1:{port}"), 3, "refused")
+
+
+def test_the_demo_ends_with_one_json_document_and_everything_in_the_archive(tmp_path: Path):
+    shown = scanside("demo", "--out", tmp_path / "demo", "--slices", "20", "--rate", "100", "--json", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    told = json.loads(shown.stdout)
+    assert told["ok"] is True
+    assert told["slices"] == 20
+    assert {"class", "volume_ml", "truth_ml"} <= told["findings"][0].keys()
+    assert told["decision"]["level"] == "critical"
+    assert {"push", "last_slice_to_findings", "last_slice_to_pacs"} == told["timings_ms"].keys()
+    assert all((tmp_path / told["pacs"][role]).exists() for role in ("seg", "sr", "sc"))
+    assert all((tmp_path / picture).exists() for picture in told["pictures"])
+    assert (tmp_path / told["bundle"] / "manifest.json").exists()
+
+
+def test_the_demo_does_not_empty_a_folder_that_is_not_its_own(tmp_path: Path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    refused(scanside("demo", "--out", tmp_path), 1, "not empty and not a demo's")
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_verify_answers_for_the_shipped_bundle():
+    told = json.loads(scanside("verify", "--json").stdout)
+    assert told["self_test_worst_disagreement"] <= 1e-3
+    assert len(told["digest"]) == 64
+
+
+def test_the_example_configuration_is_one(tmp_path: Path):
+    example = scanside("config", "--example")
+    (tmp_path / "node.toml").write_text(example.stdout)
+    shown = scanside("config", "--show", tmp_path / "node.toml")
+    assert shown.returncode == 0, shown.stderr
+    assert 'ae_title = "SCANSIDE"' in shown.stdout
+
+
+def test_check_tells_every_mistake_of_a_file_at_once(tmp_path: Path):
+    (tmp_path / "node.toml").write_text('[node]\nport = 70000\nae_titel = "X"\n[log]\nlevel = "loud"\n')
+    refused(scanside("check", "--config", tmp_path / "node.toml"), 2, "70000", "ae_titel", "ae_title", "loud")
+
+
+def test_serve_on_a_port_that_is_taken_ends_with_the_reason(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        (tmp_path / "node.toml").write_text(f"[node]\nport = {port}\nfree_floor_gb = 0.1\n[log]\nlevel = 'error'\n")
+        shown = scanside("serve", "--config", tmp_path / "node.toml")
+    refused(shown, 3, str(port))
+
+
+def test_serve_with_a_broken_bundle_does_not_open_its_port(tmp_path: Path):
+    (tmp_path / "node.toml").write_text("[node]\nport = 0\nfree_floor_gb = 0.1\n[model]\nbundle = 'nowhere'\n")
+    refused(scanside("serve", "--config", tmp_path / "node.toml"), 3, "nowhere is no bundle")
+
+
+def test_status_and_outbox_before_the_first_start_say_so(tmp_path: Path):
+    (tmp_path / "node.toml").write_text("[node]\nport = 0\n")
+    for command in (["status"], ["outbox", "list"], ["outbox", "retry"]):
+        refused(scanside(*command, "--config", tmp_path / "node.toml"), 3, "has not run yet")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["phantom", "new", "--lesion", "tumour:5"], "no haemorrhage class"),
+        (["phantom", "new", "--spacing", "thick"], "write millimetres"),
+        (["phantom", "."], "not empty"),
+        (["analyse", "nowhere", "--out", "x"], "is no folder"),
+        (["analyse", ".", "--out", "x"], "no DICOM file"),
+        (["push", "nowhere", "127.0.0.1:1"], "no DICOM files"),
+        (["push", ".", "somewhere"], "is not HOST:PORT"),
+        (["serve", "--config", "nowhere.toml"], "No such file"),
+        (["verify", "--bundle", "nowhere"], "is no bundle"),
+        (["train", "nowhere.toml", "--out", "x"], "No such file"),
+        (["config"], "either --example or --show"),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_code_2(arguments: list[str], words: str, tmp_path: Path):
+    (tmp_path / "note.txt").write_text("not DICOM")
+    refused(scanside(*arguments, cwd=tmp_path), 2, words)

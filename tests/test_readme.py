@@ -1,0 +1,58 @@
+"""What the README says can be done: its commands exist, and those that need no scanner and no hour are run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line.strip()
+]
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("target", [line.split()[1] for line in COMMANDS if line.startswith("make ")])
+def test_make_targets_exist(target: str):
+    assert subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("scanside ")])
+def test_commands_and_their_options_exist(line: str):
+    words = shlex.split(line.partition(">")[0])[1:]
+    name = words[:2] if words[0] == "outbox" else words[:1]
+    shown = subprocess.run(
+        [sys.executable, "-m", "scanside", *name, "--help"], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
+    for option in (word for word in words if word.startswith("--")):
+        assert option in shown, f"{line}: no {option}"
+
+
+def test_the_five_minutes_work_as_written(tmp_path: Path):
+    """Configuration, check, phantom and analyse, in the README's own words."""
+    shell = [line for line in COMMANDS if re.match(r"scanside (config|check|phantom|analyse) ", line)]
+    assert len(shell) == 4
+    for line in shell:
+        command = line.replace("scanside", f"{shlex.quote(sys.executable)} -m scanside", 1)
+        shown = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+        if line.startswith("scanside check"):  # the example's PACS does not exist: that, and only that, is the fault
+            assert shown.stdout.count("fault") == 1, shown.stdout
+            assert "destination pacs" in shown.stdout
+        else:
+            assert shown.returncode == 0, shown.stderr
+    assert len(list((tmp_path / "results").rglob("sr.dcm"))) == 1
+
+
+def test_research_use_is_said_where_it_is_seen():
+    for path in ("README.md", "runtime/bundles/phantom-unet/MODEL_CARD.md", "scanside.py", "dicom_node/sr.py"):
+        assert re.search(r"not a medical device", (ROOT / path).read_text(), re.IGNORECASE), path
