@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pydicom
-from pydicom.errors import InvalidDicomError
 from pydicom.pixels import pixel_array
 
 from dicom_node import gate
@@ -37,7 +36,11 @@ def read(path: Path) -> tuple[Dataset, Slice]:
         where = _plane(image)
         gate.check_plane(where)
         slice_ = Slice(str(image.SOPInstanceUID), where, hounsfield(image))
-    except (InvalidDicomError, OSError, AttributeError, EOFError) as error:
+    except NotAnalysed:
+        raise
+    except (
+        Exception
+    ) as error:  # parsers and decoders raise what they like on hostile bytes; none of it may end the worker
         raise NotAnalysed(Reason.UNREADABLE, type(error).__name__) from error
     del image.PixelData
     return image, slice_
@@ -48,18 +51,16 @@ def hounsfield(image: Dataset) -> NDArray[np.int16]:
 
     Raises
     ------
-    NotAnalysed : no decoder takes the pixels, or they are no greyscale image
+    NotAnalysed : the pixels are no greyscale image, or the rescale is no number
+    Exception : whatever the decoder of the transfer syntax raises
 
     """
-    try:
-        stored = pixel_array(image)
-        slope, intercept = float(image.RescaleSlope), float(image.RescaleIntercept)
-    except Exception as error:  # decoders raise what they like: RuntimeError, ValueError, TypeError, and their own
-        raise NotAnalysed(
-            Reason.UNREADABLE, f"{image.file_meta.TransferSyntaxUID.name}: {type(error).__name__}"
-        ) from error
+    stored = pixel_array(image)
+    slope, intercept = float(image.RescaleSlope), float(image.RescaleIntercept)
     if stored.ndim != 2:
         raise NotAnalysed(Reason.NOT_CT, f"pixels of shape {stored.shape}")
+    if not (np.isfinite(slope) and np.isfinite(intercept)) or slope == 0:
+        raise NotAnalysed(Reason.NO_RESCALE, f"slope {slope}, intercept {intercept}")
     if slope == 1 and intercept == int(intercept):
         hu = stored.astype(np.int32) + int(intercept)
     else:

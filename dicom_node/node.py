@@ -17,7 +17,7 @@ import structlog
 
 from dicom_node.assembler import Assembler, Assembly
 from dicom_node.journal import Journal, ResultFile, SeriesState
-from dicom_node.receiver import Receiver
+from dicom_node.receiver import Receiver, ReceiverError
 from dicom_node.sender import Sender
 from dicom_node.spool import Spool
 from dicom_node.supervisor import Supervisor
@@ -86,6 +86,7 @@ class Node:
         Raises
         ------
         BackendError : the worker could not open the model
+        ReceiverError : the port can't be opened
 
         """
         self.supervisor.start()
@@ -98,7 +99,11 @@ class Node:
         self._resume()
         self._desk.start()
         self._sender.start()
-        self._receiver.start()
+        try:
+            self._receiver.start()
+        except ReceiverError:
+            self.stop()
+            raise
 
     def stop(self) -> None:
         """Stop taking slices, finish what the worker has been told, keep the rest for the next start."""

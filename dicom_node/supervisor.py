@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import structlog
 
@@ -29,6 +29,8 @@ class Supervisor:
     on_message : told of every answer, and of ``{"is": "died"}`` when a worker ended; called from a thread of this class
 
     """
+
+    command: ClassVar[tuple[str, ...]] = (sys.executable, "-m", "dicom_node.worker")
 
     def __init__(self, opening: dict[str, Any], on_message: Callable[[dict[str, Any]], None]) -> None:
         self._opening = opening
@@ -86,8 +88,7 @@ class Supervisor:
 
     def _live_once(self) -> bool:
         """Run one worker to its end; True when it did any work beside starting."""
-        command = [sys.executable, "-m", "dicom_node.worker"]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603  # our own
+        process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603  # our own
         with self._lock:
             self._process = process
         self.send(self._opening)

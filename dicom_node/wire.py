@@ -82,11 +82,16 @@ class Server(ThreadedAssociationServer):
         Not pynetdicom's own: that leaves open associations to their peers, and Association.abort() waits for one that
         hangs in the middle of a PDU.
         """
+        _cut(self.socket)  # wakes the loop that accepts, which looks up twice a second
         BaseServer.shutdown(self)
         for connection in tuple(self.connections):
-            with suppress(OSError):  # closed already
-                connection.shutdown(socket.SHUT_RDWR)
+            _cut(connection)
         self.server_close()  # joins the connections' threads
+
+
+def _cut(connection: socket.socket) -> None:
+    with suppress(OSError):  # closed already
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class Connection(RequestHandler):

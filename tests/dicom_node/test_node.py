@@ -22,6 +22,7 @@ from dicom_node.journal import Journal, SeriesState
 from dicom_node.node import Node
 from dicom_node.pacs import Pacs
 from dicom_node.scanner import push
+from dicom_node.supervisor import Supervisor
 from tests.dicom_node.conftest import PATIENCE_S, Pushable, config_for, running, wait_until
 
 CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
@@ -129,6 +130,32 @@ def test_a_worker_killed_in_mid_series_costs_nothing(bleeding: Pushable, node: N
     report = result(pacs)
     assert report["slices"] == len(bleeding.paths)
     assert not report["provisional"]
+
+
+def test_a_series_that_kills_three_workers_is_set_aside_and_the_next_is_analysed(
+    bleeding: Pushable, tmp_path: Path, pacs: Pacs, monkeypatch: pytest.MonkeyPatch
+):
+    poison = dcmread(bleeding.paths[0])
+    poison.SeriesInstanceUID += ".6"
+    poison.SOPInstanceUID += ".6"
+    poison.file_meta.MediaStorageSOPInstanceUID = poison.SOPInstanceUID
+    poison.save_as(tmp_path / "poison.dcm")
+    dying = (
+        "import os\nfrom dicom_node import analysis, worker\nfeed = analysis.Analyser.feed\n"
+        f"analysis.Analyser.feed = lambda self, series, paths: os._exit(9) if {str(poison.SOPInstanceUID)!r}"
+        " in str(paths)"
+        " else feed(self, series, paths)\nworker.main()\n"
+    )
+    monkeypatch.setattr(Supervisor, "command", (sys.executable, "-c", dying))
+    with running(config_for(tmp_path / "node", pacs.port)) as node:
+        scan([tmp_path / "poison.dcm"], node)
+        wait_until(lambda: _records(node), "a record of the poisonous series")
+        (record,) = _records(node)
+        assert record.state is SeriesState.FAILED
+        assert "the worker died 3 times" in record.reason
+        assert list((node.config.node.folder / "spool").rglob(f"{poison.SOPInstanceUID}.dcm")), "its slice is gone"
+        scan(bleeding.paths, node)
+        assert result(pacs)["slices"] == len(bleeding.paths)
 
 
 def test_a_node_killed_in_mid_series_resumes_from_the_spool(bleeding: Pushable, tmp_path: Path, pacs: Pacs):

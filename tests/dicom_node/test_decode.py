@@ -1,0 +1,116 @@
+"""Files to Hounsfield units, and the reasons of those that are turned away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+from pydicom.dataset import FileDataset
+from pydicom.uid import ImplicitVRLittleEndian, RLELossless
+
+from dicom_node import decode, phantom
+from dicom_node.gate import NotAnalysed, Reason
+from runtime.types import Plane, Slice
+
+PLANE = Plane((-60.0, -60.0, 0.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.5, 0.75), 5.0)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> tuple[Path, np.ndarray]:
+    hu = np.random.default_rng(0).integers(-1024, 3000, (64, 48)).astype(np.int16)
+    (path,) = phantom.write([Slice("a", PLANE, hu)], tmp_path)
+    return path, hu
+
+
+def changed(path: Path, change: Callable[[FileDataset], object]) -> Path:
+    dataset = dcmread(path)
+    change(dataset)
+    dataset.save_as(path)
+    return path
+
+
+def test_what_was_written_is_read(image: tuple[Path, np.ndarray]):
+    path, hu = image
+    header, one = decode.read(path)
+    assert (one.hu == hu).all()
+    assert one.plane == PLANE
+    assert one.key == header.SOPInstanceUID
+    assert "PixelData" not in header
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, ImplicitVRLittleEndian])
+def test_other_transfer_syntaxes_give_the_same_pixels(image: tuple[Path, np.ndarray], syntax: str):
+    path, hu = image
+    if syntax == RLELossless:
+        changed(path, lambda d: d.compress(RLELossless, generate_instance_uid=False))
+    else:
+        changed(path, lambda d: setattr(d.file_meta, "TransferSyntaxUID", syntax))
+    assert (decode.read(path)[1].hu == hu).all()
+
+
+def test_signed_pixels_and_a_slope_that_is_no_integer(image: tuple[Path, np.ndarray]):
+    path, hu = image
+
+    def change(dataset: FileDataset) -> None:
+        dataset.PixelRepresentation, dataset.BitsStored, dataset.HighBit = 1, 16, 15
+        dataset.RescaleSlope, dataset.RescaleIntercept = "0.5", "0.25"
+        dataset.PixelData = hu.astype("<i2").tobytes()
+
+    expected = np.rint(hu * 0.5 + 0.25).astype(np.int16)
+    assert (decode.read(changed(path, change))[1].hu == expected).all()
+
+
+def test_units_beyond_int16_are_cut_off_and_do_not_wrap(image: tuple[Path, np.ndarray]):
+    path, _ = image
+    hu = decode.read(changed(path, lambda d: setattr(d, "RescaleSlope", "100")))[1].hu
+    assert hu.max() == 32767
+    assert hu.min() == -1024
+
+
+def delete(*keywords: str) -> Callable[[FileDataset], None]:
+    return lambda dataset: [delattr(dataset, keyword) for keyword in keywords]
+
+
+def put(**values: object) -> Callable[[FileDataset], None]:
+    return lambda dataset: [setattr(dataset, keyword, value) for keyword, value in values.items()]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (put(SOPClassUID="1.2.840.10008.5.1.4.1.1.4"), Reason.NOT_CT),
+        (put(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), Reason.LOCALIZER),
+        (put(ImageType=["DERIVED", "SECONDARY", "REFORMATTED"]), Reason.DERIVED),
+        (put(ImageOrientationPatient=[1, 0, 0, 0, 0, -1]), Reason.NOT_AXIAL),
+        (put(LossyImageCompression="01"), Reason.LOSSY),
+        (delete("PixelData"), Reason.NO_PIXEL_DATA),
+        (delete("RescaleIntercept"), Reason.NO_RESCALE),
+        (put(RescaleSlope=0), Reason.NO_RESCALE),
+        (delete("ImagePositionPatient"), Reason.NO_GEOMETRY),
+        (delete("PixelSpacing"), Reason.NO_GEOMETRY),
+        (put(PixelSpacing=[0, 0.5]), Reason.NO_GEOMETRY),
+        (put(SliceThickness=-5), Reason.NO_GEOMETRY),
+        (put(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), Reason.NO_GEOMETRY),
+        (put(ImagePositionPatient=[0, 0]), Reason.NO_GEOMETRY),
+        (put(PixelData=b"\0" * 10), Reason.UNREADABLE),
+        (put(Rows=9999), Reason.UNREADABLE),
+        (delete("BitsStored"), Reason.UNREADABLE),
+    ],
+)
+def test_what_can_t_be_analysed_is_turned_away_with_the_reason(
+    image: tuple[Path, np.ndarray], change: Callable[[FileDataset], None], reason: Reason
+):
+    with pytest.raises(NotAnalysed) as caught:
+        decode.read(changed(image[0], change))
+    assert caught.value.reason is reason
+    assert reason.value in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"\0" * 128 + b"DICM" + b"\xff" * 300])
+def test_bytes_that_are_no_dicom_are_turned_away(tmp_path: Path, content: bytes):
+    (tmp_path / "x.dcm").write_bytes(content)
+    with pytest.raises(NotAnalysed):
+        decode.read(tmp_path / "x.dcm")
