@@ -6,6 +6,7 @@ Research use only; not a medical device. The model that ships has been trained o
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,6 +30,7 @@ err = Console(stderr=True)
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else.")]
 ConfigFile = Annotated[Path, typer.Option("--config", help="Configuration, see `scanside config --example`.")]
 BundleFolder = Annotated[Path | None, typer.Option(help="Model bundle; default: the one that ships.")]
+Seed = Annotated[int, typer.Option(min=0, help="Another head.")]
 Lesions = Annotated[
     list[str] | None,
     typer.Option("--lesion", help="CLASS:MILLILITRES, several times: ich, sdh, edh, sah, ivh, cc (contusion)."),
@@ -47,6 +49,11 @@ def main() -> None:
     """Run the command line: a user's error is one line, a bug is a traceback."""
     try:
         app()
+    except ModuleNotFoundError as error:
+        if error.name not in {"torch", "onnx", "onnxscript", "matplotlib"}:
+            raise
+        err.print(f"scanside: {error.name} is not installed: pip install 'scanside[train,export]'", markup=False)
+        sys.exit(3)
     except ScansideError as error:
         err.print(f"scanside: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
@@ -61,10 +68,10 @@ def demo(
         Path, typer.Option("--out", help="Where everything goes; an earlier demo there is replaced.")
     ] = Path("scanside-demo"),
     lesions: Lesions = None,
-    slices: Annotated[int, typer.Option(help="Slices of the phantom.")] = 40,
+    slices: Annotated[int, typer.Option(min=5, help="Slices of the phantom.")] = 40,
     tilt: Annotated[float, typer.Option(help="Gantry tilt in degrees.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Another head.")] = 1,
-    rate: Annotated[float, typer.Option(help="Slices a second that the scanner pushes.")] = 20.0,
+    seed: Seed = 1,
+    rate: Annotated[float, typer.Option(min=0.1, help="Slices a second that the scanner pushes.")] = 20.0,
     as_json: Json = False,
 ) -> None:
     """Push a phantom head with a bleed through a node into a local PACS, and show what came out."""
@@ -245,7 +252,7 @@ def push(
     address: Annotated[str, typer.Argument(help="HOST:PORT of a storage SCP.")],
     calling: Annotated[str, typer.Option(help="AE title of this scanner.")] = "SCANNER",
     called: Annotated[str, typer.Option(help="AE title of the node.")] = "SCANSIDE",
-    rate: Annotated[float | None, typer.Option(help="Slices a second; default: as fast as it goes.")] = None,
+    rate: Annotated[float | None, typer.Option(min=0.01, help="Slices a second; default: as fast as it goes.")] = None,
     as_json: Json = False,
 ) -> None:
     """Send a folder as a scanner does: one association, slice after slice, at a pace."""
@@ -289,8 +296,8 @@ def phantom(
         str | None, typer.Option(help="Slice thickness in mm; several, with commas, change it on the way up: 4,7.")
     ] = None,
     tilt: Annotated[float, typer.Option(help="Gantry tilt in degrees.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Another head.")] = 1,
-    matrix: Annotated[int, typer.Option(help="Rows and columns.")] = 512,
+    seed: Seed = 1,
+    matrix: Annotated[int, typer.Option(min=64, max=2048, help="Rows and columns.")] = 512,
 ) -> None:
     """Write a synthetic head CT as a DICOM series, with truth.json (ml per class) and truth.npz (masks) beside it."""
     import numpy as np
@@ -299,7 +306,7 @@ def phantom(
     from training.lesions import CLASSES, Lesion, PhantomError
     from training.phantom import Scan, make
 
-    if target.exists() and any(target.iterdir()):
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise PhantomError(f"{target} is not empty: choose another folder")
     try:
         thickness = tuple(float(part) for part in spacing.split(",")) if spacing else ()
@@ -323,6 +330,8 @@ def train(
     run: Annotated[Path, typer.Option("--out", help="Checkpoint and curves; phantoms made before are used again.")],
 ) -> None:
     """Train a network from a recipe (needs the `train` extra)."""
+    # idle OpenMP threads spin by default, and on few cores they take them from those that work: half the time a step
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from training import recipe as recipes
     from training import train as training
 

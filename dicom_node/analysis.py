@@ -9,13 +9,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+import traceback
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import structlog
+from pydicom import dcmread
 
 from dicom_node import capture, decode, results
 from dicom_node.gate import NotAnalysed, Reason
@@ -26,7 +29,6 @@ from runtime.report import compose
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
@@ -76,6 +78,7 @@ class Series:
     planes: dict[str, Plane] = field(default_factory=dict)
     labels: dict[str, SliceLabels] = field(default_factory=dict)
     refused: list[NotAnalysed] = field(default_factory=list)
+    repeated: int = 0  # files that say they are an image that is here already
 
 
 class Analyser:
@@ -106,6 +109,10 @@ class Analyser:
                 series.refused.append(refusal)
                 seen.append(Seen(path, None, refusal))
                 continue
+            if slice_.key in series.paths:
+                series.repeated += 1
+                seen.append(Seen(path, slice_.plane, None))
+                continue
             series.paths[slice_.key], series.headers[slice_.key] = path, header
             series.planes[slice_.key] = slice_.plane
             waiting.append(slice_)
@@ -115,19 +122,36 @@ class Analyser:
             series.labels.update(zip((one.key for one in batch), answers, strict=True))
         return seen
 
-    def close(self, series: Series, folder: Path, *, revision: int, missing: Sequence[str]) -> Outcome:
+    def close(
+        self, series: Series, folder: Path, *, revision: int, missing: Sequence[str], predecessor: Path | None = None
+    ) -> Outcome:
         """Measure, report, and write the results and ``report.json`` into `folder`.
+
+        Whatever a series does to the writers, it becomes an outcome: one series must not end the process.
 
         Parameters
         ----------
         missing : what makes the report provisional, as far as the caller knows
+        predecessor : the SR that this one replaces
 
         """
         try:
-            stack = self._stack(series)
+            return self._close(series, folder, revision, missing, predecessor)
         except NotAnalysed as refusal:
-            return Outcome(SeriesState.NOT_ANALYSED, str(refusal), None)
+            return Outcome(SeriesState.NOT_ANALYSED, "; ".join((str(refusal), *missing)), None)
+        except Exception as error:  # noqa: BLE001  # see above; its message may quote the patient, its place can't
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            reason = f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
+            log.error("series_failed", reason=reason)  # noqa: TRY400  # a traceback would quote the message
+            return Outcome(SeriesState.FAILED, reason, None)
+
+    def _close(
+        self, series: Series, folder: Path, revision: int, missing: Sequence[str], predecessor: Path | None
+    ) -> Outcome:
+        stack = self._stack(series)
         incomplete, left_out = _refusals(series.refused)
+        if series.repeated:
+            incomplete.append(f"{series.repeated} files carry the SOPInstanceUID of another and were left out")
         report = compose(
             stack,
             series.labels,
@@ -146,6 +170,7 @@ class Analyser:
             report,
             revision=revision,
             started=series.started,
+            predecessor=dcmread(predecessor, stop_before_pixels=True) if predecessor else None,
         )
         paths = results.write(objects, folder)
         return Outcome(SeriesState.ANALYSED, None, report, _result_files(objects, paths))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dicom_node.spool import Instance
     from runtime.types import Plane
 
-    History = Callable[[str, str], tuple[int, Sequence[Instance]]]
+    History = Callable[[str, str], tuple[int, Sequence[Path]]]
 
 
 @dataclass(slots=True)
@@ -43,6 +43,7 @@ class Assembly:
     last_arrival : clock at the last slice
     missing : set when it closes: why the report is provisional
     closed : the worker has been told to close it
+    set_aside : images that no worker is told of any more
 
     """
 
@@ -58,6 +59,8 @@ class Assembly:
     aborted: bool = False
     missing: tuple[str, ...] = ()
     closed: bool = False
+    set_aside: set[Path] = field(default_factory=set)
+    _gaps_of: tuple[int, bool] = (0, False)  # for how many planes it was last asked, and the answer
 
     @property
     def name(self) -> str:
@@ -67,13 +70,21 @@ class Assembly:
     def is_seen(self) -> bool:
         return len(self.planes) == len(self.paths)
 
+    @property
+    def folder(self) -> Path:
+        """Its folder in the spool, whose last two parts are safe names for study and series."""
+        return next(iter(self.paths)).parent
+
     def has_gaps(self) -> bool:
         """Whether slices are missing between those there are; what makes no stack has no gap to wait for."""
-        planes = {str(path): plane for path, plane in self.planes.items() if plane}
-        try:
-            return bool(planes) and bool(geometry.stack(planes).gaps)
-        except GeometryError:
-            return False
+        if self._gaps_of[0] != len(self.planes):
+            planes = {str(path): plane for path, plane in self.planes.items() if plane}
+            try:
+                found = bool(planes) and bool(geometry.stack(planes).gaps)
+            except GeometryError:
+                found = False
+            self._gaps_of = (len(self.planes), found)
+        return self._gaps_of[1]
 
 
 class Assembler:
@@ -82,7 +93,7 @@ class Assembler:
     Parameters
     ----------
     idle_timeout_s : close what has been quiet for this long
-    history : for a study and series UID, the last revision that has a result (0: none) and the instances on disk
+    history : for a study and series UID, the last revision that has a result (0: none) and the files on disk
 
     """
 
@@ -103,8 +114,8 @@ class Assembler:
         key = (instance.study_uid, instance.series_uid)
         assembly = self._open.get(key)
         if assembly is None:
-            assembly = self.reopen(*key, now)  # what is on disk includes this instance
-            new = list(assembly.paths)
+            assembly = self.reopen(*key, now)
+            new = list(dict.fromkeys([*assembly.paths, instance.path]))
         else:
             new = [] if instance.path in assembly.paths else [instance.path]
         assembly.paths |= dict.fromkeys(new)
@@ -115,12 +126,12 @@ class Assembler:
 
     def reopen(self, study_uid: str, series_uid: str, now: float) -> Assembly:
         """Open a series with what is on disk, as the revision after the last one finished or being closed."""
-        revision, instances = self._history(study_uid, series_uid)
+        revision, paths = self._history(study_uid, series_uid)
         closing = [
             a.revision for a in self._assemblies.values() if (a.study_uid, a.series_uid) == (study_uid, series_uid)
         ]
         assembly = Assembly(study_uid, series_uid, max([revision, *closing]) + 1, now)
-        assembly.paths = dict.fromkeys(instance.path for instance in instances)
+        assembly.paths = dict.fromkeys(paths)
         self._assemblies[assembly.name] = assembly
         self._open[study_uid, series_uid] = assembly
         return assembly
@@ -143,7 +154,7 @@ class Assembler:
     def restarted(self) -> list[Assembly]:
         """Forget what the last worker said; every assembly has to be told to the next one."""
         for assembly in self._assemblies.values():
-            assembly.planes.clear()
+            assembly.planes = dict.fromkeys(assembly.set_aside)
         return list(self._assemblies.values())
 
     def finished(self, name: str) -> Assembly | None:
@@ -157,10 +168,6 @@ class Assembler:
         """Series without a result yet, by SeriesInstanceUID: images the worker has seen, and images here."""
         return {a.series_uid: (len(a.planes), len(a.paths)) for a in self._assemblies.values()}
 
-    def first_unanswered(self) -> Assembly | None:
-        """The oldest assembly that the worker still owes an answer: the one it was at, since it works in order."""
-        return next((a for a in self._assemblies.values() if a.closed or not a.is_seen()), None)
-
     def due(self, now: float) -> list[Assembly]:
         """Series that close now; each is given out once."""
         closing = [a for a in self._open.values() if a.is_seen() and self._is_complete(a, now)]
@@ -170,15 +177,22 @@ class Assembler:
         return closing
 
     def next_deadline(self) -> float | None:
-        """Clock at which `due` may have something new without an event; None when nothing is open."""
-        return min((a.last_arrival + self._idle_timeout_s for a in self._open.values()), default=None)
+        """Clock at which `due` may have something new without an event; None when there is nothing to wait for.
+
+        A series that the worker has not seen whole waits for its answers, and those are events.
+        """
+        return min((a.last_arrival + self._idle_timeout_s for a in self._open.values() if a.is_seen()), default=None)
 
     def _is_complete(self, assembly: Assembly, now: float) -> bool:
         if assembly.released and not assembly.aborted and not assembly.feeding and not assembly.has_gaps():
             return True
         if now - assembly.last_arrival < self._idle_timeout_s:
             return False
-        why = "the sender broke off" if assembly.aborted else "the sender gave no sign that the series is complete"
+        why = (
+            "the sender broke off or slices were refused"
+            if assembly.aborted
+            else "the sender gave no sign that the series is complete"
+        )
         if not (
             assembly.released and not assembly.aborted
         ):  # with a clean release only the gap is wrong, and it is named

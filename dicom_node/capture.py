@@ -208,7 +208,14 @@ def _draw_panel(draw: ImageDraw.ImageDraw, report: Report, key: str, shown: set[
 
     y = _rule(draw, y + 8)
     if not report.findings:
-        y = _write(draw, (left, y), "No haemorrhage segmented", normal, WHITE, lines=1)
+        y = _write(
+            draw,
+            (left, y),
+            "No finding" if report.below_threshold else "No haemorrhage segmented",
+            normal,
+            WHITE,
+            lines=1,
+        )
     for finding in report.findings[:MAX_FINDINGS]:
         code = codes.look_up(finding.name)
         box = (left, y + 4, left + 14, y + 18)

@@ -21,6 +21,7 @@ INTRACRANIAL_HEMORRHAGE = Code("1386000", "SCT", "Intracranial hemorrhage")
 PRESENCE = Code("705057003", "SCT", "Presence")
 PRESENT = Code("52101004", "SCT", "Present")  # CID 240
 ABSENT = Code("2667000", "SCT", "Absent")
+INDETERMINATE = Code("82334004", "SCT", "Indeterminate")
 
 VOLUME = Code("118565006", "SCT", "Volume")  # CID 218, CID 7469
 NUMBER_OF_LESIONS = Code("246206008", "SCT", "Number of lesions")

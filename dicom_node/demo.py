@@ -124,7 +124,7 @@ format = "json"
 def _node(config: Path, folder: Path) -> Iterator[int]:
     """Run `scanside serve` and give its port; at the end ask it to stop."""
     log = folder / "node.log"
-    command = [sys.executable, "-m", "scanside", "serve", "--config", str(config)]
+    command = [sys.executable, "-P", "-m", "scanside", "serve", "--config", str(config)]
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)  # noqa: S603  # our own command
     try:

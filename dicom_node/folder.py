@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pydicom
-from pydicom.errors import InvalidDicomError
 
 from dicom_node.analysis import Analyser, Outcome, Series
 from dicom_node.uids import derive
 from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -32,8 +32,8 @@ class Analysed:
     folder: Path
 
 
-def find(folder: Path) -> tuple[dict[str, list[Path]], list[Path]]:
-    """DICOM files under a folder by SeriesInstanceUID, and the files that are none.
+def find(folder: Path) -> tuple[dict[tuple[str, str], list[Path]], list[Path]]:
+    """DICOM files under a folder by StudyInstanceUID and SeriesInstanceUID, and the files that are none.
 
     Raises
     ------
@@ -42,34 +42,34 @@ def find(folder: Path) -> tuple[dict[str, list[Path]], list[Path]]:
     """
     if not folder.is_dir():
         raise FolderError(f"{folder} is no folder")
-    series: defaultdict[str, list[Path]] = defaultdict(list)
+    series: defaultdict[tuple[str, str], list[Path]] = defaultdict(list)
     others = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         try:
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
-        except (InvalidDicomError, OSError, EOFError):
+            header = pydicom.dcmread(
+                path, stop_before_pixels=True, specific_tags=["StudyInstanceUID", "SeriesInstanceUID"]
+            )
+            key = (str(header.get("StudyInstanceUID", "")), str(header.get("SeriesInstanceUID", "")))
+        except Exception:  # noqa: BLE001  # parsers raise what they like on bytes that are no DICOM; the file is listed
             others.append(path)
             continue
-        series[str(header.get("SeriesInstanceUID", ""))].append(path)
+        series[key].append(path)
     if not series:
         raise FolderError(f"{folder}: no DICOM file in it ({len(others)} other files)")
     return dict(series), others
 
 
 def analyse(
-    analyser: Analyser, series: dict[str, list[Path]], out: Path, on_image: Callable[[int], None]
+    analyser: Analyser, series: dict[tuple[str, str], list[Path]], out: Path, on_image: Callable[[int], None]
 ) -> list[Analysed]:
     """Analyse each series as the node would when it closes; its results go into a folder of its own under `out`."""
     done = []
-    for series_uid, paths in series.items():
+    for (study_uid, series_uid), paths in series.items():
         state = Series()
-        for batch in _eights(paths):
-            analyser.feed(state, batch)
-            on_image(len(batch))
-        target = out / (series_uid if series_uid.replace(".", "").isdigit() else derive(series_uid))
+        for path in paths:
+            analyser.feed(state, [path])
+            on_image(1)
+        safe = re.fullmatch(r"[0-9.]{1,64}", series_uid)
+        target = out / (series_uid if safe else str(derive(study_uid, series_uid)))
         done.append(Analysed(series_uid, len(paths), analyser.close(state, target, revision=1, missing=()), target))
     return done
-
-
-def _eights(paths: Sequence[Path]) -> list[Sequence[Path]]:
-    return [paths[i : i + 8] for i in range(0, len(paths), 8)]

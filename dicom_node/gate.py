@@ -29,7 +29,8 @@ class Reason(StrEnum):
     NO_PIXEL_DATA = "no pixel data"
     NO_RESCALE = "no RescaleSlope or RescaleIntercept: pixels can't become Hounsfield units"
     NO_GEOMETRY = "no ImagePositionPatient, ImageOrientationPatient or PixelSpacing"
-    UNREADABLE = "pixels that no installed decoder reads"
+    UNREADABLE = "a file or pixels that no installed decoder reads"
+    LETHAL = "its analysis ended the worker three times"
     BAD_GEOMETRY = "slices that make no stack"
     MIXED_SIZES = "slices of different matrix sizes"
     TOO_FEW_SLICES = "too few slices"
@@ -61,7 +62,8 @@ def check_kind(image: Dataset) -> None:
     sop_class = str(image.get("SOPClassUID", ""))
     if sop_class != CT_IMAGE_STORAGE:
         raise NotAnalysed(Reason.NOT_CT, f"SOP class {sop_class or 'missing'}")
-    image_type = [str(value) for value in image.get("ImageType") or ()]
+    image_type = image.get("ImageType") or ()
+    image_type = [image_type] if isinstance(image_type, str) else [str(value) for value in image_type]
     if "LOCALIZER" in image_type[2:]:
         raise NotAnalysed(Reason.LOCALIZER)
     if image_type[:1] == ["DERIVED"]:
@@ -72,6 +74,8 @@ def check_kind(image: Dataset) -> None:
         raise NotAnalysed(Reason.NO_PIXEL_DATA)
     if image.get("RescaleSlope") is None or image.get("RescaleIntercept") is None:
         raise NotAnalysed(Reason.NO_RESCALE)
+    if str(image.get("RescaleType") or "HU").upper() not in ("HU", "US"):  # US: unspecified, as older scanners write it
+        raise NotAnalysed(Reason.DERIVED, f"RescaleType {image.RescaleType}")
 
 
 def check_plane(plane: Plane) -> None:

@@ -112,7 +112,6 @@ class Receiver:
 
     @property
     def port(self) -> int:
-        """The port listened on."""
         if self._server is None:
             raise RuntimeError("the receiver is not started: it has no port yet")
         return self._server.server_address[1]
@@ -148,8 +147,7 @@ class Receiver:
 
     def _on_accepted(self, event: Event) -> None:
         remote = event.assoc.requestor
-        peer = _Peer(f"{remote.ae_title}@{remote.address}:{remote.port}")
-        self._peers[event.assoc] = peer
+        peer = self._peers[event.assoc] = _Peer(f"{remote.ae_title}@{remote.address}:{remote.port}")
         log.info("association_accepted", association=peer.name)
 
     def _on_rejected(self, event: Event) -> None:
@@ -160,13 +158,12 @@ class Receiver:
         peer = self._peers.pop(association, None)
         if peer:  # not one that was rejected, or never asked for an association
             log.info("association_ended", association=peer.name, released=association.is_released, **peer.outcomes)
-            self._intake.association_ended(peer.name, released=association.is_released)
+            complete = association.is_released and not peer.outcomes["refused"]
+            self._intake.association_ended(peer.name, released=complete)
 
     def _on_c_store(self, event: Event) -> int | Dataset:
         peer = self._peers[event.assoc]
         status, reason = self._take(event, peer)
-        if event.assoc.acse.is_aborted():  # the peer is gone: pynetdicom's state machine would stumble over an answer
-            event.assoc.is_established = False
         if status == SUCCESS:
             return status
         peer.outcomes["refused"] += 1

@@ -54,6 +54,7 @@ def build(
     *,
     revision: int,
     started: datetime,
+    predecessor: Dataset | None = None,
 ) -> ResultSet:
     """Build the results of one series.
 
@@ -68,6 +69,7 @@ def build(
     report : what was found
     revision : 1, and one more each time the series is analysed again with other slices
     started : when the analysis began
+    predecessor : the SR that this revision's replaces
 
     """
     if len(sources) != len(labels):
@@ -87,7 +89,7 @@ def build(
             started=started,
         )
         segmentation = seg.build(legal, labels, report, issue)
-        document = sr.build(legal, segmentation, report, issue)
+        document = sr.build(legal, segmentation, report, issue, predecessor)
         images = capture.build(legal, labels, hu, report, issue)
     for dataset in (*([segmentation] if segmentation else []), document, *images):
         _forget_the_clock(dataset)

@@ -43,9 +43,8 @@ if TYPE_CHECKING:
 
 INCOMING = "incoming"
 QUARANTINE = "quarantine"
-INFLATED_HEAD = (
-    1 << 20
-)  # bytes of a deflated data set that are inflated to find the UIDs, which stand far before the pixels
+OURS = "[0-9u]*/"  # what `_name` gives to studies and series; not the two above, nor a partition's lost+found
+INFLATED_HEAD = 1 << 20  # bytes of a deflated data set to inflate for its UIDs, which stand far before the pixels
 
 MEDIA_STORAGE_SOP_CLASS_UID = Tag(0x0002, 0x0002)
 TRANSFER_SYNTAX_UID = Tag(0x0002, 0x0010)
@@ -179,15 +178,36 @@ class Spool:
     def replay(self) -> Iterator[Instance]:
         """What is on disk, series by series, each in order of arrival. A file that can't be read is logged and left."""
         for study in sorted(self._studies()):
-            for series in sorted(study.iterdir()):
-                yield from _read_all(series)
+            for folder in sorted(study.iterdir()):
+                for path in _by_arrival(folder):
+                    try:
+                        yield _read(path)
+                    except (SpoolError, OSError) as error:
+                        log.warning("spool_file_unreadable", path=str(path), reason=str(error))
 
-    def series(self, study_uid: str, series_uid: str) -> Iterator[Instance]:
-        """What is on disk of one series, in order of arrival."""
-        return _read_all(self._root / _name(study_uid) / _name(series_uid))
+    def contents(self) -> Iterator[tuple[str, str, int]]:
+        """StudyInstanceUID, SeriesInstanceUID and number of instances of each series on disk.
 
-    def _studies(self) -> list[Path]:
-        return [each for each in self._root.iterdir() if each.name not in (INCOMING, QUARANTINE)]
+        Reads one file of each series: a start must not take longer the more was ever received.
+        """
+        for study in sorted(self._studies()):
+            for folder in sorted(study.iterdir()):
+                paths = _by_arrival(folder)
+                for path in paths:
+                    try:
+                        study_uid, series_uid = _series_of(path)
+                    except (SpoolError, OSError) as error:
+                        log.warning("spool_file_unreadable", path=str(path), reason=str(error))
+                        continue
+                    yield study_uid, series_uid, len(paths)
+                    break
+
+    def series(self, study_uid: str, series_uid: str) -> list[Path]:
+        """Files of one series, in order of arrival."""
+        return _by_arrival(self._root / _name(study_uid) / _name(series_uid))
+
+    def _studies(self) -> Iterator[Path]:
+        return self._root.glob(OURS)
 
     def _require_space(self) -> None:
         free_gb = shutil.disk_usage(self._root).free / 1e9
@@ -218,7 +238,7 @@ def read_head(data_set: bytes | memoryview, transfer_syntax_uid: str, tags: tupl
     DataSetUnreadable : the bytes are no data set
 
     """
-    syntax = UID(transfer_syntax_uid)
+    syntax, last = UID(transfer_syntax_uid), max(tags)
     try:
         if syntax.is_deflated:
             data_set = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data_set, INFLATED_HEAD)
@@ -226,7 +246,7 @@ def read_head(data_set: bytes | memoryview, transfer_syntax_uid: str, tags: tupl
             BytesIO(data_set),
             syntax.is_implicit_VR,
             syntax.is_little_endian,
-            stop_when=lambda tag, _vr, _length: tag > max(tags),
+            stop_when=lambda tag, _vr, _length: tag > last,
             specific_tags=list(tags),
         )
     # what pydicom raises on garbage; RuntimeError is the recursion limit, from sequences nested without end
@@ -303,12 +323,15 @@ def _claim(incoming: Path, path: Path, sha256: str) -> Outcome:
     return Outcome.NEW
 
 
-def _read_all(series: Path) -> Iterator[Instance]:
-    for path in sorted(series.glob("*.dcm"), key=lambda path: path.stat().st_mtime_ns):
-        try:
-            yield _read(path)
-        except (SpoolError, OSError) as error:
-            log.warning("spool_file_unreadable", path=str(path), reason=str(error))
+def _by_arrival(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.dcm"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def _series_of(path: Path) -> tuple[str, str]:
+    """StudyInstanceUID and SeriesInstanceUID of a file of ours."""
+    meta, data_set = _split(path)
+    syntax = _uid(read_head(meta, ExplicitVRLittleEndian, (TRANSFER_SYNTAX_UID,)), TRANSFER_SYNTAX_UID)
+    return _identity(data_set, syntax)[:2]
 
 
 def _read(path: Path) -> Instance:

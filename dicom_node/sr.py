@@ -38,8 +38,7 @@ from highdicom.sr import (
     VolumetricROIMeasurementsAndQualitativeEvaluations,
 )
 from highdicom.sr.value_types import ContentSequence
-from pydicom.dataset import Dataset
-from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
+from pydicom.uid import SegmentationStorage
 
 from dicom_node import codes
 from dicom_node.uids import MANUFACTURER
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from highdicom.seg import Segmentation
+    from pydicom.dataset import Dataset
     from pydicom.sr.coding import Code
 
     from dicom_node.uids import Issue
@@ -57,7 +57,11 @@ WHOLE_SERIES = "intracranial"  # tracking identifier of the finding "any haemorr
 
 
 def build(
-    sources: Sequence[Dataset], segmentation: Segmentation | None, report: Report, issue: Issue
+    sources: Sequence[Dataset],
+    segmentation: Segmentation | None,
+    report: Report,
+    issue: Issue,
+    predecessor: Dataset | None = None,
 ) -> Comprehensive3DSR:
     """Report of what was found and of what was looked for and not found.
 
@@ -66,24 +70,24 @@ def build(
     sources : normalised headers; all of them are evidence
     segmentation : from `dicom_node.seg.build` with the same report and issue; None for a negative study
     report : what was found
-    issue : names the object; from revision 2 on the report names its predecessor
+    issue : names the object
+    predecessor : the SR that this one replaces, named in PredecessorDocumentsSequence (PS3.3 C.17.2)
 
     """
     groups = [_volumetric(number, finding, issue) for number, finding in enumerate(report.findings, start=1)]
     content = MeasurementReport(
         observation_context=ObservationContext(observer_device_context=_observer(issue)),
         procedure_reported=codes.CT_PROCEDURE,
-        imaging_measurements=groups or [_negative(issue)],
+        imaging_measurements=groups or [_negative(report, issue)],
     )
     content[0].ContentSequence.append(_qualitative_evaluations(report))
-    predecessor = issue.predecessor
     return Comprehensive3DSR(
         evidence=[*sources, *([segmentation] if segmentation else [])],
         content=content[0],
         is_complete=True,
         is_final=not report.provisional,
         is_verified=False,
-        previous_versions=[_document(predecessor)] if predecessor else None,
+        previous_versions=[predecessor] if predecessor else None,
         **issue.attributes("SR", "sr", number=issue.revision),
     )
 
@@ -102,15 +106,15 @@ def _observer(issue: Issue) -> ObserverContext:
     )
 
 
-def _negative(issue: Issue) -> MeasurementsAndQualitativeEvaluations:
-    """TID 1501: no haemorrhage anywhere in the series."""
+def _negative(report: Report, issue: Issue) -> MeasurementsAndQualitativeEvaluations:
+    """TID 1501: no finding anywhere in the series."""
     return MeasurementsAndQualitativeEvaluations(
         tracking_identifier=_track(WHOLE_SERIES, issue),
         finding_category=codes.MORPHOLOGICALLY_ABNORMAL,
         finding_type=codes.INTRACRANIAL_HEMORRHAGE,
         finding_sites=[FindingSite(anatomic_location=codes.INTRACRANIAL_STRUCTURE)],
         algorithm_id=_algorithm(issue),
-        qualitative_evaluations=[QualitativeEvaluation(codes.PRESENCE, codes.ABSENT)],
+        qualitative_evaluations=[QualitativeEvaluation(codes.PRESENCE, _presence(report))],
     )
 
 
@@ -165,13 +169,20 @@ def _algorithm(issue: Issue) -> AlgorithmIdentification:
     )
 
 
+def _presence(report: Report) -> Code:
+    """Whether there is any haemorrhage; absent only where nothing at all was seen and nothing is missing."""
+    if report.findings:
+        return codes.PRESENT
+    return codes.INDETERMINATE if report.below_threshold or report.provisional else codes.ABSENT
+
+
 def _qualitative_evaluations(report: Report) -> ContainerContentItem:
     container = ContainerContentItem(codes.QUALITATIVE_EVALUATIONS, relationship_type=RelationshipTypeValues.CONTAINS)
-    found = codes.PRESENT if report.findings else codes.ABSENT
-    content = ContentSequence(QualitativeEvaluation(codes.INTRACRANIAL_HEMORRHAGE, found))
+    content = ContentSequence(QualitativeEvaluation(codes.INTRACRANIAL_HEMORRHAGE, _presence(report)))
+    unseen = codes.INDETERMINATE if report.provisional else codes.ABSENT  # on part of a head nothing can be ruled out
     for name in _unseen(report):
         if (finding := codes.look_up(name).finding) != codes.INTRACRANIAL_HEMORRHAGE:
-            content.extend(QualitativeEvaluation(finding, codes.ABSENT))
+            content.extend(QualitativeEvaluation(finding, unseen))
     decision = report.decision
     content.append(_text(codes.CONCLUSION, f"Triage: {decision.level.upper()}. {decision.reason}"))
     content.extend(_text(codes.COMMENT, comment) for comment in _comments(report))
@@ -211,13 +222,3 @@ def _comments(report: Report) -> Iterator[str]:
 
 def _text(name: Code, value: str) -> TextContentItem:
     return TextContentItem(name=name, value=value, relationship_type=RelationshipTypeValues.CONTAINS)
-
-
-def _document(issue: Issue) -> Dataset:
-    """What names the report of an earlier issue, for PredecessorDocumentsSequence (PS3.3 C.17.2)."""
-    document = Dataset()
-    document.StudyInstanceUID = issue.study_uid
-    document.SeriesInstanceUID = issue.series("SR")
-    document.SOPClassUID = Comprehensive3DSRStorage
-    document.SOPInstanceUID = issue.instance("sr")
-    return document

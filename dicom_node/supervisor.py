@@ -26,11 +26,14 @@ class Supervisor:
     Parameters
     ----------
     opening : the first message to each worker
-    on_message : told of every answer, and of ``{"is": "died"}`` when a worker ended; called from a thread of this class
+    on_message : told of every answer, and of ``{"is": "died"}`` when a worker ended, on a thread of this class. Each
+        message
+        says under ``"worker"`` which one it is from: 1 is the first
 
     """
 
-    command: ClassVar[tuple[str, ...]] = (sys.executable, "-m", "dicom_node.worker")
+    # -P: whatever lies in the current folder is not imported
+    command: ClassVar[tuple[str, ...]] = (sys.executable, "-P", "-m", "dicom_node.worker")
 
     def __init__(self, opening: dict[str, Any], on_message: Callable[[dict[str, Any]], None]) -> None:
         self._opening = opening
@@ -39,6 +42,7 @@ class Supervisor:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+        self.worker = 0  # which one runs now
 
     @property
     def pid(self) -> int | None:
@@ -49,58 +53,79 @@ class Supervisor:
     def start(self) -> None:
         self._thread.start()
 
-    def send(self, message: dict[str, Any]) -> None:
-        """Pass a message; to a dead worker it is lost, and whoever hears that it died says it again to the next."""
+    def send(self, message: dict[str, Any], *, worker: int) -> None:
+        """Pass a message to that worker; a dead one loses it, and whoever hears of its death tells the next."""
         with self._lock:
-            if self._process is None or self._process.stdin is None:
-                return
-            try:
-                self._process.stdin.write(json.dumps(message) + "\n")
-                self._process.stdin.flush()
-            except OSError:  # it died a moment ago; the reader will notice
-                return
+            if self._process is not None and worker == self.worker:
+                with suppress(OSError, ValueError):  # it died a moment ago, or was told to end; the reader will notice
+                    self._process.stdin.write(json.dumps(message) + "\n")
+                    self._process.stdin.flush()
+
+    def kill(self) -> None:
+        """End a worker that hangs; another will be started."""
+        process = self._process
+        if process:
+            process.kill()
 
     def stop(self) -> None:
         """Let the worker finish what it was told, for `GRACE_S` at most."""
-        self._stopping.set()
         with self._lock:
+            self._stopping.set()
             process = self._process
-            if process and process.stdin:
-                process.stdin.close()
+            if process:
+                _close_stdin(process)
         if process:
             try:
                 process.wait(GRACE_S)
             except subprocess.TimeoutExpired:
                 log.warning("worker_killed", reason=f"did not end within {GRACE_S:g} s")
                 process.kill()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _run(self) -> None:
         wait_s = FIRST_WAIT_S
         while not self._stopping.is_set():
-            answered = self._live_once()
+            worked = self._live_once()
             if self._stopping.is_set():
                 return
-            wait_s = FIRST_WAIT_S if answered else min(2 * wait_s, LONGEST_WAIT_S)
+            wait_s = FIRST_WAIT_S if worked else min(2 * wait_s, LONGEST_WAIT_S)
             log.error("worker_died", restart_s=wait_s)
-            self._on_message({"is": "died"})
+            self._on_message({"is": "died", "worker": self.worker})
             self._stopping.wait(wait_s)
 
     def _live_once(self) -> bool:
         """Run one worker to its end; True when it did any work beside starting."""
-        process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603  # our own
+        self.worker += 1
+        try:
+            process = subprocess.Popen(  # noqa: S603  # our own command
+                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+        except OSError as error:  # no memory, no process: as if it had died at once
+            log.warning("worker_not_started", reason=error.strerror)
+            return False
         with self._lock:
             self._process = process
-        self.send(self._opening)
+            if self._stopping.is_set():
+                _close_stdin(process)
+        self.send(self._opening, worker=self.worker)
         worked = False
         for line in process.stdout:
-            message = json.loads(line)
+            try:
+                message = json.loads(line)
+            except ValueError:  # it was killed in the middle of a line
+                process.kill()
+                break
             worked = worked or message["is"] in ("slice", "result")
-            self._on_message(message)
+            self._on_message(message | {"worker": self.worker})
         process.wait()
         with self._lock:
             self._process = None
             process.stdout.close()
-            with suppress(OSError):  # what a dead worker did not read any more
-                process.stdin.close()
+            _close_stdin(process)
         return worked
+
+
+def _close_stdin(process: subprocess.Popen[str]) -> None:
+    with suppress(OSError):  # what a dead worker did not read any more
+        process.stdin.close()

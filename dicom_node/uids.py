@@ -4,16 +4,15 @@ The UIDs are the 2.25 form of name-based UUIDs (PS3.5 B.2, RFC 9562 version 5), 
 series, model and revision give the same UIDs on every run and machine, so a result that is built again after a crash is
 the same object, and a store that already has it keeps one copy.
 
-A SOP Instance UID depends on the *revision* and not on the set of slices. It must, for a later revision names its
-predecessor without knowing which slices that one had seen. The price: who counts the revisions must count up whenever
-the slices have changed, or two different documents would share a UID. Series UIDs do not depend on the revision: all
-revisions of one modality lie in one series. Tracking UIDs do not either: they stay with the finding.
+A SOP Instance UID depends on the *revision* and not on the set of slices: who counts the revisions must count up
+whenever the slices have changed, or two different documents would share a UID. Series UIDs do not depend on the
+revision: all revisions of one modality lie in one series. Tracking UIDs do not either: they stay with the finding.
 """
 
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from highdicom.base_content import ContributingEquipment
@@ -64,11 +63,6 @@ class Issue:
     revision: int
     started: datetime
 
-    @property
-    def predecessor(self) -> Issue | None:
-        """The issue this one replaces; None for the first."""
-        return replace(self, revision=self.revision - 1) if self.revision > 1 else None
-
     def series(self, modality: str) -> UID:
         """SeriesInstanceUID of the results of one modality."""
         return self._derive("series", modality)
@@ -93,7 +87,7 @@ class Issue:
             "manufacturer": MANUFACTURER,
             "manufacturer_model_name": long_string(self.model.name),
             "software_versions": long_string(self.model.version),
-            # there is no serial number: the first half of the bundle's SHA-256 says which weights these are
+            # there is no serial number: the first half of the bundle's digest says which weights these are
             "device_serial_number": f"sha256 {self.model.digest[:32]}",
         }
 

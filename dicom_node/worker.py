@@ -10,7 +10,7 @@ series again.
     <- {"is": "ready", "model": ..., "backend": ...}      or {"is": "broken", "error": ...}
     -> {"do": "slice", "series": ID, "path": ...}
     <- {"is": "slice", "series": ID, "path": ..., "plane": {...} or null, "refusal": null or why}
-    -> {"do": "close", "series": ID, "folder": ..., "revision": 1, "missing": [...]}
+    -> {"do": "close", "series": ID, "folder": ..., "revision": 1, "missing": [...], "predecessor": path or null}
     <- {"is": "result", "series": ID, "state": ..., "reason": ..., "report": ..., "files": [...]}
 """
 
@@ -20,27 +20,25 @@ import dataclasses
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 from collections import deque
 from pathlib import Path
 from typing import IO, Any
 
-import structlog
-
 from dicom_node import log as logging
 from dicom_node.analysis import Analyser, Outcome, Seen, Series, to_json
-from dicom_node.journal import SeriesState
 from runtime.bundle import open_bundle
 from runtime.errors import ScansideError
 from runtime.session import open_session, self_test
-from runtime.triage import Rule
-
-log = structlog.get_logger(__name__)
+from runtime.triage import Rule, check_rules
 
 
 def main() -> None:
-    """Serve requests until stdin ends."""
+    """Serve requests until stdin ends. Signals to the whole process group (Ctrl-C, systemd's stop) are the node's."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints must not mix with the answers
     requests: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
@@ -60,6 +58,7 @@ def _open(opening: dict[str, Any], answers: IO[str]) -> Analyser:
     session = open_session(bundle, opening["backend"], threads=opening["threads"])
     disagreement = self_test(session, bundle)
     rules = [Rule(rule["level"], tuple(rule["classes"]), rule["volume_ml"]) for rule in opening["triage"]]
+    check_rules(rules, bundle.classes)
     ready = {"model": f"{bundle.name} {bundle.version}", "backend": session.identity.backend, "self_test": disagreement}
     _say(answers, {"is": "ready", **ready})
     return Analyser(bundle, session, rules, min_slices=opening["min_slices"], max_batch=opening["max_batch"])
@@ -99,12 +98,13 @@ def _is_slice(request: dict[str, Any], series: str) -> bool:
 
 
 def _close(analyser: Analyser, series: Series, request: dict[str, Any]) -> Outcome:
-    folder = Path(request["folder"])
-    try:
-        return analyser.close(series, folder, revision=request["revision"], missing=request["missing"])
-    except Exception as error:  # one series' result must not end the process; the node records the failure
-        log.exception("series_failed", series=request["series"])
-        return Outcome(SeriesState.FAILED, f"{type(error).__name__}: {error}", None)
+    return analyser.close(
+        series,
+        Path(request["folder"]),
+        revision=request["revision"],
+        missing=request["missing"],
+        predecessor=Path(request["predecessor"]) if request["predecessor"] else None,
+    )
 
 
 def _seen(seen: Seen) -> dict[str, Any]:

@@ -39,7 +39,9 @@ class Bundle:
     Attributes
     ----------
     folder : where it lies
-    digest : SHA-256 of manifest.json, which holds the hash of everything else
+    digest : SHA-256 of all that decides what it computes: graphs, golden slices, classes, operating point, names; not
+        of
+        the scores and the card, which are about it
     name, version, training_data : who it is and what it has seen
     classes : class names by index; 0 is background
     precisions : file name of the graph of each precision
@@ -80,31 +82,8 @@ def open_bundle(folder: Path | None = None) -> Bundle:
     """
     folder = folder or SHIPPED
     path = folder / "manifest.json"
-    try:
-        raw = path.read_bytes()
-        manifest: dict[str, Any] = json.loads(raw)
-    except OSError as error:
-        raise BundleError(f"{folder} is no bundle: manifest.json: {error.strerror}") from None
-    except ValueError as error:
-        raise BundleError(f"{path} is no JSON: {error}") from None
-    if manifest.get("format") != FORMAT:
-        raise BundleError(
-            f"{path}: format {manifest.get('format')!r}, this version of scanside reads {FORMAT!r}: export it again"
-        )
-    try:
-        bundle = Bundle(
-            folder=folder,
-            digest=hashlib.sha256(raw).hexdigest(),
-            name=manifest["name"],
-            version=manifest["version"],
-            training_data=manifest["training_data"],
-            classes=tuple(manifest["classes"]),
-            precisions=manifest["precisions"],
-            minimum_volume_ml=manifest["minimum_volume_ml"],
-        )
-        files: dict[str, str] = manifest["files"]
-    except KeyError as error:
-        raise BundleError(f"{path}: {error} is missing: export the bundle again") from None
+    manifest = _manifest(path)
+    files: dict[str, str] = manifest["files"]
     for name, expected in files.items():
         if Path(name).name != name:
             raise BundleError(f"{path}: file {name!r} is outside the bundle")
@@ -119,7 +98,52 @@ def open_bundle(folder: Path | None = None) -> Bundle:
                 f"{folder / name}: SHA-256 {actual[:12]}..., the manifest says {expected[:12]}...: "
                 "copy the bundle again"
             )
-    unlisted = {*bundle.precisions.values(), "golden.npz"} - files.keys()
+    unlisted = {*manifest["precisions"].values(), "golden.npz"} - files.keys()
     if unlisted:
         raise BundleError(f"{path}: {', '.join(sorted(unlisted))} without a hash: export the bundle again")
-    return bundle
+    return Bundle(
+        folder=folder,
+        digest=_digest(manifest),
+        name=manifest["name"],
+        version=manifest["version"],
+        training_data=manifest["training_data"],
+        classes=tuple(manifest["classes"]),
+        precisions=manifest["precisions"],
+        minimum_volume_ml=manifest["minimum_volume_ml"],
+    )
+
+
+_KEYS = {
+    "name": str,
+    "version": str,
+    "training_data": str,
+    "classes": list,
+    "precisions": dict,
+    "minimum_volume_ml": dict,
+    "files": dict,
+}
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_bytes())
+    except OSError as error:
+        raise BundleError(f"{path.parent} is no bundle: manifest.json: {error.strerror}") from None
+    except ValueError as error:
+        raise BundleError(f"{path} is no JSON: {error}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise BundleError(f"{path} is not in format {FORMAT!r}, which this version of scanside reads: export it again")
+    for key, kind in _KEYS.items():
+        if not isinstance(manifest.get(key), kind):
+            raise BundleError(f"{path}: {key!r} is missing or no {kind.__name__}: export the bundle again")
+    without = [name for name in manifest["classes"][1:] if name not in manifest["minimum_volume_ml"]]
+    if without:
+        raise BundleError(f"{path}: no minimum_volume_ml for {', '.join(without)}: export the bundle again")
+    return manifest
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    """SHA-256 over what decides the answers: scores and card may be added later and change nothing."""
+    computing = {*manifest["precisions"].values(), "golden.npz"}
+    decisive = manifest | {"files": {name: manifest["files"][name] for name in sorted(computing)}}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

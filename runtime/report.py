@@ -44,11 +44,12 @@ def compose(
     ]
     repeats = [f"{len(stack.repeated)} images lie where another one is and were left out"] if stack.repeated else []
     incomplete = [*missing, *gaps]
+    below = tuple((f.name, f.volume_ml) for f in seen if f not in findings)
     return Report(
         findings=findings,
         absent=tuple(name for name in bundle.classes[1:] if name not in {f.name for f in findings}),
-        below_threshold=tuple((f.name, f.volume_ml) for f in seen if f not in findings),
-        decision=decide(findings, rules),
+        below_threshold=below,
+        decision=decide(findings, rules, below),
         model=model,
         slices=len(stack),
         provisional=bool(incomplete),

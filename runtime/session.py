@@ -62,10 +62,10 @@ def checked(
         dead engine)
 
     """
-    pixels = labels.shape[1] * labels.shape[2]
     counts = voxels.astype(np.int64)
-    if voxels.shape[1] != classes or not (counts.sum(axis=1) == pixels).all():
-        raise InferenceError(f"voxel counts {counts.tolist()} do not sum to {pixels} pixels over {classes} classes")
+    counted = np.stack([np.bincount(one.ravel(), minlength=classes) for one in labels])
+    if counted.shape != counts.shape or (counted != counts).any():
+        raise InferenceError(f"voxel counts {counts.tolist()} are not those of the labels: {counted.tolist()}")
     if not np.isfinite(evidence).all() or evidence.min() < 0 or evidence.max() > 1 + 1e-4:
         raise InferenceError("evidence is no probability: the engine overflowed or returned nothing")
     return [SliceLabels(*one) for one in zip(labels, counts, evidence, strict=True)]

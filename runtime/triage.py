@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from runtime.errors import ScansideError
 from runtime.types import Decision
 
 if TYPE_CHECKING:
@@ -30,8 +31,33 @@ class Rule:
     volume_ml: float
 
 
-def decide(findings: Sequence[Finding], rules: Sequence[Rule]) -> Decision:
-    """The decision of the first rule that holds; ``"routine"`` when none does, or nothing was found."""
+class RuleError(ScansideError):
+    """A triage rule that can never hold."""
+
+
+def check_rules(rules: Sequence[Rule], classes: Sequence[str]) -> None:
+    """Refuse rules about classes that the model does not have: a typo would be a rule that never holds.
+
+    Raises
+    ------
+    RuleError
+
+    """
+    unknown = sorted({name for rule in rules for name in rule.classes} - {"any", *classes[1:]})
+    if unknown:
+        raise RuleError(f"triage rules name {', '.join(unknown)}; the model has {', '.join(classes[1:])}")
+
+
+def decide(
+    findings: Sequence[Finding], rules: Sequence[Rule], below_threshold: Sequence[tuple[str, float]] = ()
+) -> Decision:
+    """The decision of the first rule that holds; ``"routine"`` when none does, or nothing was found.
+
+    Parameters
+    ----------
+    below_threshold : (name, ml) of what is too little for a finding, so that the reason does not hide it
+
+    """
     for rule in rules:
         counted = [f for f in findings if f.name in rule.classes or rule.classes == ("any",)]
         volume_ml = sum(f.volume_ml for f in counted)
@@ -44,4 +70,7 @@ def decide(findings: Sequence[Finding], rules: Sequence[Rule]) -> Decision:
         return Decision(
             "routine", "findings below every rule: " + ", ".join(f"{f.name} {f.volume_ml:.1f} ml" for f in findings)
         )
+    if below_threshold:
+        seen = ", ".join(f"{name} {ml:.2f} ml" for name, ml in below_threshold)
+        return Decision("routine", f"nothing above the reporting threshold; below it: {seen}")
     return Decision("routine", "no haemorrhage found")

@@ -192,7 +192,7 @@ class ModelIdentity:
     Attributes
     ----------
     name, version : of the bundle
-    digest : SHA-256 of the bundle's manifest, which holds the hash of each of its files
+    digest : of the bundle: SHA-256 of all that decides its answers
     precision : ``"fp32"``, ``"fp16"`` or ``"int8"``
     backend : engine and its version, such as ``"onnxruntime 1.31.1 CPUExecutionProvider"``
     training_data : one sentence on what the network was trained with

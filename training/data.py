@@ -49,12 +49,10 @@ class Slices:
     by_class: tuple[NDArray[np.int64], ...]
 
     def draw(self, rng: np.random.Generator, count: int) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
-        """`count` slices: half by class, each class as often as another, half from all slices alike."""
-        shown = [c for c, members in enumerate(self.by_class) if len(members)]
+        """`count` slices: three of four by class of blood, each as often as another, the rest from all slices alike."""
+        shown = [members for members in self.by_class[1:] if len(members)]
         picks = [
-            rng.choice(self.by_class[shown[rng.integers(len(shown))]])
-            if rng.random() < 0.5
-            else rng.integers(len(self.hu))
+            rng.choice(shown[rng.integers(len(shown))]) if shown and rng.random() < 0.75 else rng.integers(len(self.hu))
             for _ in range(count)
         ]
         return self.hu[picks], self.labels[picks]

@@ -58,7 +58,7 @@ class Scan:
             raise PhantomError(f"{self.slices} slices: ask for 1 to 2,000")
         if self.step_mm is not None and (len(self.thickness_mm) != 1 or not 0.3 <= self.step_mm <= 20):
             raise PhantomError("a table step of its own goes with exactly one thickness and lies between 0.3 and 20 mm")
-        if abs(self.tilt_deg) > 30:
+        if not abs(self.tilt_deg) <= 30:
             raise PhantomError(f"a gantry tilts by 30 degrees at most, not {self.tilt_deg}")
 
     def table_mm(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from runtime.errors import ScansideError
 
@@ -59,6 +59,13 @@ class Recipe(_Section):
     input: Input
     phantoms: Phantoms
     training: Training
+
+    @model_validator(mode="after")
+    def _grid_fits(self) -> Recipe:
+        step = 2 ** len(self.network.channels)
+        if self.input.grid % step:
+            raise ValueError(f"input.grid {self.input.grid} is no multiple of {step}, which network.channels asks for")
+        return self
 
 
 def load(path: Path) -> Recipe:

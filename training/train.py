@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+from concurrent.futures import ThreadPoolExecutor
+from pickle import UnpicklingError  # torch.load raises it; weights_only: nothing is unpickled but tensors
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +19,7 @@ from training.lesions import CLASSES
 from training.losses import cross_entropy_and_dice, soft_targets
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from torch import Tensor
@@ -74,8 +77,9 @@ def _optimise(recipe: Recipe, run: Path, training: Slices, validation: Slices, p
     )
     best, best_path, rows, running = -1.0, run / "best.pt", [], 0.0
     bar = progress.add_task("steps", total=settings.steps)
+    batches = _ahead(training, settings.batch, recipe.input.grid, rng)
     for step in range(1, settings.steps + 1):
-        hu, target = _augmented(training, settings.batch, recipe.input.grid, rng)
+        hu, target = next(batches)
         x = graph.prepare(hu.to(device)).contiguous(memory_format=torch.channels_last)
         graph.train()
         with torch.autocast(device, torch.bfloat16, enabled=settings.bfloat16):
@@ -98,7 +102,7 @@ def _optimise(recipe: Recipe, run: Path, training: Slices, validation: Slices, p
                 }
             )
             _write_curves(rows, run)
-            if np.nanmean(dice) > best:
+            if not np.nanmean(dice) <= best:
                 best = float(np.nanmean(dice))
                 state = {
                     "recipe": recipe.model_dump(mode="json"),
@@ -108,6 +112,16 @@ def _optimise(recipe: Recipe, run: Path, training: Slices, validation: Slices, p
                 }
                 torch.save(state, best_path)
     return best_path
+
+
+def _ahead(slices: Slices, count: int, grid: int, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches without end, the next one made on a thread of its own while the last is learnt from."""
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        coming = pool.submit(_augmented, slices, count, grid, rng)
+        while True:
+            batch = coming.result()
+            coming = pool.submit(_augmented, slices, count, grid, rng)
+            yield batch
 
 
 def _augmented(slices: Slices, count: int, grid: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -185,7 +199,7 @@ def load_checkpoint(path: Path) -> tuple[Recipe, HeadCT]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         recipe = Recipe.model_validate(state["recipe"])
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, EOFError, UnpicklingError) as error:
         raise RecipeError(f"{path} is no checkpoint of `scanside train`: {error}") from None
     graph = build(recipe)
     graph.load_state_dict(state["weights"])

@@ -203,7 +203,15 @@ class Case:
 
     def build(self) -> results.ResultSet:
         pictured = {key: self.hu[self.keys.index(key)] for key in capture.key_slices(self.report, self.keys)}
-        return results.build(self.sources, self.labels, pictured, self.report, revision=self.revision, started=STARTED)
+        return results.build(
+            self.sources,
+            self.labels,
+            pictured,
+            self.report,
+            revision=self.revision,
+            started=STARTED,
+            predecessor=built("one finding").sr if self.revision == 2 else None,
+        )
 
 
 def _case(

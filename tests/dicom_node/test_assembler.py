@@ -17,7 +17,7 @@ class Bench:
     """An assembler with a clock, a disk and a worker of its own."""
 
     def __init__(self) -> None:
-        self.disk: dict[str, list[Instance]] = {}
+        self.disk: dict[str, list[Path]] = {}
         self.revision: dict[str, int] = {}
         self.assembler = Assembler(
             TIMEOUT_S, lambda _, series: (self.revision.get(series, 0), self.disk.get(series, []))
@@ -28,7 +28,7 @@ class Bench:
         """A slice at table position `z` arrives; the worker sees it at once unless told otherwise."""
         path = Path(f"/spool/{series}/{z}.dcm")
         instance = Instance("1", series, "ct", f"{series}.{z}", "le", path, "hash")
-        self.disk.setdefault(series, []).append(instance)
+        self.disk.setdefault(series, []).append(path)
         assembly, new = self.assembler.stored(association, instance, self.now)
         if seen:
             for each in new:
@@ -180,7 +180,22 @@ def test_a_new_worker_is_told_everything(bench: Bench):
     assert [each.series_uid for each in closed] == ["1.2"]
     told = bench.assembler.restarted()
     assert {(each.series_uid, len(each.paths), each.closed) for each in told} == {("1.2", 3, True), ("1.3", 1, False)}
-    assert bench.assembler.first_unanswered().series_uid == "1.2"
+
+
+def test_what_the_worker_has_not_seen_gives_no_deadline(bench: Bench):
+    """Its answers are events; a deadline in the past would keep the desk awake for nothing."""
+    bench.store(0, seen=False)
+    assert bench.assembler.next_deadline() is None
+
+
+def test_an_image_set_aside_counts_as_seen_for_the_next_worker(bench: Bench):
+    bench.store(0)
+    bench.store(5, seen=False)
+    (assembly,) = bench.assembler.restarted()
+    assembly.set_aside.add(Path("/spool/1.2/5.dcm"))
+    bench.assembler.restarted()
+    bench.assembler.seen(assembly.name, Path("/spool/1.2/0.dcm"), axial(0))
+    assert len(bench.due(TIMEOUT_S)) == 1
 
 
 def test_the_deadline_is_that_of_the_series_quiet_for_longest(bench: Bench):

@@ -50,14 +50,16 @@ def test_results_of_every_kind_are_kept_and_noted(tmp_path, pacs):
 def test_wait_for_wakes_on_arrival_and_gives_up_in_time(tmp_path, pacs):
     assert not pacs.wait_for(1, timeout_s=0.05)
     has_sr = []
-    waiting = threading.Thread(
-        target=lambda: has_sr.append(
-            pacs.wait_for(lambda received: Comprehensive3DSRStorage in {kind for _, kind, _ in received}, timeout_s=20)
+
+    def wait():
+        has_sr.append(
+            pacs.wait_for(lambda received: any(kind == Comprehensive3DSRStorage for _, kind, _ in received), 1e4)
         )
-    )
+
+    waiting = threading.Thread(target=wait, daemon=True)
     waiting.start()
     push(objects(tmp_path / "results"), ("127.0.0.1", pacs.port), calling_ae="SCANSIDE", called_ae="PACS")
-    waiting.join()
+    waiting.join(20)
     assert has_sr == [True]
     assert not pacs.wait_for(lambda received: len(received) > len(RESULTS), timeout_s=0.05)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import shutil
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from pydicom.uid import (
 from dicom_node import scanner
 from dicom_node.scanner import PushError, push
 from dicom_node.sender import PeerError
+from dicom_node.wire import Answers
 from tests.dicom_node.storage import SERIES, Recorder, data_set_of, encoded, image, receiving, write
 
 # pynetdicom does not close the socket of a connection that was refused or cut; it is collected at once
@@ -182,7 +184,6 @@ def test_a_refusal_is_told_with_status_and_comment(tmp_path, intake):
     assert failed.response_ms > 0
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # pynetdicom, when cut off
 def test_when_the_peer_breaks_off_every_file_is_accounted_for(tmp_path, receiver):
     paths = write(tmp_path / "scanner", *(image(number) for number in range(1, 7)))
 
@@ -194,6 +195,16 @@ def test_when_the_peer_breaks_off_every_file_is_accounted_for(tmp_path, receiver
     assert [each.path.name for each in report.sent] == ["1.dcm", "2.dcm"]
     assert [each.path.name for each in report.failed] == ["3.dcm", "4.dcm", "5.dcm", "6.dcm"]
     assert all("the peer ended the association" in each.reason or "is gone" in each.reason for each in report.failed)
+
+
+def test_an_answer_is_only_for_who_waits_for_it():
+    answers = Answers()
+    answers.put("answer")
+    with pytest.raises(queue.Empty):
+        answers.get(block=False)  # as pynetdicom's loop looks for requests
+    assert answers.get(block=True, timeout=1) == "answer"
+    with pytest.raises(queue.Empty):
+        answers.get(timeout=0.01)
 
 
 def test_an_error_of_the_listener_aborts(tmp_path, receiver, intake):

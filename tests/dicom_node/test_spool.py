@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import signal
 import subprocess
 import sys
 import textwrap
 import threading
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -102,7 +104,8 @@ def test_replay_keeps_the_order_of_arrival_within_each_series(tmp_path, spool):
     replayed = list(Spool(tmp_path / "spool", free_floor_gb=0).replay())
 
     assert [i.sop_uid for i in replayed if i.series_uid == SERIES] == [f"{SERIES}.{n}" for n in numbers]
-    assert list(spool.series(STUDY, "1.2.3.4.6")) == [i for i in replayed if i.series_uid == "1.2.3.4.6"]
+    assert spool.series(STUDY, "1.2.3.4.6") == [i.path for i in replayed if i.series_uid == "1.2.3.4.6"]
+    assert {series: count for _, series, count in spool.contents()} == Counter(i.series_uid for i in replayed)
     assert list(spool.series(STUDY, "9.9")) == []
 
 
@@ -312,6 +315,7 @@ def test_content_is_on_disk_before_its_name_and_the_name_before_the_answer(tmp_p
 def test_start_removes_what_was_being_written(tmp_path, spool):
     _, instance = store(spool, image())
     (tmp_path / "spool" / "incoming" / "half").write_bytes(b"half a slice")
+    (tmp_path / "spool" / "lost+found").mkdir(mode=0)  # a spool may be a partition of its own
     again = Spool(tmp_path / "spool", free_floor_gb=0)
     assert files_under(tmp_path / "spool") == [instance.path]
     assert list(again.replay()) == [instance]
@@ -370,3 +374,28 @@ def test_a_kill_loses_nothing_that_was_acknowledged_and_leaves_no_half_file(tmp_
     assert set(acknowledged) <= replayed
     assert len(replayed) <= len(acknowledged) + rounds  # at most one in each life was on disk and not acknowledged
     assert not list((root / "incoming").iterdir())
+
+
+DIE_IN_THE_MIDDLE_OF_A_WRITE = """
+    import resource, signal, sys
+    from pathlib import Path
+    from dicom_node.spool import Spool
+    from tests.dicom_node.storage import encoded, image
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+    spool = Spool(Path(sys.argv[1]), free_floor_gb=0)
+    spool.store(encoded(image(side=512)), sop_class_uid="1.2", sop_uid="1.2.3.4.5.1",
+                transfer_syntax_uid="1.2.840.10008.1.2.1", calling_ae="CT01")
+"""
+
+
+def test_dying_in_the_middle_of_a_write_leaves_no_half_file(tmp_path):
+    root = tmp_path / "spool"
+    run = [sys.executable, "-c", textwrap.dedent(DIE_IN_THE_MIDDLE_OF_A_WRITE), str(root)]
+    assert subprocess.run(run, timeout=60, check=False).returncode == -signal.SIGXFSZ
+    (half,) = files_under(root)
+    assert half.parent == root / "incoming"
+    assert half.stat().st_size == 300_000
+    assert list(Spool(root, free_floor_gb=0).replay()) == []
+    assert files_under(root) == []

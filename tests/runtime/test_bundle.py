@@ -54,7 +54,10 @@ def test_the_digest_changes_with_anything(copy: Path):
     [
         (lambda f: (f / "manifest.json").unlink(), "is no bundle: manifest.json"),
         (lambda f: (f / "manifest.json").write_text("{"), "is no JSON"),
-        (lambda f: reseal(f, format="other/7"), "format 'other/7'"),
+        (lambda f: reseal(f, format="other/7"), "is not in format"),
+        (lambda f: (f / "manifest.json").write_text("[]"), "is not in format"),
+        (lambda f: reseal(f, classes="many"), "'classes' is missing or no list"),
+        (lambda f: reseal(f, minimum_volume_ml={}), "no minimum_volume_ml for intracerebral"),
         (lambda f: (f / "golden.npz").unlink(), "golden.npz: No such file"),
         (lambda f: reseal(f, precisions={"fp32": "elsewhere.onnx"}), "elsewhere.onnx without a hash"),
         (lambda f: reseal(f, files={"../manifest.json": "0"}), "outside the bundle"),
@@ -70,7 +73,7 @@ def test_a_key_that_is_missing_is_named(copy: Path):
     manifest = json.loads((copy / "manifest.json").read_text())
     del manifest["classes"]
     (copy / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match="'classes' is missing"):
+    with pytest.raises(BundleError, match="'classes' is missing or no list"):
         open_bundle(copy)
 
 
@@ -122,7 +125,8 @@ def test_a_graph_that_is_no_graph_is_refused(copy: Path):
 @pytest.mark.parametrize(
     ("voxels", "evidence", "message"),
     [
-        ([[10.0, 0.0]], [[1.0, 0.0]], "do not sum to 16"),
+        ([[10.0, 0.0]], [[1.0, 0.0]], "not those of the labels"),
+        ([[0.0, 16.0]], [[1.0, 0.0]], "not those of the labels"),
         ([[16.0, 0.0]], [[np.nan, 0.0]], "no probability"),
         ([[16.0, 0.0]], [[3.0, 0.0]], "no probability"),
     ],

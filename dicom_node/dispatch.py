@@ -1,0 +1,202 @@
+"""What the worker is told, in which order, and what it owes an answer to.
+
+Few requests are under way at a time: so a finished series is not held up by the slices of others, and a worker that
+hangs never blocks the desk. When a worker dies, the first request without an answer is the suspect. From then on
+requests go one by one until each suspect has been answered; an image that takes three workers with it is set aside,
+alone.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter, deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from dicom_node.gate import Reason
+from dicom_node.journal import ResultFile, SeriesState
+from runtime.types import Plane
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from dicom_node.assembler import Assembler, Assembly
+    from dicom_node.supervisor import Supervisor
+
+UNDER_WAY = 32  # requests at a time; more would wait in the worker instead of here
+HANG_S = 120.0  # a request that takes longer has hung its worker
+MOST_DEATHS = 3  # workers that one request may take with it
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What the worker said of a closed series."""
+
+    state: SeriesState
+    reason: str | None
+    report_json: str | None = None
+    files: Sequence[ResultFile] = ()
+
+    def summary(self) -> dict[str, Any]:
+        """Decision and volumes for the log."""
+        if self.report_json is None:
+            return {}
+        report = json.loads(self.report_json)
+        volumes_ml = {finding["name"]: round(finding["volume_ml"], 2) for finding in report["findings"]}
+        return {"level": report["decision"]["level"], "volumes_ml": volumes_ml, "provisional": report["provisional"]}
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A slice (`path`) or the close of a series (no path)."""
+
+    assembly: Assembly
+    path: Path | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.assembly.name} {self.path or 'close'}"
+
+
+class Dispatch:
+    """The desk's side of the worker. Not for use from several threads.
+
+    Parameters
+    ----------
+    supervisor : passes the messages
+    assembler : whose slices they are
+    results : folder for result files
+    record : told of each result, before its series is forgotten
+
+    """
+
+    def __init__(
+        self, supervisor: Supervisor, assembler: Assembler, results: Path, record: Callable[[Assembly, Result], None]
+    ) -> None:
+        self._supervisor = supervisor
+        self._assembler = assembler
+        self._results = results
+        self._record = record
+        self._worker: int | None = None  # which one is ready
+        self._waiting: deque[_Request] = deque()
+        self._owed: deque[_Request] = deque()
+        self._progress_at = 0.0  # when the worker last answered, or was given work after none
+        self._deaths: Counter[str] = Counter()
+
+    def feed(self, assembly: Assembly, paths: Iterable[Path]) -> None:
+        """Have slices analysed."""
+        if self._worker:  # the next one is told everything when it is ready
+            self._waiting += [_Request(assembly, path) for path in paths]
+
+    def close(self, assembly: Assembly) -> None:
+        """Have results made, before any slice that still waits: all of this series' slices have been seen."""
+        if self._worker:
+            self._waiting.appendleft(_Request(assembly, None))
+
+    def pump(self, now: float) -> None:
+        """Pass on what may be under way; end a worker that has not answered for `HANG_S`."""
+        if self._owed and now - self._progress_at > HANG_S:
+            log.error("worker_hangs", request=self._owed[0].name, after_s=HANG_S)
+            self._progress_at = now
+            self._supervisor.kill()
+            return
+        most = 1 if self._deaths else UNDER_WAY
+        while self._worker and self._waiting and len(self._owed) < most:
+            if not self._owed:
+                self._progress_at = now
+            request = self._waiting.popleft()
+            self._owed.append(request)
+            self._supervisor.send(self._message(request), worker=self._worker)
+
+    def next_deadline(self) -> float | None:
+        """Clock at which the worker is taken for hung; None while it owes nothing."""
+        return self._progress_at + HANG_S if self._owed else None
+
+    def hear(self, message: dict[str, Any]) -> None:
+        """Take a message of the supervisor: all of one worker's come before the next one's."""
+        match message["is"]:
+            case "ready":
+                log.info("worker_ready", model=message["model"], backend=message["backend"], pid=self._supervisor.pid)
+                self._worker = message["worker"]
+                self._start_over()
+            case "died":
+                self._suspect()
+            case "slice":
+                self._answered(message, Path(message["path"]))
+                plane = message["plane"]
+                self._assembler.seen(message["series"], Path(message["path"]), _plane(plane) if plane else None)
+                if message["refusal"]:
+                    log.info("image_not_analysed", series=message["series"], reason=message["refusal"])
+            case "result":
+                request = self._answered(message, None)
+                files = [ResultFile(**{**file, "path": Path(file["path"])}) for file in message["files"]]
+                result = Result(SeriesState(message["state"]), message["reason"], message["report"], files)
+                self._record(request.assembly, result)
+
+    def _answered(self, message: dict[str, Any], path: Path | None) -> _Request:
+        """The request that a message answers: the worker works in order."""
+        request = self._owed.popleft()
+        if (request.assembly.name, request.path) != (message["series"], path):
+            self._supervisor.kill()  # it has lost count; the next one starts from the spool
+            raise RuntimeError(f"the worker answered {message['series']} {path or 'close'} instead of {request.name}")
+        self._progress_at = time.monotonic()
+        self._deaths.pop(request.name, None)
+        return request
+
+    def _start_over(self) -> None:
+        """Tell a new worker everything that has no result yet."""
+        for assembly in self._assembler.restarted():
+            self._waiting += [_Request(assembly, path) for path in assembly.paths if path not in assembly.set_aside]
+            if assembly.closed:
+                self._waiting.append(_Request(assembly, None))
+
+    def _suspect(self) -> None:
+        """Count a death against the request that the worker was at, if it was at work at all."""
+        if self._owed:
+            victim = self._owed[0]
+            self._deaths[victim.name] += 1
+            if self._deaths[victim.name] >= MOST_DEATHS:
+                del self._deaths[victim.name]
+                self._set_aside(victim)
+        self._worker = None
+        self._owed.clear()
+        self._waiting.clear()
+
+    def _set_aside(self, victim: _Request) -> None:
+        log.error("request_set_aside", request=victim.name, workers_lost=MOST_DEATHS)
+        if victim.path is not None:
+            victim.assembly.set_aside.add(victim.path)
+            return
+        reason = f"the worker died {MOST_DEATHS} times while it made the results; the slices are kept"
+        self._record(victim.assembly, Result(SeriesState.FAILED, reason))
+
+    def _message(self, request: _Request) -> dict[str, Any]:
+        assembly = request.assembly
+        if request.path is not None:
+            return {"do": "slice", "series": assembly.name, "path": str(request.path)}
+        folder = self._results.joinpath(*assembly.folder.parts[-2:])
+        lost = [f"{n} image{'s' * (n > 1)} not analysed: {Reason.LETHAL.value}" for n in [len(assembly.set_aside)] if n]
+        return {
+            "do": "close",
+            "series": assembly.name,
+            "revision": assembly.revision,
+            "folder": str(folder / f"revision-{assembly.revision}"),
+            "predecessor": _last_report(folder),
+            "missing": [*assembly.missing, *lost],
+        }
+
+
+def _last_report(folder: Path) -> str | None:
+    """The newest SR that was made of a series, to be named by the next; None when there is none."""
+    reports = sorted(folder.glob("revision-*/sr.dcm"), key=lambda path: int(path.parent.name.partition("-")[2]))
+    return str(reports[-1]) if reports else None
+
+
+def _plane(plane: dict[str, Any]) -> Plane:
+    return Plane(**{name: tuple(value) if isinstance(value, list) else value for name, value in plane.items()})
