@@ -63,13 +63,13 @@ def check_kind(image: Dataset) -> None:
     if sop_class != CT_IMAGE_STORAGE:
         raise NotAnalysed(Reason.NOT_CT, f"SOP class {sop_class or 'missing'}")
     image_type = image.get("ImageType") or ()
-    image_type = [image_type] if isinstance(image_type, str) else [str(value) for value in image_type]
+    image_type = [str(value).strip() for value in ([image_type] if isinstance(image_type, str) else image_type)]
+    if str(image.get("LossyImageCompression", "")) == "01":
+        raise NotAnalysed(Reason.LOSSY, f"ratio {image.get('LossyImageCompressionRatio', 'not given')}")
     if "LOCALIZER" in image_type[2:]:
         raise NotAnalysed(Reason.LOCALIZER)
     if image_type[:1] == ["DERIVED"]:
         raise NotAnalysed(Reason.DERIVED, "\\".join(image_type))
-    if str(image.get("LossyImageCompression", "")) == "01":
-        raise NotAnalysed(Reason.LOSSY, f"ratio {image.get('LossyImageCompressionRatio', 'not given')}")
     if "PixelData" not in image:
         raise NotAnalysed(Reason.NO_PIXEL_DATA)
     if image.get("RescaleSlope") is None or image.get("RescaleIntercept") is None:

@@ -22,7 +22,6 @@ from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS, code_to_category
 from dicom_node.config import Destination
 from dicom_node.sender import associate
 from dicom_node.spool import DataSetUnreadable, read_head
-from dicom_node.wire import Answers
 from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
@@ -141,7 +140,6 @@ def push(
         )
     peer = Destination(name="peer", ae_title=called_ae, host=address[0], port=address[1])
     association = associate(peer, calling_ae, [build_context(*kind) for kind in kinds])
-    association.dimse.msg_queue = Answers()
 
     answers: list[Sent] = []
     start = time.perf_counter()

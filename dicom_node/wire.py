@@ -67,17 +67,23 @@ STALL_TIMEOUT_S = 30  # silence in the middle of a PDU: the cable is out
 
 
 class PromptSocket(socket.socket):
-    """Acknowledges at once what begins or ends a PDU.
+    """Acknowledges at once what begins or ends a PDU, and is closed in the end.
 
     DCMTK writes a PDU's header and its body one after the other with Nagle's algorithm on: the body waits until the
-    header has been acknowledged, which Linux puts off for 40 ms. A slice that fits into one PDU then takes 45 ms
-    instead of 4. The option holds for a few segments only and has to be set again and again.
+    header has been acknowledged, which Linux puts off for 40 ms. The option holds for a few segments only and has to be
+    set again and again. As SCP, a slice that fits into one PDU takes 4 ms with it instead of 45. As SCU (together with
+    TCP_NODELAY), SR, SC and SEG take 32 ms to DCMTK's storescp instead of 233, to Orthanc 50 instead of 242.
     """
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        if size < PIECE:
+        if size < PIECE and hasattr(socket, "TCP_QUICKACK"):  # Linux
             self.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         return super().recv(size, flags)
+
+    def shutdown(self, how: int) -> None:
+        """Say nothing when the peer was faster: pynetdicom closes the socket only where this raises nothing."""
+        with suppress(OSError):
+            super().shutdown(how)
 
 
 class Server(ThreadedAssociationServer):

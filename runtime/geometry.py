@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SAME_PLACE_MM = 0.01  # positions are decimal strings of about this resolution
 PARALLEL_COSINE = 0.9998  # about 1.1 degrees: a series that mixes tilts is not one stack
-GAP_FACTOR = 1.5  # a step this much beyond its neighbours' thickness has room for another slice
+GAP_FACTOR = 1.5  # a step this much wider than usual has room for another slice
 
 
 def stack(planes: Mapping[str, Plane]) -> SliceStack:
@@ -98,18 +98,19 @@ def _own_thickness(position: NDArray[np.float64], nominal: NDArray[np.float64]) 
 
 
 def _gaps(keys: list[str], position: NDArray[np.float64], nominal: NDArray[np.float64]) -> tuple[Gap, ...]:
-    """Steps too wide for what lies around them.
+    """Steps too wide for their series.
 
-    A protocol may scan 5 mm slices every 10 mm; then every step is wide and none is a gap. So a step is measured
-    against the larger of what the two thicknesses explain and the median of the steps next to it.
+    A protocol may scan 5 mm slices every 10 mm, or every 2.5: neither is a gap. So a step is measured against the
+    median of the steps between slices of the same thickness; where the thickness changes, against what both explain.
     """
     if len(position) < 3:
         return ()
     step = np.diff(position)
+    even = np.isclose(nominal[:-1], nominal[1:])
     found = []
     for i, wide in enumerate(step):
-        around = np.concatenate([step[max(0, i - 2) : i], step[i + 1 : i + 3]])
-        usual = max((nominal[i] + nominal[i + 1]) / 2, float(np.min(around)))
+        alike = step[even & np.isclose(nominal[:-1], nominal[i])]
+        usual = float(np.median(alike)) if even[i] and len(alike) > 1 else (nominal[i] + nominal[i + 1]) / 2
         if wide > GAP_FACTOR * usual:
             found.append(Gap(keys[i], keys[i + 1], float(wide), max(1, round(wide / usual) - 1)))
     return tuple(found)

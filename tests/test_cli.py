@@ -81,23 +81,6 @@ def test_what_is_no_head_ct_is_turned_away_with_a_reason(case: str, reason: str,
     assert any(reason in one["reason"] for one in told), told
 
 
-@real_data
-def test_every_lossless_syntax_of_one_image_is_decoded_and_every_lossy_one_refused(tmp_path: Path):
-    shown = scanside(
-        "analyse",
-        CORPUS / "40_ct_one_image_15_transfer_syntaxes",
-        "--out",
-        tmp_path / "out",
-        "--min-slices",
-        1,
-        "--json",
-    )
-    assert shown.returncode == 0, shown.stderr
-    (one,) = json.loads(shown.stdout)["series"]
-    assert one["state"] == "analysed"
-    assert any("lossy" in sentence for sentence in one["report"]["missing"])
-
-
 def test_push_to_nobody_says_so(series: Path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -15,6 +15,7 @@ from dicom_node import decode, phantom
 from dicom_node.gate import NotAnalysed, Reason
 from runtime.types import Plane, Slice
 
+CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
 PLANE = Plane((-60.0, -60.0, 0.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.5, 0.75), 5.0)
 
 
@@ -84,6 +85,8 @@ def put(**values: object) -> Callable[[FileDataset], None]:
         (put(SOPClassUID="1.2.840.10008.5.1.4.1.1.4"), Reason.NOT_CT),
         (put(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), Reason.LOCALIZER),
         (put(ImageType=["DERIVED", "SECONDARY", "REFORMATTED"]), Reason.DERIVED),
+        (put(ImageType="DERIVED"), Reason.DERIVED),
+        (put(RescaleType="Z_EFF"), Reason.DERIVED),
         (put(ImageOrientationPatient=[1, 0, 0, 0, 0, -1]), Reason.NOT_AXIAL),
         (put(LossyImageCompression="01"), Reason.LOSSY),
         (delete("PixelData"), Reason.NO_PIXEL_DATA),
@@ -114,3 +117,29 @@ def test_bytes_that_are_no_dicom_are_turned_away(tmp_path: Path, content: bytes)
     (tmp_path / "x.dcm").write_bytes(content)
     with pytest.raises(NotAnalysed):
         decode.read(tmp_path / "x.dcm")
+
+
+@pytest.mark.skipif(not CORPUS.exists(), reason="the corpus of real DICOM is not here: real syntaxes are NOT tested")
+def test_one_image_in_fifteen_syntaxes_is_the_same_or_refused_as_lossy():
+    decoded, refused = {}, set()
+    for path in sorted((CORPUS / "40_ct_one_image_15_transfer_syntaxes").glob("*.dcm")):
+        syntax = dcmread(path, stop_before_pixels=True).file_meta.TransferSyntaxUID
+        try:
+            decoded[path.name] = (syntax, decode.read(path)[1].hu)
+        except NotAnalysed as refusal:
+            refused.add((syntax, refusal.reason))
+    (_, first), *others = decoded.values()
+    assert all((hu == first).all() for _, hu in others)
+    assert {str(syntax) for syntax, _ in decoded.values()} == {
+        "1.2.840.10008.1.2",
+        "1.2.840.10008.1.2.1",
+        "1.2.840.10008.1.2.1.99",
+        "1.2.840.10008.1.2.2",
+        "1.2.840.10008.1.2.4.57",
+        "1.2.840.10008.1.2.4.70",
+        "1.2.840.10008.1.2.4.80",
+        "1.2.840.10008.1.2.4.90",
+        "1.2.840.10008.1.2.5",
+    }
+    assert len(refused) == 6
+    assert {reason for _, reason in refused} == {Reason.LOSSY}

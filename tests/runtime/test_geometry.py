@@ -62,6 +62,15 @@ def test_a_protocol_with_even_spaces_between_slices_has_no_gap():
     assert stacked([0, 10, 20, 30], thickness=5.0).gaps == ()
 
 
+def test_a_hole_between_overlapping_slices_is_a_gap_though_their_thickness_covers_it():
+    """5 mm slices every 2.5 mm, two of them missing: nothing but the even steps tells."""
+    assert [gap.missing for gap in stacked([0, 2.5, 5, 12.5, 15, 17.5], thickness=5.0).gaps] == [2]
+
+
+def test_one_slice_too_many_makes_no_gap_of_the_others():
+    assert stacked([0, 10, 20, 21, 30, 40], thickness=10.0).gaps == ()
+
+
 def test_images_in_one_place_count_once_and_are_named():
     stack = stacked([0, 5, 5.001, 10])
     assert stack.keys == ("0", "1", "3")
