@@ -25,6 +25,7 @@ from dicom_node import sender
 from dicom_node.config import Destination
 from dicom_node.journal import DeliveryState, Journal, ResultFile, SeriesState
 from dicom_node.sender import PeerError, Sender, associate
+from dicom_node.wire import PromptSocket
 
 # pynetdicom does not close the socket of a connection that was refused; it is collected at once
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
@@ -600,7 +601,7 @@ def test_the_connection_is_prompt_and_has_a_timeout(serve):
     wire = association.dul.socket.socket
     assert wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     assert wire.gettimeout() == sender.DIMSE_TIMEOUT_S
-    assert isinstance(wire, sender._PromptSocket)
+    assert isinstance(wire, PromptSocket)
     association.release()
 
 
