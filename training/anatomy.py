@@ -148,7 +148,8 @@ class Anatomy:
     hu : ``(Z, Y, X)`` float32
     brain_mm : signed distance to the brain's surface
     inner_table_mm : signed distance to the inside of the skull
-    ventricles, subarachnoid, parenchyma : occupancies of the spaces where blood can be
+    ventricles, clefts, parenchyma : occupancies of the spaces where blood can be; clefts are the sulci, fissures and
+        cisterns, without the film of fluid under the skull
     petrous_mm : height above the petrous ridges, for the beam-hardening between them
 
     """
@@ -158,7 +159,7 @@ class Anatomy:
     brain_mm: Field
     inner_table_mm: Field
     ventricles: Field
-    subarachnoid: Field
+    clefts: Field
     parenchyma: Field
 
 
@@ -196,11 +197,10 @@ def grow(
     midline = at.occupancy(np.abs(mid.x) - np.float32(1.3)) * ((brain > -26) & (at.z > -25) & ~cerebellar)
     cisterns = _cisterns(mid, at)
     convexity = at.occupancy(-brain)  # between brain and dura
-    subarachnoid = np.maximum.reduce([sulci, midline, cisterns, convexity]) * inside
-
     ventricle_mm = _ventricles(mid, ventricle_scale)
     ventricles = at.occupancy(ventricle_mm) * at.occupancy(brain)
-    subarachnoid *= 1 - ventricles
+    clefts = np.maximum.reduce([sulci, midline, cisterns]) * at.occupancy(brain + 1) * (1 - ventricles)
+    subarachnoid = np.maximum(clefts, convexity) * inside * (1 - ventricles)
 
     grey = np.clip((np.float32(0.55) - np.abs(folds)) / np.float32(0.2), 0, 1) * (brain > -22)
     grey = np.maximum(grey, np.clip((brain + 4) / 1.5, 0, 1))
@@ -222,7 +222,7 @@ def grow(
     content += cupping - np.float32(rng.uniform(4, 16)) * ridge  # and the dark band between the petrous bones
     hu = hu * (1 - inside) + content * inside
     return Anatomy(
-        at, hu, brain, inner, ventricles, subarachnoid, at.occupancy(brain + 1) * (1 - ventricles) * (1 - subarachnoid)
+        at, hu, brain, inner, ventricles, clefts, at.occupancy(brain + 1) * (1 - ventricles) * (1 - subarachnoid)
     )
 
 

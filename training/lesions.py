@@ -91,7 +91,7 @@ def bleed(lesions: tuple[Lesion, ...], rng: np.random.Generator, *, grid_mm: flo
         space,
         rng,
         ventricle_scale=rng.uniform(0.75, 1.35) * swelling,
-        sulcus_width=rng.uniform(0.26, 0.38) if "subarachnoid" in wanted else rng.uniform(0.1, 0.24),  # blood distends
+        sulcus_width=rng.uniform(0.28, 0.42) if "subarachnoid" in wanted else rng.uniform(0.1, 0.24),  # blood distends
         shift_mm=-side * min(9.0, 0.08 * outside) * rng.uniform(0.3, 1),
     )
     hu, blood = head.hu.copy(), {}
@@ -218,7 +218,7 @@ def _subarachnoid(
     distance = np.sqrt((at.x - x) ** 2 + (at.y - y) ** 2 + (at.z - z) ** 2) + np.float32(5) * anatomy.waves(
         at, rng, (25, 50), 4
     )
-    room = head.subarachnoid * free * at.occupancy(-42 - at.z)
+    room = head.clefts * free * at.occupancy(-42 - at.z)
     return (
         _to_volume(
             lambda reach: room * at.occupancy(distance - np.float32(reach), 8.0),
