@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import structlog
+from pydantic import ValidationError
 from pydicom.errors import InvalidDicomError
 from pydicom.tag import Tag
 from pydicom.uid import UID, MediaStorageDirectoryStorage
@@ -138,8 +139,8 @@ def push(
         raise PushError(
             f"{len(kinds)} kinds of files (class and transfer syntax), an association carries {MOST_CONTEXTS}"
         )
-    peer = Destination(name="peer", ae_title=called_ae, host=address[0], port=address[1])
-    association = associate(peer, calling_ae, [build_context(*kind) for kind in kinds])
+    peer = _peer(address, called_ae)
+    association = associate(peer, _peer(address, calling_ae).ae_title, [build_context(*kind) for kind in kinds])
 
     answers: list[Sent] = []
     start = time.perf_counter()
@@ -161,6 +162,14 @@ def push(
         skipped=tuple(skipped),
         seconds=seconds,
     )
+
+
+def _peer(address: tuple[str, int], ae_title: str) -> Destination:
+    """Who is called, checked as a destination in a configuration is."""
+    try:
+        return Destination(name="peer", ae_title=ae_title, host=address[0], port=address[1])
+    except ValidationError as error:
+        raise PushError("; ".join(f"{each['input']!r}: {each['msg']}" for each in error.errors())) from None
 
 
 def _find(paths: Sequence[Path]) -> tuple[list[_File], list[tuple[Path, str]]]:

@@ -175,16 +175,6 @@ class Spool:
         _sync_directory(instance.path.parent)  # after a repeat too: whoever stored the first may not have come so far
         return outcome, instance
 
-    def replay(self) -> Iterator[Instance]:
-        """What is on disk, series by series, each in order of arrival. A file that can't be read is logged and left."""
-        for study in sorted(self._studies()):
-            for folder in sorted(study.iterdir()):
-                for path in _by_arrival(folder):
-                    try:
-                        yield _read(path)
-                    except (SpoolError, OSError) as error:
-                        log.warning("spool_file_unreadable", path=str(path), reason=str(error))
-
     def contents(self) -> Iterator[tuple[str, str, int]]:
         """StudyInstanceUID, SeriesInstanceUID and number of instances of each series on disk.
 
@@ -334,7 +324,7 @@ def _series_of(path: Path) -> tuple[str, str]:
     return _identity(data_set, syntax)[:2]
 
 
-def _read(path: Path) -> Instance:
+def read(path: Path) -> Instance:
     """A file of the spool back into its instance."""
     meta, data_set = _split(path)
     named = read_head(meta, ExplicitVRLittleEndian, (MEDIA_STORAGE_SOP_CLASS_UID, TRANSFER_SYNTAX_UID))

@@ -81,6 +81,14 @@ def test_what_is_no_head_ct_is_turned_away_with_a_reason(case: str, reason: str,
     assert any(reason in one["reason"] for one in told), told
 
 
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [(["127.0.0.1:99999"], "99999"), (["127.0.0.1:104", "--calling", "A" * 17], "is not an AE title")],
+)
+def test_push_to_what_is_no_address_says_so(series: Path, where: list[str], words: str):
+    refused(scanside("push", series, *where), 2, words)
+
+
 def test_push_to_nobody_says_so(series: Path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -155,6 +163,9 @@ def test_status_and_outbox_before_the_first_start_say_so(tmp_path: Path):
         (["analyse", ".", "--out", "x"], "no DICOM file"),
         (["push", "nowhere", "127.0.0.1:1"], "no DICOM files"),
         (["push", ".", "somewhere"], "is not HOST:PORT"),
+        (["phantom", "new", "--seed", "-1"], "Invalid value"),
+        (["phantom", "new", "--tilt", "nan"], "tilts by 30 degrees"),
+        (["phantom", "note.txt"], "not empty"),
         (["serve", "--config", "nowhere.toml"], "No such file"),
         (["verify", "--bundle", "nowhere"], "is no bundle"),
         (["train", "nowhere.toml", "--out", "x"], "No such file"),

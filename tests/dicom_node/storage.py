@@ -12,7 +12,7 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, RLELossless
 from pynetdicom.dsutils import encode as encode_native
 
 from dicom_node.receiver import Receiver
-from dicom_node.spool import Spool
+from dicom_node.spool import Spool, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -119,3 +119,8 @@ def receiving(folder: Path, intake: Recorder, **options: object) -> Iterator[Rec
         yield receiver
     finally:
         receiver.stop()
+
+
+def instances(spool: Spool) -> list[Instance]:
+    """All that is on disk, series by series, each in order of arrival."""
+    return [read(path) for study, series, _ in spool.contents() for path in spool.series(study, series)]
