@@ -125,6 +125,7 @@ def _model(config: Config) -> Iterator[Item]:
     # loading an engine takes a second or more: nothing but this needs it
     from runtime.bundle import open_bundle  # noqa: PLC0415
     from runtime.session import open_session, self_test  # noqa: PLC0415
+    from runtime.triage import RuleError, check_rules  # noqa: PLC0415
 
     try:
         bundle = open_bundle(config.model.bundle)
@@ -133,12 +134,10 @@ def _model(config: Config) -> Iterator[Item]:
         return
     yield Item("bundle", True, "environment", f"{bundle.name} {bundle.version}, every hash as its manifest says")
 
-    unknown = {name for rule in config.triage for name in rule.classes} - {*bundle.classes, "any"}
-    if unknown:
-        message = (
-            f"rules name {', '.join(sorted(unknown))}, but the model's classes are {', '.join(bundle.classes[1:])}"
-        )
-        yield Item("triage", None, "configuration", message)
+    try:
+        check_rules(config.triage, bundle.classes)
+    except RuleError as error:
+        yield Item("triage", False, "configuration", str(error))
 
     try:
         session = open_session(bundle, config.model.backend, threads=config.model.threads)

@@ -193,8 +193,8 @@ def test_a_rule_for_a_class_that_the_model_does_not_know(look):
         TriageRule(level="urgent", classes=["sdh"], volume_ml=1),
     ]
     items = look(model=Model(), triage=rules)
-    assert (items["triage"].ok, items["triage"].kind) == (None, "configuration")
-    assert items["triage"].message.startswith("rules name sdh, but")
+    assert (items["triage"].ok, items["triage"].kind) == (False, "configuration")
+    assert items["triage"].message.startswith("triage rules name sdh;")
 
 
 @needs_bundle

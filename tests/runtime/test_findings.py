@@ -9,7 +9,7 @@ import pytest
 
 from runtime import geometry
 from runtime.report import compose
-from runtime.triage import Rule, decide
+from runtime.triage import Rule, RuleError, check_rules, decide
 from runtime.types import Finding, ModelIdentity, SliceLabels
 from runtime.volume import measure
 from tests.runtime.test_geometry import axial
@@ -83,7 +83,10 @@ def test_gaps_and_what_the_caller_misses_make_a_report_provisional_and_are_named
         "1 slice missing: a step of 10.0 mm after slice 2",
         "1 localizer",
     )
-    assert not compose(stack, empty, bundle, MODEL, RULES, left_out=["1 localizer"]).findings
+    whole = geometry.stack({str(i): axial(5.0 * i) for i in range(4)})
+    report = compose(whole, empty, bundle, MODEL, RULES, left_out=["1 localizer"])
+    assert not report.provisional
+    assert report.missing == ("1 localizer",)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +103,16 @@ def test_the_first_rule_that_holds_decides(findings: list[Finding], level: str):
     assert decision.level == level
     for each in findings:
         assert each.name in decision.reason
+
+
+def test_a_rule_about_a_class_that_the_model_does_not_have_is_refused():
+    check_rules(RULES, CLASSES)
+    with pytest.raises(RuleError, match="name epidrual; the model has intracerebral, subdural"):
+        check_rules([Rule("critical", ("epidrual",), 1)], CLASSES)
+
+
+def test_what_is_too_little_is_not_hidden_by_no_haemorrhage_found():
+    assert "subdural 0.40 ml" in decide([], RULES, [("subdural", 0.4)]).reason
 
 
 def test_findings_below_every_rule_are_still_named():
