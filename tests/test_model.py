@@ -45,11 +45,11 @@ def assert_volumes(scan: Scan, pair: tuple[str, float, str, float], engine: tupl
 
 
 @pytest.mark.parametrize("scan", GEOMETRIES.values(), ids=GEOMETRIES)
-@pytest.mark.parametrize(("pair", "held"), HELD, ids=lambda p: str(p))
+@pytest.mark.parametrize(("pair", "held"), HELD, ids=str)
 def test_classes_that_the_model_holds(
     scan: Scan, pair: tuple[str, float, str, float], held: str, engine: tuple[Bundle, Session]
 ):
-    """What this model keeps within 10 % or 1.5 ml; what it does not yet is in the slow tests, and the README says so."""
+    """What this model keeps within 10 % or 1.5 ml; what it does not yet is in the slow tests and in the README."""
     phantom = make((Lesion(pair[0], pair[1]), Lesion(pair[2], pair[3])), scan, seed=31)
     report, _ = analyse(phantom, *engine)
     measured = {finding.name: finding.volume_ml for finding in report.findings}
