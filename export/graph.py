@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from typing import TYPE_CHECKING
 
 import onnx
@@ -33,22 +34,26 @@ def to_onnx(graph: HeadCT) -> onnx.ModelProto:
 
     """
     buffer = io.BytesIO()
-    torch.onnx.export(
-        graph.eval(),
-        (torch.zeros(2, 2 * graph.grid, 2 * graph.grid, dtype=torch.int32),),
-        buffer,
-        input_names=["hu"],
-        output_names=["labels", "voxels", "evidence"],
-        dynamic_axes={
-            "hu": {0: "N", 1: "H", 2: "W"},
-            "labels": {0: "N", 1: "H", 2: "W"},
-            "voxels": {0: "N"},
-            "evidence": {0: "N"},
-        },
-        opset_version=OPSET,
-        do_constant_folding=True,
-        dynamo=False,  # the tracing exporter writes opset 17 directly; the newer one converts down from 18
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # of the tracing exporter, which is the one that writes opset 17
+        torch.onnx.export(
+            graph.eval(),
+            (torch.zeros(2, 2 * graph.grid, 2 * graph.grid, dtype=torch.int32),),
+            buffer,
+            input_names=["hu"],
+            output_names=["labels", "voxels", "evidence"],
+            dynamic_axes={
+                "hu": {0: "N", 1: "H", 2: "W"},
+                "labels": {0: "N", 1: "H", 2: "W"},
+                "voxels": {0: "N"},
+                "evidence": {0: "N"},
+            },
+            opset_version=OPSET,
+            do_constant_folding=True,
+            dynamo=False,  # the tracing exporter writes opset 17 directly; the newer one converts down from 18
+        )
     model = onnx.load_from_string(buffer.getvalue())
     left = sorted({node.op_type for node in model.graph.node} & {"BatchNormalization", "Dropout"})
     if left:

@@ -74,7 +74,7 @@ def golden_slices() -> NDArray[np.int16]:
     bleeding = make(tuple(Lesion(name, 12.0) for name in CLASSES[1:]), Scan((5.0,), tilt_deg=12.0), seed=FIRST_SEED - 1)
     clean = make((), Scan((1.25,)), seed=FIRST_SEED - 2)
     shown = [int((bleeding.labels == c).sum(axis=(1, 2)).argmax()) for c in range(1, len(CLASSES))]
-    chosen = sorted(set(shown))[:3]
+    chosen = sorted(set(shown))[:2]
     return np.stack([*(bleeding.slices[i].hu for i in chosen), clean.slices[len(clean.slices) // 2].hu])
 
 

@@ -136,4 +136,4 @@ def test_a_scan_that_misses_blood_is_refused():
 
 def test_more_blood_than_there_is_room_for_is_refused():
     with pytest.raises(PhantomError, match="this head has room for"):
-        make((Lesion("epidural", 150),), seed=1)
+        make((Lesion("subarachnoid", 150), Lesion("subarachnoid", 150)), seed=1)
