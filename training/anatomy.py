@@ -150,7 +150,6 @@ class Anatomy:
     inner_table_mm : signed distance to the inside of the skull
     ventricles, clefts, parenchyma : occupancies of the spaces where blood can be; clefts are the sulci, fissures and
         cisterns, without the film of fluid under the skull
-    petrous_mm : height above the petrous ridges, for the beam-hardening between them
 
     """
 
