@@ -7,11 +7,12 @@ Research use only; not a medical device. The model that ships has been trained o
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -54,11 +55,31 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name not in {"torch", "onnx", "onnxscript", "matplotlib"}:
             raise
-        err.print(f"scanside: {error.name} is not installed: pip install 'scanside[train,export]'", markup=False)
-        sys.exit(3)
+        _end(f"{error.name} is not installed: in scanside's checkout, pip install '.[train,export]'", 3)
     except ScansideError as error:
-        err.print(f"scanside: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(error.exit_code)
+        _end(str(error), error.exit_code)
+    except OSError as error:
+        # about a file: the machine's fault or the user's. Writing to a full disk fails without the file's name
+        if error.filename is None and error.errno not in DISK_FULL:
+            raise
+        place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        _end(f"{place}{error.strerror}; {REMEDIES.get(error.errno or 0, 'name another path')}", 3)
+
+
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+REMEDIES = {
+    errno.ENOTDIR: "there is a file where a folder should be: name another path",
+    errno.EEXIST: "there is a file where a folder should be: name another path",
+    errno.EACCES: "name a path that you may use, or change its permissions",
+    errno.EPERM: "name a path that you may use, or change its permissions",
+    errno.EROFS: "name a path on a disk that can be written",
+    **dict.fromkeys(DISK_FULL, "make room, or name a path on another disk"),
+}
+
+
+def _end(message: str, code: int) -> NoReturn:
+    err.print(f"scanside: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(code)
 
 
 # the service
@@ -87,9 +108,10 @@ def demo(
             err.print(text, highlight=False)
 
     blood = tuple(Lesion.parse(text) for text in lesions or ("ich:30", "sdh:14"))
-    say(f"a phantom head with {', '.join(f'{one.volume_ml:g} ml {one.name}' for one in blood)} (synthetic, no patient)")
-    phantom = make(blood, Scan(slices=slices, tilt_deg=tilt), seed=seed)
+    scan = Scan(slices=slices, tilt_deg=tilt)
     demonstration.prepare(folder)
+    say(f"a phantom head with {', '.join(f'{one.volume_ml:g} ml {one.name}' for one in blood)} (synthetic, no patient)")
+    phantom = make(blood, scan, seed=seed)
     images = write(phantom.slices, folder / "scan", tilt_deg=tilt)
     told = demonstration.run(images, phantom.truth_ml, folder, rate=rate, say=say)
     if as_json:
@@ -131,7 +153,8 @@ def check(config: ConfigFile, as_json: Json = False) -> None:
     from dicom_node import check as checks
     from dicom_node import config as configuration
 
-    items = checks.check(configuration.load(config))
+    _hush_peers()
+    items = checks.check(*configuration.examine(config))
     if as_json:
         print(json.dumps([{"name": i.name, "ok": i.ok, "kind": i.kind, "message": i.message} for i in items], indent=2))
     else:
@@ -140,8 +163,8 @@ def check(config: ConfigFile, as_json: Json = False) -> None:
             out.print(f"{marks[item.ok]:>8}  {item.name}: ", end="")
             out.print(item.message, markup=False, highlight=False)
     faults = {item.kind for item in items if item.ok is False}
-    codes = {"configuration": 2, "environment": 3, "finding": 1}
-    raise typer.Exit(max((codes[kind] for kind in faults), default=0))
+    codes = {"configuration": 2, "environment": 3, "finding": 1}  # what has to be mended first comes first
+    raise typer.Exit(next((code for kind, code in codes.items() if kind in faults), 0))
 
 
 @app.command("config")
@@ -161,37 +184,34 @@ def config_(
 
 @app.command()
 def status(config: ConfigFile, as_json: Json = False) -> None:
-    """What became of each series."""
-    records = [
-        {
-            "series_uid": record.series_uid,
-            "revision": record.revision,
-            "state": str(record.state),
-            "reason": record.reason,
-            "slices": record.slices,
-            "decision": json.loads(record.report_json)["decision"] if record.report_json else None,
-        }
-        for record in _journal(config).series()
-    ]
-    _print(records, as_json, "no series yet")
+    """What became of each series, what is arriving, and whether the node runs."""
+    import dataclasses
+
+    from dicom_node import config as configuration
+    from dicom_node import status as looks
+    from dicom_node import tables
+
+    told = looks.look(configuration.load(config))
+    if as_json:
+        print(json.dumps(dataclasses.asdict(told), indent=2))
+    else:
+        tables.show_status(told, out)
 
 
 @outbox.command("list")
 def outbox_list(config: ConfigFile, as_json: Json = False) -> None:
     """Every result and where it stands on its way."""
-    items = [
-        {
-            "id": item.id,
-            "destination": item.destination,
-            "role": item.role,
-            "state": str(item.state),
-            "attempts": item.attempts,
-            "last_error": item.last_error,
-            "path": str(item.path),
-        }
-        for item in _journal(config).outbox()
-    ]
-    _print(items, as_json, "nothing has been owed to anybody yet")
+    from dicom_node import config as configuration
+    from dicom_node import lock, tables
+    from dicom_node import status as looks
+
+    settings = configuration.load(config)
+    told = looks.deliveries(settings)
+    if as_json:
+        print(json.dumps([one.told() for one in told], indent=2))
+    else:
+        names = {one.name for one in settings.destinations}
+        tables.show_outbox(told, names, out, node_running=lock.is_locked(settings.node.folder))
 
 
 @outbox.command("retry")
@@ -200,15 +220,16 @@ def outbox_retry(
 ) -> None:
     """Send parked or waiting results again, from a clean slate."""
     count = _journal(config).retry(item)
+    if item is not None and not count:
+        _end(f"no parked or waiting result {item}: see `scanside outbox list`", 1)
     out.print(f"{count} queued again")
-    raise typer.Exit(0 if count or item is None else 2)
 
 
 @outbox.command("park")
 def outbox_park(config: ConfigFile, item: Annotated[int, typer.Argument(help="Its id.")]) -> None:
     """Take a result out of the sender's way until it is retried."""
     if not _journal(config).park(item, "parked by hand"):
-        raise typer.BadParameter(f"no unsent result {item}: see `scanside outbox list`")
+        _end(f"no unsent result {item}: see `scanside outbox list`", 1)
 
 
 # the same without a network, and what stands around it
@@ -219,7 +240,7 @@ def analyse(
     folder: Annotated[Path, typer.Argument(help="DICOM files, any depth.")],
     target: Annotated[Path, typer.Option("--out", help="Results, one folder per series.")],
     bundle: BundleFolder = None,
-    min_slices: Annotated[int, typer.Option(help="A series with fewer is not analysed.")] = 5,
+    min_slices: Annotated[int, typer.Option(min=1, help="A series with fewer is not analysed.")] = 5,
     as_json: Json = False,
 ) -> None:
     """Analyse a folder as the node would, without a network."""
@@ -231,21 +252,29 @@ def analyse(
     from runtime.triage import Rule
 
     series, others = folders.find(folder)
+    folders.prepare(target)
     opened = open_bundle(bundle)
     session = open_session(opened)
     self_test(session, opened)
-    rules = [Rule(rule.level, rule.classes, rule.volume_ml) for rule in Config().triage]
-    analyser = Analyser(opened, session, rules, min_slices=min_slices, max_batch=Config().model.max_batch)
+    usual = Config()
+    analyser = Analyser(
+        opened,
+        session,
+        [Rule(rule.level, rule.classes, rule.volume_ml) for rule in usual.triage],
+        min_slices=min_slices,
+        min_coverage_mm=usual.series.min_coverage_mm,
+        max_batch=usual.model.max_batch,
+    )
     with _progress("images", sum(map(len, series.values()))) as advance:
         done = folders.analyse(analyser, series, target, advance)
     told = [_told(one) for one in done]
     if as_json:
         print(json.dumps({"series": told, "not_dicom": [str(path) for path in others]}, indent=2))
-        return
-    for one in told:
-        _show_series(one)
-    for path in others:
-        out.print(f"not DICOM, left alone: {path}", style="dim", highlight=False)
+    else:
+        for one in told:
+            _show_series(one)
+        _show_others("left alone", others)
+    raise typer.Exit(1 if any(one["state"] == "failed" for one in told) else 0)
 
 
 @app.command()
@@ -268,6 +297,7 @@ def push(
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise typer.BadParameter(f"{address!r} is not HOST:PORT")
+    _hush_peers()
     report = scanner.push([folder], (host, int(port)), calling_ae=calling, called_ae=called, rate=rate, on_slice=show)
     times = {f"p{p}": report.response_ms(p) for p in (50, 95, 100)} if report.sent else {}
     if as_json:
@@ -281,7 +311,9 @@ def push(
         print(json.dumps(told, indent=2))
     else:
         for path, reason in report.skipped:
-            out.print(f"not sent: {path}: {reason}", style="dim", markup=False, highlight=False)
+            if reason != scanner.NO_DICOM:
+                out.print(f"not sent: {path}: {reason}", style="yellow", markup=False, highlight=False)
+        _show_others("not sent", [path for path, reason in report.skipped if reason == scanner.NO_DICOM])
         response = ", ".join(f"{name} {ms:.1f}" for name, ms in times.items())
         out.print(
             f"{len(report.sent)} stored, {len(report.failed)} failed in {report.seconds:.2f} s; response ms: {response}"
@@ -315,7 +347,9 @@ def phantom(
     except ValueError:
         raise PhantomError(f"--spacing {spacing!r}: write millimetres, such as 5 or 4,7") from None
     scan = Scan(thickness, slices=slices, tilt_deg=tilt, matrix=matrix)
-    made = make(tuple(Lesion.parse(text) for text in lesions or ()), scan, seed=seed)
+    blood = tuple(Lesion.parse(text) for text in lesions or ())
+    target.mkdir(parents=True, exist_ok=True)
+    made = make(blood, scan, seed=seed)
     paths = write(made.slices, target, tilt_deg=tilt)
     truth = {"volume_ml": made.truth_ml, "classes": CLASSES, "tilt_deg": tilt, "seed": seed, "slices": len(paths)}
     (target / "truth.json").write_text(json.dumps(truth, indent=2) + "\n")
@@ -332,8 +366,10 @@ def train(
     run: Annotated[Path, typer.Option("--out", help="Checkpoint and curves; phantoms made before are used again.")],
 ) -> None:
     """Train a network from a recipe (needs the `train` extra)."""
-    # idle OpenMP threads spin by default, and on few cores they take them from those that work: half the time a step
+    # idle OpenMP threads spin by default, and on few cores they take them from those that work: half the time a step;
+    # so do numpy's BLAS threads where every core already makes a phantom
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from training import recipe as recipes
     from training import train as training
 
@@ -378,7 +414,7 @@ def evaluate(
     if as_json:
         print(json.dumps(scores, indent=2))
     else:
-        _print([{"class": name, **values} for name, values in scores["classes"].items()], as_json=False, empty="")
+        _print([{"class": name, **values} for name, values in scores["classes"].items()])
         out.print_json(data=scores["bleed_free"])
 
 
@@ -395,24 +431,37 @@ def verify(bundle: BundleFolder = None, as_json: Json = False) -> None:
         "name": opened.name,
         "version": opened.version,
         "digest": opened.digest,
+        "intended_use": opened.intended_use,
         "training_data": opened.training_data,
         "backend": session.identity.backend,
         "self_test_worst_disagreement": self_test(session, opened),
     }
-    print(json.dumps(told, indent=2)) if as_json else _print([told], as_json=False, empty="")
+    print(json.dumps(told, indent=2)) if as_json else _print([told])
 
 
 # how things are shown
 
 
+def _hush_peers() -> None:
+    """Keep what pynetdicom logs of a connection off stderr: the command says it in one line of its own."""
+    import logging
+
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
+
+
+def _show_others(fate: str, paths: list[Path]) -> None:
+    """Count the files beside a series, such as a phantom's truth.json: nothing is wrong with them."""
+    if paths:
+        names = ", ".join([*(path.name for path in paths[:3]), *["..."][: len(paths) - 3 > 0]])
+        what = "file that is" if len(paths) == 1 else "files that are"
+        out.print(f"{fate}: {len(paths)} {what} no DICOM ({names})", style="dim", markup=False, highlight=False)
+
+
 def _journal(config: Path) -> Any:
     from dicom_node import config as configuration
-    from dicom_node.journal import Journal, JournalError
+    from dicom_node import status as looks
 
-    path = configuration.load(config).node.folder / "journal.sqlite"
-    if not path.exists():
-        raise JournalError(f"{path} is not there: the node of this configuration has not run yet")
-    return Journal(path)
+    return looks.open_journal(configuration.load(config), read_only=False)
 
 
 def _progress(what: str, total: int) -> Any:
@@ -430,13 +479,7 @@ def _progress(what: str, total: int) -> Any:
     return bar()
 
 
-def _print(rows: list[dict[str, Any]], as_json: bool, empty: str) -> None:
-    if as_json:
-        print(json.dumps(rows, indent=2))
-        return
-    if not rows:
-        out.print(empty)
-        return
+def _print(rows: list[dict[str, Any]]) -> None:
     if len(rows) == 1:
         for key, value in rows[0].items():
             out.print(f"{key}: {value}", markup=False, highlight=False)
@@ -448,13 +491,16 @@ def _print(rows: list[dict[str, Any]], as_json: bool, empty: str) -> None:
 
 
 def _show_demo(told: dict[str, Any]) -> None:
-    colours = {"critical": "bold red", "urgent": "bold yellow", "routine": "green"}
+    from dicom_node.tables import LEVEL_STYLES
+
     table = Table("found", "ml", "truth ml", title=f"{told['model']} on {told['backend']}", title_justify="left")
     for finding in told["findings"]:
         table.add_row(finding["class"], f"{finding['volume_ml']:.1f}", f"{finding['truth_ml']:.1f}")
     out.print(table)
     decision = told["decision"]
-    out.print(f"triage: [{colours[decision['level']]}]{decision['level']}[/] ({decision['reason']})", highlight=False)
+    out.print(
+        f"triage: [{LEVEL_STYLES[decision['level']]}]{decision['level']}[/] ({decision['reason']})", highlight=False
+    )
     if told["provisional"]:
         out.print(f"provisional: {'; '.join(told['missing'])}", style="yellow", highlight=False)
     times = told["timings_ms"]

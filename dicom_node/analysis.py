@@ -89,15 +89,23 @@ class Analyser:
     bundle, session : the network and the engine that runs it
     rules : triage
     min_slices : a series with fewer is not analysed
+    min_coverage_mm : a series that covers less of the head is reported as provisional
     max_batch : most slices in one inference
 
     """
 
     def __init__(
-        self, bundle: Bundle, session: Session, rules: Sequence[Rule], *, min_slices: int, max_batch: int
+        self,
+        bundle: Bundle,
+        session: Session,
+        rules: Sequence[Rule],
+        *,
+        min_slices: int,
+        min_coverage_mm: float,
+        max_batch: int,
     ) -> None:
         self._bundle, self._session, self._rules = bundle, session, tuple(rules)
-        self._min_slices, self._max_batch = min_slices, max_batch
+        self._min_slices, self._min_coverage_mm, self._max_batch = min_slices, min_coverage_mm, max_batch
 
     def feed(self, series: Series, paths: Sequence[Path]) -> list[Seen]:
         """Decode and infer slices of an open series, what comes together in one batch."""
@@ -138,7 +146,9 @@ class Analyser:
         try:
             return self._close(series, folder, revision, missing, predecessor)
         except NotAnalysed as refusal:
-            return Outcome(SeriesState.NOT_ANALYSED, "; ".join((str(refusal), *missing)), None)
+            # a series of another kind lacks nothing, whatever ended it
+            wanting = () if refusal.reason.of_another_kind else missing
+            return Outcome(SeriesState.NOT_ANALYSED, "; ".join((str(refusal), *wanting)), None)
         except Exception as error:  # noqa: BLE001  # see above; its message may quote the patient, its place can't
             frame = traceback.extract_tb(error.__traceback__)[-1]
             reason = f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
@@ -152,6 +162,10 @@ class Analyser:
         incomplete, left_out = _refusals(series.refused)
         if series.repeated:
             incomplete.append(f"{series.repeated} files carry the SOPInstanceUID of another and were left out")
+        if stack.coverage_mm < self._min_coverage_mm:
+            incomplete.append(
+                f"the slices cover {stack.coverage_mm:.0f} mm, a whole head at least {self._min_coverage_mm:g}"
+            )
         report = compose(
             stack,
             series.labels,

@@ -2,7 +2,8 @@
 
 A series closes when one of these holds, and never under an association that still sends to it:
 
-- an association that brought several of its slices was released, and the slices make a stack without gaps;
+- an association that brought several of its slices was released, and the slices make a stack without gaps that covers
+  a head;
 - nothing came for `idle_timeout_s`. Then, and with a gap, the report is provisional and says why.
 
 A slice that comes after that reopens the series as its next revision, with all the slices on disk.
@@ -60,7 +61,7 @@ class Assembly:
     missing: tuple[str, ...] = ()
     closed: bool = False
     set_aside: set[Path] = field(default_factory=set)
-    _gaps_of: tuple[int, bool] = (0, False)  # for how many planes it was last asked, and the answer
+    _partial: tuple[int, bool] = (0, False)  # for how many planes it was last asked, and the answer
 
     @property
     def name(self) -> str:
@@ -75,16 +76,17 @@ class Assembly:
         """Its folder in the spool, whose last two parts are safe names for study and series."""
         return next(iter(self.paths)).parent
 
-    def has_gaps(self) -> bool:
-        """Whether slices are missing between those there are; what makes no stack has no gap to wait for."""
-        if self._gaps_of[0] != len(self.planes):
+    def is_partial(self, min_coverage_mm: float) -> bool:
+        """Whether slices are missing between or beyond those there are; what makes no stack is not waited for."""
+        if self._partial[0] != len(self.planes):
             planes = {str(path): plane for path, plane in self.planes.items() if plane}
             try:
-                found = bool(planes) and bool(geometry.stack(planes).gaps)
+                stack = geometry.stack(planes)
+                partial = bool(stack.gaps) or stack.coverage_mm < min_coverage_mm
             except GeometryError:
-                found = False
-            self._gaps_of = (len(self.planes), found)
-        return self._gaps_of[1]
+                partial = False
+            self._partial = (len(self.planes), partial)
+        return self._partial[1]
 
 
 class Assembler:
@@ -94,11 +96,13 @@ class Assembler:
     ----------
     idle_timeout_s : close what has been quiet for this long
     history : for a study and series UID, the last revision that has a result (0: none) and the files on disk
+    min_coverage_mm : slices that cover less are part of a head; the rest is waited for
 
     """
 
-    def __init__(self, idle_timeout_s: float, history: History) -> None:
+    def __init__(self, idle_timeout_s: float, history: History, *, min_coverage_mm: float) -> None:
         self._idle_timeout_s = idle_timeout_s
+        self._min_coverage_mm = min_coverage_mm
         self._history = history
         self._assemblies: dict[str, Assembly] = {}  # by name
         self._open: dict[tuple[str, str], Assembly] = {}  # by study and series UID: the newest revision, not closed
@@ -184,7 +188,8 @@ class Assembler:
         return min((a.last_arrival + self._idle_timeout_s for a in self._open.values() if a.is_seen()), default=None)
 
     def _is_complete(self, assembly: Assembly, now: float) -> bool:
-        if assembly.released and not assembly.aborted and not assembly.feeding and not assembly.has_gaps():
+        whole = not assembly.is_partial(self._min_coverage_mm)
+        if assembly.released and not assembly.aborted and not assembly.feeding and whole:
             return True
         if now - assembly.last_arrival < self._idle_timeout_s:
             return False
@@ -195,6 +200,6 @@ class Assembler:
         )
         if not (
             assembly.released and not assembly.aborted
-        ):  # with a clean release only the gap is wrong, and it is named
+        ):  # with a clean release only the gap or the coverage is wrong, and the report names it
             assembly.missing = (f"closed after {self._idle_timeout_s:g} s without a new slice; {why}",)
         return True

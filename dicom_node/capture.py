@@ -32,15 +32,20 @@ WINDOW_LEVEL_HU, WINDOW_WIDTH_HU = 40, 80  # brain
 SIDE = 768  # pixels of the square that holds the slice: 512 x 1.5, so that text is legible beside it
 PANEL = 336  # pixels of the panel to the right of it
 MARGIN = 22
-FOOTER = SIDE - 142  # where the panel's last block begins
+FOOTER = SIDE - 162  # where the panel's last block begins
 
 WHITE, DIM, RULE, BACKGROUND = (240, 243, 246), (160, 168, 178), (58, 64, 72), (16, 19, 23)
 _OPPOSITE = dict(zip("LRPAHF", "RLAPFH", strict=True))
-LEVEL_COLOURS = {"critical": (214, 48, 49), "urgent": (230, 138, 0), "routine": (84, 110, 122)}
+LEVEL_COLOURS = {
+    "critical": (214, 48, 49),
+    "urgent": (230, 138, 0),
+    "incomplete": (122, 82, 160),
+    "routine": (84, 110, 122),
+}
 
 
 def key_slices(report: Report, keys: Sequence[str]) -> tuple[str, ...]:
-    """Slices worth a picture, in stack order, `MAX_IMAGES` at most.
+    """Slices worth a picture, the most telling first, `MAX_IMAGES` at most.
 
     The key slice of each finding, largest volume first; then, while there is room, slices a quarter and three quarters
     through each finding, so that its extent shows. Without a finding, four slices spread evenly over the middle of the
@@ -57,8 +62,7 @@ def key_slices(report: Report, keys: Sequence[str]) -> tuple[str, ...]:
     wanted = [finding.key_slice for finding in report.findings]
     for part in (0.25, 0.75):
         wanted += [finding.keys[int(len(finding.keys) * part)] for finding in report.findings]
-    chosen = set(list(dict.fromkeys(wanted))[:MAX_IMAGES])
-    return tuple(key for key in keys if key in chosen)
+    return tuple(dict.fromkeys(wanted))[:MAX_IMAGES]
 
 
 def build(
@@ -68,7 +72,7 @@ def build(
     report: Report,
     issue: Issue,
 ) -> list[SCImage]:
-    """One Secondary Capture for each slice whose HU are given, in stack order, all in one series.
+    """One Secondary Capture for each slice whose HU are given, in the order of `hu`, all in one series.
 
     Parameters
     ----------
@@ -79,13 +83,12 @@ def build(
     issue : names the objects
 
     """
-    pictured = [(source, mask) for source, mask in zip(sources, labels, strict=True) if source.SOPInstanceUID in hu]
-    if len(pictured) != len(hu):
-        unknown = ", ".join(sorted(set(hu) - {str(source.SOPInstanceUID) for source in sources}))
+    slices = {str(source.SOPInstanceUID): (source, mask) for source, mask in zip(sources, labels, strict=True)}
+    if unknown := ", ".join(sorted(hu.keys() - slices.keys())):
         raise ValueError(f"HU of slices that are not of this series: {unknown}")
     images = []
-    for index, (source, mask) in enumerate(pictured):
-        key = str(source.SOPInstanceUID)
+    for index, key in enumerate(hu):
+        source, mask = slices[key]
         where = plane(source)
         image = SCImage.from_ref_dataset(
             ref_dataset=source,
@@ -211,7 +214,7 @@ def _draw_panel(draw: ImageDraw.ImageDraw, report: Report, key: str, shown: set[
         y = _write(
             draw,
             (left, y),
-            "No finding" if report.below_threshold else "No haemorrhage segmented",
+            "No finding" if report.below_threshold or report.provisional else "No haemorrhage segmented",
             normal,
             WHITE,
             lines=1,
@@ -224,7 +227,7 @@ def _draw_panel(draw: ImageDraw.ImageDraw, report: Report, key: str, shown: set[
         draw.text((right, y), _millilitres(finding.volume_ml), WHITE, normal, anchor="ra")
         parts = "1 part" if finding.components == 1 else f"{finding.components} parts"
         here = ", most of it here" if finding.key_slice == key else ""
-        draw.text((left + 24, y + 22), f"score {finding.probability:.2f}, {parts}{here}", DIM, small)
+        draw.text((left + 24, y + 22), f"{parts}{here}", DIM, small)
         y += 50
     if len(report.findings) > MAX_FINDINGS:
         more = f"and {len(report.findings) - MAX_FINDINGS} more, see the report"
@@ -237,14 +240,15 @@ def _draw_panel(draw: ImageDraw.ImageDraw, report: Report, key: str, shown: set[
         if y > FOOTER - 60:
             _write(draw, (left, y), f"and {len(notes) - index} more, see the report", small, DIM, lines=1)
             break
-        y = _write(draw, (left, y), note, small, WHITE, lines=2) + 2
+        y = _write(draw, (left, y), note, small, WHITE, lines=4) + 2
 
     draw.line((left, FOOTER, right, FOOTER), RULE)
     model = f"AI: {report.model.name} {report.model.version}"
-    for row, text in enumerate((caption, f"W {WINDOW_WIDTH_HU}  L {WINDOW_LEVEL_HU}", model)):
+    extent = f"{report.slices} slices analysed, {report.coverage_mm:.0f} mm"
+    for row, text in enumerate((caption, extent, f"W {WINDOW_WIDTH_HU}  L {WINDOW_LEVEL_HU}", model)):
         draw.text((left, FOOTER + 12 + 20 * row), _clip(text, small, right - left), DIM, small)
-    draw.text((left, FOOTER + 84), "Research use only", WHITE, normal)
-    draw.text((left, FOOTER + 106), "Not a medical device", WHITE, normal)
+    draw.text((left, FOOTER + 104), "Research use only", WHITE, normal)
+    draw.text((left, FOOTER + 126), "Not a medical device", WHITE, normal)
 
 
 def _rule(draw: ImageDraw.ImageDraw, y: float) -> float:

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
+import sqlite3
 import tempfile
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from pynetdicom import build_context
 from pynetdicom.sop_class import Verification
 
+from dicom_node.receiver import PORT_REMEDIES
 from dicom_node.sender import PeerError, associate
+from runtime.bundle import open_bundle
 from runtime.errors import BackendError, BundleError, InferenceError, SelfTestFailed
+from runtime.triage import RuleError, check_rules
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from dicom_node.config import Config, Destination, Node
+    from dicom_node.mistakes import Mistake
+    from runtime.bundle import Bundle
 
 Kind = Literal["configuration", "environment", "finding"]
 
@@ -41,18 +50,36 @@ class Item:
     message: str
 
 
-def check(config: Config) -> list[Item]:
+def check(config: Config, mistakes: Sequence[Mistake] = ()) -> list[Item]:
     """Look at everything that the node needs. It lasts as long as the destinations take to answer, and a self-test.
 
     Nothing is left behind: no folder is made, nothing is stored anywhere.
+
+    Parameters
+    ----------
+    config : what is sound of the configuration
+    mistakes : what is wrong in its file; each is a fault, and what hangs on a key that is wrong isn't looked at
+
     """
-    return [
-        _senders(config.node),
-        *_folder(config.node),
-        _port(config.node),
-        *_destinations(config),
-        *_model(config),
-    ]
+
+    def is_sound(*keys: str) -> bool:
+        return not any(mistake.concerns(key) for mistake in mistakes for key in keys)
+
+    node = config.node
+    items = [Item(mistake.key, False, "configuration", mistake.complaint) for mistake in mistakes]
+    if is_sound("node.allowed_calling_aes", "node.address", "node.port"):
+        items.append(_senders(node))
+    if is_sound("node.folder"):
+        items += [_folder(node), *_journal(node.folder / "journal.sqlite")]
+    if is_sound("node.folder", "node.free_floor_gb"):
+        items.append(_disk(node))
+    if is_sound("node.address", "node.port"):
+        items.append(_port(node))
+    if not config.destinations and is_sound("destinations"):
+        items.append(Item("destinations", None, "configuration", "there are none: results stay in the node's folder"))
+    if is_sound("node.ae_title"):
+        items += [_echo(destination, node.ae_title) for destination in config.destinations]
+    return [*items, *_model(config, is_sound)]
 
 
 def _senders(node: Node) -> Item:
@@ -66,26 +93,57 @@ def _senders(node: Node) -> Item:
     )
 
 
-def _folder(node: Node) -> Iterator[Item]:
+def _folder(node: Node) -> Item:
     try:
         existing = next(folder for folder in (node.folder, *node.folder.parents) if folder.exists())
         with tempfile.TemporaryFile(dir=existing):
             pass
-        free_gb = shutil.disk_usage(existing).free / 1e9
     except OSError as error:
         message = f"{node.folder}: can't be made or written: {error.strerror}; set node.folder to one that can"
-        yield Item("folder", False, "environment", message)
-        return
+        return Item("folder", False, "environment", message)
     state = "writable" if existing == node.folder else "will be made"
-    yield Item("folder", True, "environment", f"{node.folder}: {state}")
+    return Item("folder", True, "environment", f"{node.folder}: {state}")
+
+
+def _journal(path: Path) -> Iterator[Item]:
+    """Look whether a journal that is there is one; read-only, and a node that runs on it is not disturbed."""
+    try:
+        if not path.exists():
+            return
+    except OSError:  # the folder's fault, and told there
+        return
+    try:
+        # immutable: as it lies there; `Journal` itself, read-only too, would leave SQLite's log files behind
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.Error as error:
+        message = f"{path}: {error}; move it away, and the node begins a new one"
+        yield Item("journal", False, "environment", message)
+        return
+    if tables and not {"series", "outbox"} <= tables:
+        message = f"{path}: an SQLite file, but not a journal of scanside; move it away"
+        yield Item("journal", False, "environment", message)
+        return
+    yield Item("journal", True, "environment", f"{path}: can be read")
+
+
+def _disk(node: Node) -> Item:
+    """Look at the disk that the folder is on, or will be: also where the folder itself can't be used."""
+    for folder in (node.folder, *node.folder.parents):
+        try:
+            usage = shutil.disk_usage(folder)
+        except OSError:
+            continue
+        break
+    free_gb, floor = usage.free / 1e9, f"node.free_floor_gb = {node.free_floor_gb:g}"
+    if usage.total / 1e9 < node.free_floor_gb:
+        message = f"{floor} is more than the whole disk has ({usage.total / 1e9:.1f} GB): every slice would be refused"
+        return Item("disk", False, "environment", f"{message}; lower it")
     if free_gb < node.free_floor_gb:
-        message = (
-            f"{free_gb:.1f} GB free, below node.free_floor_gb = {node.free_floor_gb:g}: every slice would be refused"
-        )
-        yield Item("disk", False, "environment", message)
-    else:
-        message = f"{free_gb:.1f} GB free; slices are refused below {node.free_floor_gb:g}"
-        yield Item("disk", True, "environment", message)
+        message = f"{free_gb:.1f} GB free, below {floor}: every slice would be refused; make room or lower it"
+        return Item("disk", False, "environment", message)
+    message = f"{free_gb:.1f} GB free; slices are refused below {node.free_floor_gb:g}"
+    return Item("disk", True, "environment", message)
 
 
 def _port(node: Node) -> Item:
@@ -94,16 +152,13 @@ def _port(node: Node) -> Item:
         with socket.create_server((node.address, node.port), family=family):
             pass
     except OSError as error:
-        message = f"{node.address}:{node.port}: {error.strerror or error}; is a node running already?"
+        by_name = isinstance(error, socket.gaierror)
+        remedy = None if by_name else PORT_REMEDIES.get(error.errno or 0)
+        # create_server adds the address to what the system says
+        reason = error.strerror if by_name or not error.errno else os.strerror(error.errno)
+        message = f"{node.address}:{node.port}: {reason}; {remedy or 'set another node.address or node.port'}"
         return Item("port", False, "environment", message)
     return Item("port", True, "environment", f"{node.address}:{node.port} is free")
-
-
-def _destinations(config: Config) -> Iterator[Item]:
-    if not config.destinations:
-        yield Item("destinations", None, "configuration", "there are none: results stay in the node's folder")
-    for destination in config.destinations:
-        yield _echo(destination, config.node.ae_title)
 
 
 def _echo(destination: Destination, ae_title: str) -> Item:
@@ -121,24 +176,23 @@ def _echo(destination: Destination, ae_title: str) -> Item:
     return Item(name, True, "finding", f"{destination.ae_title} at {destination.host}:{destination.port} answers")
 
 
-def _model(config: Config) -> Iterator[Item]:
+def _model(config: Config, is_sound: Callable[..., bool]) -> Iterator[Item]:
     # loading an engine takes a second or more: nothing but this needs it
-    from runtime.bundle import open_bundle  # noqa: PLC0415
     from runtime.session import open_session, self_test  # noqa: PLC0415
-    from runtime.triage import RuleError, check_rules  # noqa: PLC0415
 
+    if not is_sound("model.bundle"):
+        yield from _triage_without_bundle(config)
+        return
     try:
         bundle = open_bundle(config.model.bundle)
     except BundleError as error:
         yield Item("bundle", False, "environment", str(error))
+        yield from _triage_without_bundle(config)
         return
     yield Item("bundle", True, "environment", f"{bundle.name} {bundle.version}, every hash as its manifest says")
-
-    try:
-        check_rules(config.triage, bundle.classes)
-    except RuleError as error:
-        yield Item("triage", False, "configuration", str(error))
-
+    yield from _triage(config, bundle)
+    if not is_sound("model.backend", "model.threads"):
+        return
     try:
         session = open_session(bundle, config.model.backend, threads=config.model.threads)
     except BackendError as error:
@@ -153,3 +207,21 @@ def _model(config: Config) -> Iterator[Item]:
         yield Item("engine", True, "finding", message)
     finally:
         session.close()
+
+
+def _triage(config: Config, bundle: Bundle) -> Iterator[Item]:
+    try:
+        check_rules(config.triage, bundle.classes)
+    except RuleError as error:
+        yield Item("triage", False, "configuration", str(error))
+
+
+def _triage_without_bundle(config: Config) -> Iterator[Item]:
+    """Hold the rules against the model that ships: a warning, since the one that is meant may know more classes."""
+    try:
+        shipped = open_bundle()
+    except BundleError:
+        yield Item("triage", None, "configuration", "the rules' classes can't be checked without a bundle")
+        return
+    for item in _triage(config, shipped):
+        yield replace(item, ok=None, message=f"{item.message} (the one that ships, for want of yours)")

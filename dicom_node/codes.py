@@ -25,10 +25,7 @@ INDETERMINATE = Code("82334004", "SCT", "Indeterminate")
 
 VOLUME = Code("118565006", "SCT", "Volume")  # CID 218, CID 7469
 NUMBER_OF_LESIONS = Code("246206008", "SCT", "Number of lesions")
-CERTAINTY_OF_FINDING = Code("111012", "DCM", "Certainty of Finding")  # CID 6048
-MAXIMUM = Code("56851009", "SCT", "Maximum")  # CID 7464
 CUBIC_CENTIMETER = Code("cm3", "UCUM", "cubic centimeter")
-PERCENT = Code("%", "UCUM", "percent")
 COMPONENTS = Code("{components}", "UCUM", "components")
 
 CT_PROCEDURE = Code("25045-6", "LN", "CT unspecified body region")  # CID 100 has no head CT

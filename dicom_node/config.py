@@ -6,7 +6,6 @@ are the manual: `example` prints them beside the defaults.
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import json
 import os
@@ -17,16 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from dicom_node.journal import Role
+from dicom_node.mistakes import Mistake, clash, mistake, raised_again, suggestion
 from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pydantic import ModelWrapValidatorHandler
+    from pydantic_core import InitErrorDetails
 
 _PREFIX = "SCANSIDE_"
 
@@ -112,6 +112,9 @@ class Series(_Section):
         10.0, gt=0, description="A series that nothing else completes is closed after this long without a slice."
     )
     min_slices: int = Field(5, ge=1, description="Series with fewer slices are not analysed, and say so.")
+    min_coverage_mm: float = Field(
+        100.0, ge=0, description="A series that covers less of the head is waited for, then reported as provisional."
+    )
 
 
 class Destination(_Section):
@@ -170,7 +173,7 @@ class Config(_Section):
         try:
             config = handler(data)
         except ValidationError as error:
-            errors += [_raised_again(details) for details in error.errors()]
+            errors += [raised_again(details) for details in error.errors()]
         if errors:
             raise ValidationError.from_exception_data(cls.__name__, errors)
         return config
@@ -194,27 +197,42 @@ def load(path: Path) -> Config:
     ConfigError : one line for each mistake, named as in the file: ``node.port: 70000 is above 65535``
 
     """
+    config, mistakes = examine(path)
+    if mistakes:
+        count = f"{len(mistakes)} mistake{'s' * (len(mistakes) > 1)}"
+        raise ConfigError("\n".join([f"{path}: {count}", *map(str, mistakes)]))
+    return config
+
+
+def examine(path: Path) -> tuple[Config, list[Mistake]]:
+    """Read like `load`, and with mistakes too: whatever is wrong is left out, so that the rest can be looked at.
+
+    Raises
+    ------
+    ConfigError : no file, or no TOML
+
+    """
     table = _read(path)
     mistakes = list(_unknown_variables())
     try:
         table = _overridden(table, EnvSettingsSource(_Environment)())
     except SettingsError as error:
-        mistakes.append(f"environment: {error}; lists are JSON: {_PREFIX}NODE__ALLOWED_CALLING_AES='[\"CT1\"]'")
+        hint = f"lists are JSON: {_PREFIX}NODE__ALLOWED_CALLING_AES='[\"CT1\"]'"
+        mistakes.append(Mistake("environment", f"{error}; {hint}"))
     try:
         config = Config.model_validate(table)
     except ValidationError as error:
-        mistakes += [_sentence(details) for details in error.errors()]
-    if mistakes:
-        raise ConfigError("\n".join([f"{path}: {len(mistakes)} mistake{'s' * (len(mistakes) > 1)}", *mistakes]))
-
+        mistakes += [_mistake(details) for details in error.errors()]
+        config = _what_is_sound(table, error)
     folder = path.absolute().parent
     bundle = config.model.bundle and folder / config.model.bundle
-    return config.model_copy(
+    located = config.model_copy(
         update={
             "node": config.node.model_copy(update={"folder": folder / config.node.folder}),
             "model": config.model.model_copy(update={"bundle": bundle}),
         }
     )
+    return located, mistakes
 
 
 def example() -> str:
@@ -234,21 +252,51 @@ def show(config: Config) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows' editors put a byte order mark before it
+    except FileNotFoundError as error:
         raise ConfigError(f"{path}: {error.strerror}; `scanside config --example > {path}` writes one") from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path}: is a folder; name the configuration file itself, such as node.toml") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; name a configuration file that can be read") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8, which TOML must be: {error.reason} at byte {error.start}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from error
 
 
-def _unknown_variables() -> Iterator[str]:
+def _unknown_variables() -> Iterator[Mistake]:
     """Misspelt sections in the environment; pydantic-settings passes over what it doesn't know."""
     for variable in sorted(os.environ):
         section, separator, _ = variable.removeprefix(_PREFIX).lower().partition("__")
         if variable.startswith(_PREFIX) and separator and section not in Config.model_fields:
-            yield f"{variable}: unknown section{_suggestion(section, list(Config.model_fields))}"
+            yield Mistake(variable, f"unknown section{suggestion(section, list(Config.model_fields))}")
+
+
+def _mistake(details: Any) -> Mistake:
+    """One of pydantic's errors, with the variable where the value is from one."""
+    found = mistake(details, Config)
+    variable = _PREFIX + "__".join(str(part) for part in details["loc"]).upper()
+    return Mistake(found.key, f"{found.complaint} (from {variable})") if variable in os.environ else found
+
+
+def _what_is_sound(table: dict[str, Any], error: ValidationError) -> Config:
+    """The configuration without what `error` complains of: keys, rows of a list, or whole sections.
+
+    Once is not always enough: a default that takes a wrong value's place may clash with a destination.
+    """
+    wrong = {details["loc"][:2] for details in error.errors()}
+    sound = {}
+    for name, value in table.items():
+        if (name,) in wrong:
+            continue
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        kept = {key: part for key, part in pairs if (name, key) not in wrong}
+        sound[name] = kept if isinstance(value, dict) else list(kept.values())
+    try:
+        return Config.model_validate(sound)
+    except ValidationError as clashing:
+        return _what_is_sound(sound, clashing)
 
 
 def _overridden(table: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
@@ -270,11 +318,11 @@ def _clashes(table: dict[str, Any]) -> Iterator[InitErrorDetails]:
         name = destination.get("name")
         if name is not None and names.setdefault(str(name), index) != index:
             complaint = f"is the name of destinations[{names[str(name)]}] already"
-            yield _clash(("destinations", index, "name"), name, complaint)
+            yield clash(("destinations", index, "name"), name, complaint)
         same_port = str(destination.get("port")) == str(node["port"])
         if same_port and _is_same_host(str(destination.get("host")), str(node["address"])):
             complaint = f"with port {node['port']} is this node itself: results would come back in"
-            yield _clash(("destinations", index, "host"), destination.get("host"), complaint)
+            yield clash(("destinations", index, "host"), destination.get("host"), complaint)
 
 
 def _is_same_host(host: str, listening: str) -> bool:
@@ -289,70 +337,6 @@ def _is_same_host(host: str, listening: str) -> bool:
 
 def _as_dict(value: Any) -> dict[str, Any]:
     return dict(value) if isinstance(value, BaseModel | dict) else {}
-
-
-# saying what is wrong
-
-_COMPLAINTS = {
-    "missing": "is missing",
-    "greater_than": "{value} is not above {gt:g}",
-    "greater_than_equal": "{value} is below {ge:g}",
-    "less_than_equal": "{value} is above {le:g}",
-    "int_type": "{value} is not a whole number",
-    "int_parsing": "{value} is not a whole number",
-    "int_from_float": "{value} is not a whole number",
-    "float_type": "{value} is not a number",
-    "float_parsing": "{value} is not a number",
-    "finite_number": "{value} is not a finite number",
-    "string_type": "{value} is not a text; put it in quotes",
-    "string_too_short": "must not be empty",
-    "too_short": "must not be empty",
-    "tuple_type": "{value} is not a list",
-    "path_type": "{value} is not a path; put it in quotes",
-    "literal_error": "{value} is none of {expected}",
-    "model_type": "{value} is not a table",
-    "value_error": "{value} {error}",
-    "clash": "{value} {complaint}",
-}
-
-
-def _clash(location: tuple[str | int, ...], value: Any, complaint: str) -> InitErrorDetails:
-    return InitErrorDetails(
-        type=PydanticCustomError("clash", "{complaint}", {"complaint": complaint}), loc=location, input=value
-    )
-
-
-def _raised_again(details: Any) -> InitErrorDetails:
-    same = PydanticCustomError(details["type"], details["msg"], details.get("ctx"))
-    return InitErrorDetails(type=same, loc=details["loc"], input=details["input"])
-
-
-def _sentence(details: Any) -> str:
-    """One mistake in the words of the TOML file: ``destinations[1].port: 70000 is above 65535``."""
-    location = details["loc"]
-    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
-    if details["type"] == "extra_forbidden":
-        complaint = f"unknown key{_suggestion(str(location[-1]), _keys_beside(location))}"
-    else:
-        template = _COMPLAINTS.get(details["type"], "{value}: {message}")
-        value = json.dumps(details["input"], default=str)
-        complaint = template.format(value=value, message=details["msg"], **details.get("ctx", {}))
-    variable = _PREFIX + "__".join(str(part) for part in location).upper()
-    return f"{key}: {complaint}" + (f" (from {variable})" if variable in os.environ else "")
-
-
-def _keys_beside(location: tuple[str | int, ...]) -> list[str]:
-    section: Any = Config
-    for part in location[:-1]:
-        if isinstance(part, str):
-            annotation = section.model_fields[part].annotation
-            section = next((inner for inner in get_args(annotation) if inner is not Ellipsis), annotation)
-    return list(section.model_fields)
-
-
-def _suggestion(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
 
 
 # writing

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pydicom
-from pydicom.pixels import pixel_array
+from pydicom.pixels import get_decoder, pixel_array
+from pydicom.pixels.utils import get_expected_length
 
 from dicom_node import gate
 from dicom_node.gate import NotAnalysed, Reason
 from dicom_node.source import plane
 from runtime.types import Slice
 
+SOP_CLASS_UID = 0x0008_0016
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from pydicom.dataset import Dataset
+    from pydicom.dataset import Dataset, FileDataset
+    from pydicom.uid import UID
 
     from runtime.types import Plane
 
@@ -30,8 +35,10 @@ def read(path: Path) -> tuple[Dataset, Slice]:
     NotAnalysed : the image is turned away, with the reason
 
     """
+    image = None
     try:
         image = pydicom.dcmread(path)
+        _check_whole(image)
         gate.check_kind(image)
         where = _plane(image)
         gate.check_plane(where)
@@ -41,7 +48,7 @@ def read(path: Path) -> tuple[Dataset, Slice]:
     except (
         Exception
     ) as error:  # parsers and decoders raise what they like on hostile bytes; none of it may end the worker
-        raise NotAnalysed(Reason.UNREADABLE, type(error).__name__) from error
+        raise _refusal(image, error) from error
     del image.PixelData
     return image, slice_
 
@@ -66,6 +73,43 @@ def hounsfield(image: Dataset) -> NDArray[np.int16]:
     else:
         hu = np.rint(stored * slope + intercept)
     return np.clip(hu, -32768, 32767).astype(np.int16)
+
+
+def _check_whole(image: FileDataset) -> None:
+    """Turn away a data set that has ended before its SOP Class UID, which its file meta information has.
+
+    pydicom gives an empty one for a file that breaks off within compressed pixels: without this, no CT image.
+    """
+    if max(image.keys(), default=0) < SOP_CLASS_UID and "MediaStorageSOPClassUID" in image.file_meta:
+        raise NotAnalysed(Reason.TRUNCATED)
+
+
+def _refusal(image: FileDataset | None, error: Exception) -> NotAnalysed:
+    """Why a file can't be decoded: it lacks its end, a decoder is not installed, or it is damaged."""
+    if isinstance(error, EOFError) or (isinstance(error, zlib.error) and "truncated" in str(error)):
+        return NotAnalysed(Reason.TRUNCATED)
+    if image is not None and "PixelData" in image:
+        syntax = image.file_meta.get("TransferSyntaxUID")
+        if syntax and not _is_decoded(syntax):
+            return NotAnalysed(Reason.NO_DECODER, syntax.name)
+        if syntax and not syntax.is_encapsulated and len(image.PixelData) < _native_length(image):
+            return NotAnalysed(Reason.TRUNCATED)
+    return NotAnalysed(Reason.UNREADABLE, type(error).__name__)
+
+
+def _is_decoded(syntax: UID) -> bool:
+    try:
+        return get_decoder(syntax).is_available
+    except NotImplementedError:
+        return False
+
+
+def _native_length(image: Dataset) -> int:
+    """Bytes that uncompressed pixels take; 0 where the header doesn't tell."""
+    try:
+        return get_expected_length(image)
+    except (AttributeError, TypeError, ValueError):
+        return 0
 
 
 def _plane(image: Dataset) -> Plane:

@@ -85,6 +85,7 @@ def run(
     DemoError : the node did not start, or slices were refused
 
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the node is stopped with it
     pacs = Pacs(folder / "pacs")
     pacs.start()
     try:

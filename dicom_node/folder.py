@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -57,6 +58,25 @@ def find(folder: Path) -> tuple[dict[tuple[str, str], list[Path]], list[Path]]:
     if not series:
         raise FolderError(f"{folder}: no DICOM file in it ({len(others)} other files)")
     return dict(series), others
+
+
+def prepare(out: Path) -> None:
+    """Make the folder for results, before the work that they cost.
+
+    Raises
+    ------
+    FolderError : something else is there
+    OSError : it can't be made or written
+
+    """
+    if out.exists() and not out.is_dir():
+        raise FolderError(f"{out} is not a folder: choose another with --out")
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:  # it names the file that could not be made, not the folder
+        raise OSError(error.errno, error.strerror, str(out)) from None
 
 
 def analyse(

@@ -37,8 +37,7 @@ Role = Literal["sr", "sc", "seg"]  # in the order of sending: what a reader need
 
 LONGEST_WAIT_S = 300.0  # between two attempts
 
-_SCHEMA_VERSION = 1
-_SCHEMA = (
+_TABLES = (
     """CREATE TABLE series (
         study_uid TEXT NOT NULL,
         series_uid TEXT NOT NULL,
@@ -70,8 +69,10 @@ _SCHEMA = (
         FOREIGN KEY (study_uid, series_uid, revision) REFERENCES series
     )""",
     "CREATE INDEX outbox_by_destination ON outbox (destination, state)",
-    f"PRAGMA user_version = {_SCHEMA_VERSION}",
+    "PRAGMA user_version = 1",
 )
+_TRIES = ("ALTER TABLE outbox ADD COLUMN tries INTEGER NOT NULL DEFAULT 0", "PRAGMA user_version = 2")
+_SCHEMAS = (_TABLES, _TRIES)  # what each version adds to the one before
 
 
 class JournalError(ScansideError):
@@ -134,6 +135,7 @@ class OutboxItem:
     Attributes
     ----------
     attempts : how often this object was offered to the peer and not taken; a peer that can't be reached doesn't count
+    tries : how often the sender set out with it, whether it reached the peer or not; the one under way counts
     next_try, created, sent : seconds since the epoch
 
     """
@@ -153,6 +155,7 @@ class OutboxItem:
     last_error: str | None
     created: float
     sent: float | None
+    tries: int = 0  # a journal that no node has opened since version 2 doesn't know
 
 
 class Journal:
@@ -165,6 +168,7 @@ class Journal:
     Parameters
     ----------
     path : created where it is missing; its folder must exist
+    read_only : for who only looks: writes nothing, not even to bring an older journal up to date
 
     Raises
     ------
@@ -172,20 +176,22 @@ class Journal:
 
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
+        where = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
         self._lock = threading.Lock()
         try:
-            self._connection = sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)
+            self._connection = sqlite3.connect(
+                where, uri=True, timeout=30.0, isolation_level=None, check_same_thread=False
+            )
         except sqlite3.Error as error:
             raise JournalError(f"{path}: can't be opened: {error}") from error
         try:
             self._connection.row_factory = sqlite3.Row
             with self._statements() as execute:
-                execute("PRAGMA journal_mode = WAL")
-                execute("PRAGMA synchronous = FULL")
-                execute("PRAGMA foreign_keys = ON")
-            self._prepare()
+                for pragma in () if read_only else ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+                    execute(f"PRAGMA {pragma}")
+            self._prepare(read_only=read_only)
         except JournalError:
             self._connection.close()
             raise
@@ -280,8 +286,8 @@ class Journal:
             if not any(row["next_try"] <= now or row["next_try"] > now + LONGEST_WAIT_S for row in rows):
                 return []
             for row in rows:
-                execute("UPDATE outbox SET state = 'sending' WHERE id = ?", (row["id"],))
-            return [_outbox_item({**row, "state": "sending"}) for row in rows]
+                execute("UPDATE outbox SET state = 'sending', tries = tries + 1 WHERE id = ?", (row["id"],))
+            return [_outbox_item({**row, "state": "sending", "tries": row["tries"] + 1}) for row in rows]
 
     def next_due(self, destination: str) -> float | None:
         """When the next item of a destination is due, in seconds since the epoch; None when nothing is owed."""
@@ -340,23 +346,27 @@ class Journal:
         chosen = "state = 'parked'" if item_id is None else "id = :id AND state IN ('parked', 'waiting')"
         with self._transaction() as execute:
             return execute(
-                f"UPDATE outbox SET state = 'queued', attempts = 0, next_try = :now WHERE {chosen}",  # noqa: S608 (constants)
+                f"UPDATE outbox SET state = 'queued', attempts = 0, tries = 0, next_try = :now WHERE {chosen}",  # noqa: S608 (constants)
                 {"id": item_id, "now": time.time()},
             ).rowcount
 
     # the file
 
-    def _prepare(self) -> None:
-        with self._transaction() as execute:  # two processes may come at once: the second finds it done
+    def _prepare(self, *, read_only: bool) -> None:
+        # two processes may come at once: the second finds it done
+        with self._statements() if read_only else self._transaction() as execute:
             version = execute("PRAGMA user_version").fetchone()[0]
-            if version > _SCHEMA_VERSION:
+            if version > len(_SCHEMAS):
                 raise JournalError(
-                    f"{self._path}: written by a newer scanside (schema {version}, this one knows {_SCHEMA_VERSION})"
+                    f"{self._path}: written by a newer scanside (schema {version}, this one knows {len(_SCHEMAS)})"
                 )
             if version == 0:
                 if execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
                     raise JournalError(f"{self._path}: an SQLite file, but not a journal of scanside; move it away")
-                for statement in _SCHEMA:
+                if read_only:
+                    raise JournalError(f"{self._path}: empty: the node has not run yet")
+            for statements in () if read_only else _SCHEMAS[version:]:
+                for statement in statements:
                     execute(statement)
 
     @contextmanager
@@ -375,9 +385,8 @@ class Journal:
                 yield execute
                 execute("COMMIT")
             except BaseException:
-                if (
-                    self._connection.in_transaction
-                ):  # SQLite itself rolls back after some errors, a full disk among them
+                # SQLite itself rolls back after some errors, a full disk among them
+                if self._connection.in_transaction:
                     execute("ROLLBACK")
                 raise
 

@@ -56,7 +56,9 @@ class Node:
         self._lock = FolderLock(folder)
         self._spool = Spool(folder / "spool", config.node.free_floor_gb)
         self._journal = Journal(folder / "journal.sqlite")
-        self._assembler = Assembler(config.series.idle_timeout_s, self._history)
+        self._assembler = Assembler(
+            config.series.idle_timeout_s, self._history, min_coverage_mm=config.series.min_coverage_mm
+        )
         self._events: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._desk = threading.Thread(target=self._run, name="desk", daemon=True)
         self._sender = Sender(self._journal, config.destinations, config.node.ae_title)
@@ -212,6 +214,7 @@ def _opening(config: Config) -> dict[str, Any]:
         "threads": config.model.threads,
         "max_batch": config.model.max_batch,
         "min_slices": config.series.min_slices,
+        "min_coverage_mm": config.series.min_coverage_mm,
         "triage": [rule.model_dump(mode="json") for rule in config.triage],
         "log_level": config.log.level,
         "log_format": config.log.format,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
@@ -38,6 +39,12 @@ INTERNAL_ERROR = 0xC1FF
 # whoever sends a study again because the patient's name was wrong. The price: some senders stop at a failure.
 UID_TAKEN = 0xC111
 
+PORT_REMEDIES = {
+    errno.EADDRINUSE: "is a node running already? Stop it, or set another node.port",
+    errno.EADDRNOTAVAIL: "no network of this machine has this address; set node.address to one that is its own, or to "
+    '"0.0.0.0" for all',
+    errno.EACCES: "ports below 1024 need privileges; set node.port to a higher one",
+}
 _REFUSALS = {SpoolFull: OUT_OF_RESOURCES, DataSetMismatch: DOES_NOT_MATCH, DataSetUnreadable: CANNOT_UNDERSTAND}
 
 log = structlog.get_logger(__name__)
@@ -132,9 +139,9 @@ class Receiver:
                 request_handler=partial(Connection, ended=self._on_ended),
             )
         except OSError as error:
+            remedy = PORT_REMEDIES.get(error.errno, "set another node.address or node.port")
             raise ReceiverError(
-                f"can't listen on {self._address[0] or '*'}:{self._address[1]} ({error.strerror}): "
-                "is another service on this port, or does it need privileges (below 1024)?"
+                f"can't listen on {self._address[0] or '*'}:{self._address[1]} ({error.strerror}): {remedy}"
             ) from error
         Thread(target=self._server.serve_forever, name="receiver", daemon=True).start()
         log.info("receiver_started", ae_title=self._ae.ae_title, port=self.port)

@@ -37,7 +37,7 @@ class ResultSet:
     ----------
     seg : Segmentation; None for a negative study, since viewers hang on an empty one
     sr : Comprehensive 3D SR, TID 1500
-    sc : Secondary Captures of key slices, in stack order
+    sc : Secondary Captures of key slices, the most telling first
 
     """
 

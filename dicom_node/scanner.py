@@ -21,6 +21,7 @@ from pynetdicom.dsutils import split_dataset
 from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS, code_to_category
 
 from dicom_node.config import Destination
+from dicom_node.mistakes import mistake
 from dicom_node.sender import associate
 from dicom_node.spool import DataSetUnreadable, read_head
 from runtime.errors import ScansideError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from pynetdicom.association import Association
 
 INSTANCE_NUMBER = Tag(0x0020, 0x0013)
+NO_DICOM = "no DICOM file"
 MOST_CONTEXTS = 128  # presentation context IDs are the odd numbers below 256 (PS3.8 section 9.3.2.2)
 
 log = structlog.get_logger(__name__)
@@ -75,7 +77,7 @@ class PushReport:
     ----------
     sent : files that the peer stored, in order
     failed : files that it did not, with status and reason
-    skipped : files that are no DICOM instances, with the reason
+    skipped : files that are no DICOM instances, with the reason; `NO_DICOM` for whatever lies beside a series
     seconds : from the first byte of the first file to the last answer
 
     """
@@ -139,8 +141,9 @@ def push(
         raise PushError(
             f"{len(kinds)} kinds of files (class and transfer syntax), an association carries {MOST_CONTEXTS}"
         )
-    peer = _peer(address, called_ae)
-    association = associate(peer, _peer(address, calling_ae).ae_title, [build_context(*kind) for kind in kinds])
+    peer = _peer(address, called_ae, "called")
+    calling_ae = _peer(address, calling_ae, "calling").ae_title
+    association = associate(peer, calling_ae, [build_context(*kind) for kind in kinds])
 
     answers: list[Sent] = []
     start = time.perf_counter()
@@ -164,12 +167,14 @@ def push(
     )
 
 
-def _peer(address: tuple[str, int], ae_title: str) -> Destination:
-    """Who is called, checked as a destination in a configuration is."""
+def _peer(address: tuple[str, int], ae_title: str, role: str) -> Destination:
+    """Who is called or calls, checked as a destination in a configuration is."""
     try:
         return Destination(name="peer", ae_title=ae_title, host=address[0], port=address[1])
     except ValidationError as error:
-        raise PushError("; ".join(f"{each['input']!r}: {each['msg']}" for each in error.errors())) from None
+        wrong = [mistake(details, Destination) for details in error.errors()]
+        names = {"ae_title": f"{role} AE title"}
+        raise PushError("; ".join(f"{names.get(one.key, one.key)}: {one.complaint}" for one in wrong)) from None
 
 
 def _find(paths: Sequence[Path]) -> tuple[list[_File], list[tuple[Path, str]]]:
@@ -178,9 +183,16 @@ def _find(paths: Sequence[Path]) -> tuple[list[_File], list[tuple[Path, str]]]:
     for path in _walk(paths):
         try:
             files.append(_read(path))
-        # what pydicom raises for a file that is none, or that lacks file meta information
-        except (InvalidDicomError, OSError, AttributeError, ValueError, RuntimeError, struct.error) as error:
-            skipped.append((path, str(error) or type(error).__name__))
+        except InvalidDicomError:
+            skipped.append((path, NO_DICOM))
+        except PushError as error:
+            skipped.append((path, str(error)))
+        except OSError as error:
+            skipped.append((path, error.strerror or str(error)))
+        except AttributeError as error:
+            skipped.append((path, f"a DICOM file without {error.name} in its file meta information"))
+        except (ValueError, RuntimeError, struct.error) as error:  # what pydicom raises for a head that is garbage
+            skipped.append((path, f"a DICOM file that can't be read: {str(error) or type(error).__name__}"))
     if not files:
         raise PushError(f"no DICOM files in {', '.join(map(str, paths))} ({len(skipped)} other files)")
     return sorted(files, key=lambda file: (file.number, file.path.name)), skipped
@@ -197,7 +209,7 @@ def _walk(paths: Sequence[Path]) -> Iterator[Path]:
 def _read(path: Path) -> _File:
     meta, offset = split_dataset(path)
     if meta.MediaStorageSOPClassUID == MediaStorageDirectoryStorage:
-        raise InvalidDicomError("a DICOMDIR, not an instance")
+        raise PushError("a DICOMDIR, not an instance")
     return _File(
         path=path,
         offset=offset,

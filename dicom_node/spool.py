@@ -19,6 +19,7 @@ import shutil
 import struct
 import time
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from io import BytesIO
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 INCOMING = "incoming"
 QUARANTINE = "quarantine"
 OURS = "[0-9u]*/"  # what `_name` gives to studies and series; not the two above, nor a partition's lost+found
+HASHED = "uid-"  # begins the name of what a peer gave no legal UID
 INFLATED_HEAD = 1 << 20  # bytes of a deflated data set to inflate for its UIDs, which stand far before the pixels
 
 MEDIA_STORAGE_SOP_CLASS_UID = Tag(0x0002, 0x0002)
@@ -197,7 +199,7 @@ class Spool:
         return _by_arrival(self._root / _name(study_uid) / _name(series_uid))
 
     def _studies(self) -> Iterator[Path]:
-        return self._root.glob(OURS)
+        return _studies(self._root)
 
     def _require_space(self) -> None:
         free_gb = shutil.disk_usage(self._root).free / 1e9
@@ -216,6 +218,29 @@ class Spool:
                 _sync_directory(series.parent)
                 _sync_directory(self._root)
         return series
+
+
+def count(root: Path) -> dict[tuple[str, str], tuple[int, float]]:
+    """What lies in a spool, without the spool: for who looks on while a node fills it.
+
+    Of a series that is named on disk as its peer named it no file is opened: a look must be cheap, too.
+
+    Returns
+    -------
+    by StudyInstanceUID and SeriesInstanceUID: instances, and when the last one came, in seconds since the epoch
+
+    """
+    found = {}
+    for folder in sorted(series for study in _studies(root) for series in study.iterdir()):
+        paths = list(folder.glob("*.dcm"))
+        if not paths:
+            continue
+        uids = folder.parent.name, folder.name
+        if any(uid.startswith(HASHED) for uid in uids):
+            with suppress(SpoolError, OSError):  # then its names on disk have to do
+                uids = _series_of(paths[0])
+        found[uids] = len(paths), folder.stat().st_mtime  # a directory changes when a file gets its name there
+    return found
 
 
 def read_head(data_set: bytes | memoryview, transfer_syntax_uid: str, tags: tuple[BaseTag, ...]) -> Dataset:
@@ -268,7 +293,7 @@ def _name(uid: str) -> str:
     """What a UID is called on disk: itself, or a hash where a peer sent ``../x``, 200 characters or a NUL."""
     if len(uid) <= 64 and re.fullmatch(r"[0-9]+(\.[0-9]+)*", uid):
         return uid
-    return "uid-" + hashlib.sha256(uid.encode("latin-1", "replace")).hexdigest()
+    return HASHED + hashlib.sha256(uid.encode("latin-1", "replace")).hexdigest()
 
 
 def _part10_header(instance: Instance, calling_ae: str) -> bytes:
@@ -311,6 +336,10 @@ def _claim(incoming: Path, path: Path, sha256: str) -> Outcome:
         _, present = _split(path)
         return Outcome.REPEATED if hashlib.sha256(present).hexdigest() == sha256 else Outcome.CONFLICT
     return Outcome.NEW
+
+
+def _studies(root: Path) -> Iterator[Path]:
+    return root.glob(OURS)
 
 
 def _by_arrival(folder: Path) -> list[Path]:

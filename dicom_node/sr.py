@@ -3,10 +3,11 @@
 What is where, and why there:
 
 * Imaging Measurements: one volumetric group (TID 1411) for each finding, with the segment it was measured on, tracked
-  by the same UID, its volume, how many components, the highest probability, and the algorithm with its weights (TID
-  4019). The largest component goes into a comment: a second number called Volume would be taken for the volume by
-  readers that look for it by name. A negative study has one group without a region (TID 1501) that says Presence
-  absent; the two kinds are never mixed, for PixelMed's validator holds every group against both templates then.
+  by the same UID, its volume, how many components, and the algorithm with its weights (TID 4019). The largest component
+  goes into a comment: a second number called Volume would be taken for the volume by readers that look for it by name;
+  so does the highest probability, which as a coded certainty would be believed. A negative study has one group without
+  a region (TID 1501) that says Presence absent; the two kinds are never mixed, for PixelMed's validator holds every
+  group against both templates then.
 * Qualitative Evaluations (TID 1500 row 12): whether there is any haemorrhage, and each class looked for and not found,
   as question and answer (row 13); as text (row 14) the triage as Conclusion, and what went in, what is missing, what
   lies below the threshold, training data and limits as Comments.
@@ -138,16 +139,13 @@ def _volumetric(number: int, finding: Finding, issue: Issue) -> VolumetricROIMea
         measurements=[
             Measurement(codes.VOLUME, round(finding.volume_ml, 3), codes.CUBIC_CENTIMETER),
             Measurement(codes.NUMBER_OF_LESIONS, finding.components, codes.COMPONENTS),
-            Measurement(
-                codes.CERTAINTY_OF_FINDING, round(100 * finding.probability, 1), codes.PERCENT, derivation=codes.MAXIMUM
-            ),
         ],
         qualitative_evaluations=[QualitativeEvaluation(codes.PRESENCE, codes.PRESENT)],
     )
     comment = (
         f"{code.title}: {finding.volume_ml:.2f} ml, connected components: {finding.components}, the largest "
-        f"{finding.largest_ml:.2f} ml; slices that show it: {len(finding.keys)}. The certainty is the highest class "
-        "probability of any pixel and is not calibrated."
+        f"{finding.largest_ml:.2f} ml; slices that show it: {len(finding.keys)}. Highest class probability of any "
+        f"pixel: {finding.probability:.2f}, not calibrated: no measure of certainty."
     )
     group[0].ContentSequence.append(_text(codes.COMMENT, comment))
     return group
@@ -200,11 +198,15 @@ def _comments(report: Report) -> Iterator[str]:
     thinnest_mm, thickest_mm = report.thickness_mm
     yield (
         f"Slices analyzed: {report.slices}, thickness along the normal {thinnest_mm:.2f} to {thickest_mm:.2f} mm, "
-        f"gantry tilt {report.tilt_deg:.1f} degrees."
+        f"{report.coverage_mm:.0f} mm in all, gantry tilt {report.tilt_deg:.1f} degrees."
     )
     for name in _unseen(report):
         if (code := codes.look_up(name)).finding == codes.INTRACRANIAL_HEMORRHAGE:
-            yield f"Looked for and not found: {code.title}."
+            yield (
+                f"Not found in the slices that are there, and not excluded: {code.title}."
+                if report.provisional
+                else f"Looked for and not found: {code.title}."
+            )
     if report.provisional:
         yield "Provisional: slices are missing or may still come; a later revision replaces this document."
     for sentence in report.missing:

@@ -61,7 +61,8 @@ def _open(opening: dict[str, Any], answers: IO[str]) -> Analyser:
     check_rules(rules, bundle.classes)
     ready = {"model": f"{bundle.name} {bundle.version}", "backend": session.identity.backend, "self_test": disagreement}
     _say(answers, {"is": "ready", **ready})
-    return Analyser(bundle, session, rules, min_slices=opening["min_slices"], max_batch=opening["max_batch"])
+    limits = {name: opening[name] for name in ("min_slices", "min_coverage_mm", "max_batch")}
+    return Analyser(bundle, session, rules, **limits)
 
 
 def _read(source: IO[str], requests: queue.SimpleQueue[dict[str, Any] | None]) -> None:

@@ -43,6 +43,7 @@ class Bundle:
         of
         the scores and the card, which are about it
     name, version, training_data : who it is and what it has seen
+    intended_use : what it is for, and what it is not
     classes : class names by index; 0 is background
     precisions : file name of the graph of each precision
     minimum_volume_ml : per class, the volume under which nothing is reported as a finding
@@ -53,6 +54,7 @@ class Bundle:
     digest: str
     name: str
     version: str
+    intended_use: str
     training_data: str
     classes: tuple[str, ...]
     precisions: Mapping[str, str]
@@ -106,6 +108,7 @@ def open_bundle(folder: Path | None = None) -> Bundle:
         digest=_digest(manifest),
         name=manifest["name"],
         version=manifest["version"],
+        intended_use=manifest["intended_use"],
         training_data=manifest["training_data"],
         classes=tuple(manifest["classes"]),
         precisions=manifest["precisions"],
@@ -116,6 +119,7 @@ def open_bundle(folder: Path | None = None) -> Bundle:
 _KEYS = {
     "name": str,
     "version": str,
+    "intended_use": str,
     "training_data": str,
     "classes": list,
     "precisions": dict,
@@ -128,7 +132,8 @@ def _manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_bytes())
     except OSError as error:
-        raise BundleError(f"{path.parent} is no bundle: manifest.json: {error.strerror}") from None
+        reason = f"manifest.json: {error.strerror}"
+        raise BundleError(f"{path.parent} is no bundle: {reason}; name a folder that `scanside export` made") from None
     except ValueError as error:
         raise BundleError(f"{path} is no JSON: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

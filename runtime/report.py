@@ -49,11 +49,12 @@ def compose(
         findings=findings,
         absent=tuple(name for name in bundle.classes[1:] if name not in {f.name for f in findings}),
         below_threshold=below,
-        decision=decide(findings, rules, below),
+        decision=decide(findings, rules, below, complete=not incomplete),
         model=model,
         slices=len(stack),
         provisional=bool(incomplete),
         missing=(*incomplete, *repeats, *left_out),
         thickness_mm=(float(stack.thickness_mm.min()), float(stack.thickness_mm.max())),
+        coverage_mm=stack.coverage_mm,
         tilt_deg=stack.tilt_deg,
     )

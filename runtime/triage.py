@@ -49,15 +49,21 @@ def check_rules(rules: Sequence[Rule], classes: Sequence[str]) -> None:
 
 
 def decide(
-    findings: Sequence[Finding], rules: Sequence[Rule], below_threshold: Sequence[tuple[str, float]] = ()
+    findings: Sequence[Finding],
+    rules: Sequence[Rule],
+    below_threshold: Sequence[tuple[str, float]] = (),
+    *,
+    complete: bool = True,
 ) -> Decision:
     """The decision of the first rule that holds; ``"routine"`` when none does, or nothing was found.
 
     Parameters
     ----------
     below_threshold : (name, ml) of what is too little for a finding, so that the reason does not hide it
+    complete : without it, the level is ``"incomplete"`` where it would be ``"routine"``: the rest of the head may bleed
 
     """
+    calm = "routine" if complete else "incomplete"
     for rule in rules:
         counted = [f for f in findings if f.name in rule.classes or rule.classes == ("any",)]
         volume_ml = sum(f.volume_ml for f in counted)
@@ -68,9 +74,9 @@ def decide(
             )
     if findings:
         return Decision(
-            "routine", "findings below every rule: " + ", ".join(f"{f.name} {f.volume_ml:.1f} ml" for f in findings)
+            calm, "findings below every rule: " + ", ".join(f"{f.name} {f.volume_ml:.1f} ml" for f in findings)
         )
     if below_threshold:
         seen = ", ".join(f"{name} {ml:.2f} ml" for name, ml in below_threshold)
-        return Decision("routine", f"nothing above the reporting threshold; below it: {seen}")
-    return Decision("routine", "no haemorrhage found")
+        return Decision(calm, f"nothing above the reporting threshold; below it: {seen}")
+    return Decision(calm, "no haemorrhage found" if complete else "no haemorrhage found in the slices that are there")

@@ -116,6 +116,11 @@ class SliceStack:
         return len(self.keys)
 
     @property
+    def coverage_mm(self) -> float:
+        """How much of the normal's axis the slices cover."""
+        return float(self.thickness_mm.sum())
+
+    @property
     def voxel_ml(self) -> NDArray[np.float64]:
         """Volume of one voxel of each slice in millilitres, ``(N,)``: X Y T of V = sum X Y T W (Peng 2022)."""
         areas = np.array([plane.pixel_area_mm2 for plane in self.planes])
@@ -176,7 +181,7 @@ class Decision:
 
     Attributes
     ----------
-    level : ``"critical"``, ``"urgent"`` or ``"routine"``
+    level : ``"critical"``, ``"urgent"`` or ``"routine"``; ``"incomplete"`` where nothing was found in part of a head
     reason : one sentence with the numbers that decided
 
     """
@@ -222,6 +227,7 @@ class Report:
     provisional : True while slices are missing or may still come
     missing : one sentence for each thing that is missing or was left out; empty when nothing is
     thickness_mm : smallest and largest slice thickness along the normal
+    coverage_mm : how much of the head the slices cover, along the normal
     tilt_deg : gantry tilt as the positions show it
 
     """
@@ -235,4 +241,5 @@ class Report:
     provisional: bool
     missing: tuple[str, ...]
     thickness_mm: tuple[float, float]
+    coverage_mm: float
     tilt_deg: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import socket
@@ -10,6 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydicom import dcmread
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import CTImageStorage
+
+import scanside as commands
 
 CORPUS = Path(__file__).parents[2] / "shared" / "corpus"
 real_data = pytest.mark.skipif(
@@ -50,6 +56,11 @@ def test_the_phantom_tells_its_truth_beside_a_legal_series(series: Path):
         assert not [line for line in (shown.stdout + shown.stderr).splitlines() if line.startswith("Error")]
 
 
+def test_analyse_looks_at_the_folder_for_results_before_the_work(series: Path, tmp_path: Path):
+    (tmp_path / "file").touch()
+    refused(scanside("analyse", series, "--out", "file", cwd=tmp_path), 2, "file is not a folder: choose another")
+
+
 def test_analyse_does_the_nodes_work_on_a_folder(series: Path, tmp_path: Path):
     shown = scanside("analyse", series, "--out", tmp_path / "out", "--json")
     assert shown.returncode == 0, shown.stderr
@@ -60,6 +71,69 @@ def test_analyse_does_the_nodes_work_on_a_folder(series: Path, tmp_path: Path):
     assert {"sr", "seg", "sc-1"} <= one["results"].keys()
     assert all(Path(path).exists() for path in one["results"].values())
     assert one["report"]["decision"]["level"] == "critical"
+
+
+def test_a_failed_series_is_a_failed_analysis(series: Path, tmp_path: Path):
+    (name,) = {dcmread(path, stop_before_pixels=True).SeriesInstanceUID for path in series.glob("*.dcm")}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).touch()  # where its results should go
+    shown = scanside("analyse", series, "--out", tmp_path / "out")
+    assert shown.returncode == 1, shown.stderr
+    assert "failed" in shown.stdout
+    assert "left alone: 2 files that are no DICOM (truth.json, truth.npz)" in shown.stdout
+
+
+def test_a_path_that_can_not_be_used_is_one_line_and_code_3(series: Path, tmp_path: Path):
+    (tmp_path / "file").touch()
+    (tmp_path / "node.toml").write_text("[node]\nport = 0\nfolder = 'file'\n")
+    below = tmp_path / "file" / "below"
+    for command, words in (
+        (["demo", "--out", "file"], "file: Not a directory; there is a file where a folder should be"),
+        (["demo", "--out", "file/below", "--json"], "Not a directory"),
+        (["demo", "--out", "/proc/scanside"], "/proc/scanside: No such file or directory; name another path"),
+        (["phantom", "file/below"], "Not a directory"),
+        (["phantom", "/proc/scanside"], "/proc/scanside: No such file or directory; name another path"),
+        (["serve", "--config", "node.toml"], f"{tmp_path / 'file'}: File exists; there is a file"),
+        (["analyse", series, "--out", below], f"{below}: Not a directory"),
+    ):
+        shown = scanside(*command, cwd=tmp_path)
+        refused(shown, 3, words)
+        assert len(shown.stderr.splitlines()) == 1, shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "ro/head"), "ro/head: Permission denied; name a path that"),
+        (OSError(errno.EROFS, "Read-only file system", "ro"), "ro: Read-only file system; name a path on a disk"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; make room"),
+        (ModuleNotFoundError("no torch", name="torch"), "in scanside's checkout, pip install '.[train,export]'"),
+    ],
+)
+def test_what_the_machine_lacks_is_one_line(error: Exception, said: str, monkeypatch, capsys):
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(commands, "app", fail)
+    with pytest.raises(SystemExit) as ended:
+        commands.main()
+    assert ended.value.code == 3
+    line = capsys.readouterr().err
+    assert line.startswith("scanside: ")
+    assert said in line
+    assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "bug", [OSError("no file, no errno"), ModuleNotFoundError("x", name="scansied"), KeyError("x")]
+)
+def test_a_bug_stays_a_traceback(bug: Exception, monkeypatch):
+    def fail() -> None:
+        raise bug
+
+    monkeypatch.setattr(commands, "app", fail)
+    with pytest.raises(type(bug)):
+        commands.main()
 
 
 @real_data
@@ -83,7 +157,10 @@ def test_what_is_no_head_ct_is_turned_away_with_a_reason(case: str, reason: str,
 
 @pytest.mark.parametrize(
     ("where", "words"),
-    [(["127.0.0.1:99999"], "99999"), (["127.0.0.1:104", "--calling", "A" * 17], "is not an AE title")],
+    [
+        (["127.0.0.1:99999"], "port: 99999 is above 65535"),
+        (["127.0.0.1:104", "--calling", "A" * 17], "calling AE title: "),
+    ],
 )
 def test_push_to_what_is_no_address_says_so(series: Path, where: list[str], words: str):
     refused(scanside("push", series, *where), 2, words)
@@ -92,7 +169,24 @@ def test_push_to_what_is_no_address_says_so(series: Path, where: list[str], word
 def test_push_to_nobody_says_so(series: Path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    refused(scanside("push", series, f"127.0.0.1:{port}"), 3, "refused")
+    shown = scanside("push", series, f"127.0.0.1:{port}")
+    refused(shown, 3, "refused")
+    assert len(shown.stderr.splitlines()) == 1, "pynetdicom speaks too"
+
+
+def test_push_does_not_complain_of_the_phantoms_own_truth(series: Path):
+    ae = AE("SCANSIDE")
+    ae.add_supported_context(CTImageStorage)
+    server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, lambda _: 0x0000)])
+    try:
+        shown = scanside("push", series, f"127.0.0.1:{server.socket.getsockname()[1]}")
+    finally:
+        ae.shutdown()
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stderr == ""
+    assert [line for line in shown.stdout.splitlines() if "not sent" in line] == [
+        "not sent: 2 files that are no DICOM (truth.json, truth.npz)"
+    ]
 
 
 def test_the_demo_ends_with_one_json_document_and_everything_in_the_archive(tmp_path: Path):
@@ -117,6 +211,7 @@ def test_the_demo_does_not_empty_a_folder_that_is_not_its_own(tmp_path: Path):
 
 def test_verify_answers_for_the_shipped_bundle():
     told = json.loads(scanside("verify", "--json").stdout)
+    assert "not a medical device" in told["intended_use"]
     assert told["self_test_worst_disagreement"] <= 1e-3
     assert len(told["digest"]) == 64
 
@@ -130,8 +225,28 @@ def test_the_example_configuration_is_one(tmp_path: Path):
 
 
 def test_check_tells_every_mistake_of_a_file_at_once(tmp_path: Path):
-    (tmp_path / "node.toml").write_text('[node]\nport = 70000\nae_titel = "X"\n[log]\nlevel = "loud"\n')
-    refused(scanside("check", "--config", tmp_path / "node.toml"), 2, "70000", "ae_titel", "ae_title", "loud")
+    (tmp_path / "file").touch()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    (tmp_path / "node.toml").write_text(
+        '[node]\nport = 70000\nae_titel = "X"\nfolder = "file"\nfree_floor_gb = 1e9\n[log]\nlevel = "loud"\n'
+        '[model]\nbundle = "nowhere"\n[[triage]]\nlevel = "urgent"\nclasses = ["sdh"]\nvolume_ml = 1\n'
+        f'[[destinations]]\nname = "pacs"\nae_title = "PACS"\nhost = "127.0.0.1"\nport = {port}\n'
+    )
+    shown = scanside("check", "--config", tmp_path / "node.toml", "--json")
+    assert (shown.returncode, shown.stderr) == (2, "")
+    items = {item["name"]: item for item in json.loads(shown.stdout)}
+    assert {name for name, item in items.items() if item["ok"] is False} == {
+        "node.port",
+        "node.ae_titel",
+        "log.level",
+        "folder",
+        "disk",
+        "bundle",
+        "destination pacs",
+    }
+    assert "did you mean ae_title?" in items["node.ae_titel"]["message"]
+    assert "triage rules name sdh" in items["triage"]["message"]
 
 
 def test_serve_on_a_port_that_is_taken_ends_with_the_reason(tmp_path: Path):
@@ -167,6 +282,8 @@ def test_status_and_outbox_before_the_first_start_say_so(tmp_path: Path):
         (["phantom", "new", "--tilt", "nan"], "tilts by 30 degrees"),
         (["phantom", "note.txt"], "not empty"),
         (["serve", "--config", "nowhere.toml"], "No such file"),
+        (["check", "--config", "."], ".: is a folder; name the configuration file itself"),
+        (["analyse", ".", "--out", "x", "--min-slices", "-4"], "Invalid value"),
         (["verify", "--bundle", "nowhere"], "is no bundle"),
         (["train", "nowhere.toml", "--out", "x"], "No such file"),
         (["config"], "either --example or --show"),

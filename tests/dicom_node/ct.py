@@ -183,6 +183,7 @@ def report(
         provisional=provisional,
         missing=missing,
         thickness_mm=(float(geometry.thickness_mm.min()), float(geometry.thickness_mm.max())),
+        coverage_mm=geometry.coverage_mm,
         tilt_deg=geometry.tilt_deg,
     )
 

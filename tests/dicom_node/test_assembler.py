@@ -16,11 +16,13 @@ TIMEOUT_S = 10.0
 class Bench:
     """An assembler with a clock, a disk and a worker of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, min_coverage_mm: float = 0) -> None:
         self.disk: dict[str, list[Path]] = {}
         self.revision: dict[str, int] = {}
         self.assembler = Assembler(
-            TIMEOUT_S, lambda _, series: (self.revision.get(series, 0), self.disk.get(series, []))
+            TIMEOUT_S,
+            lambda _, series: (self.revision.get(series, 0), self.disk.get(series, [])),
+            min_coverage_mm=min_coverage_mm,
         )
         self.now = 0.0
 
@@ -53,6 +55,28 @@ def test_a_release_with_closed_geometry_closes_at_once_and_final(bench: Bench):
     (closed,) = bench.due()
     assert closed.missing == ()
     assert bench.due(1000) == [], "given out twice"
+
+
+def test_part_of_a_head_is_waited_for():
+    """Twelve slices of 5 mm and an orderly release: the lower half, and the rest may follow."""
+    bench = Bench(min_coverage_mm=100)
+    for z in range(0, 60, 5):
+        bench.store(z)
+    bench.assembler.ended("ct", released=True)
+    assert bench.due() == []
+    for z in range(60, 110, 5):
+        bench.store(z, association="ct again")
+    bench.assembler.ended("ct again", released=True)
+    (closed,) = bench.due()
+    assert len(closed.paths) == 22
+
+
+def test_part_of_a_head_closes_when_nothing_more_comes():
+    bench = Bench(min_coverage_mm=100)
+    for z in range(0, 60, 5):
+        bench.store(z)
+    bench.assembler.ended("ct", released=True)
+    assert len(bench.due(after_s=TIMEOUT_S)) == 1
 
 
 def test_nothing_closes_before_the_worker_has_seen_every_slice(bench: Bench):

@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import socket
+import sqlite3
 import subprocess
 import time
 from pathlib import Path
@@ -17,6 +18,8 @@ from pynetdicom.sop_class import CTImageStorage, Verification
 from dicom_node import sender
 from dicom_node.check import Item, check
 from dicom_node.config import Config, Destination, Model, Node, TriageRule
+from dicom_node.journal import Journal
+from dicom_node.mistakes import Mistake
 from runtime.bundle import SHIPPED
 
 # pynetdicom does not close the socket of a connection that was refused; it is collected at once
@@ -35,14 +38,14 @@ def _impatient(monkeypatch):
 def look(tmp_path):
     """Checks a node with one change; gives the items by name. The bundle is one that is not there, unless told."""
 
-    def run(*, destinations=(), model=None, triage=None, **node) -> dict[str, Item]:
+    def run(*, destinations=(), model=None, triage=None, mistakes=(), **node) -> dict[str, Item]:
         config = Config(
             node=Node(**{"folder": tmp_path / "data", "port": 0} | node),
             destinations=destinations,
             model=model or Model(bundle=tmp_path / "no-bundle"),
             triage=Config().triage if triage is None else triage,
         )
-        return {item.name: item for item in check(config)}
+        return {item.name: item for item in check(config, mistakes)}
 
     return run
 
@@ -85,6 +88,7 @@ def test_a_folder_that_can_not_be_written(look, tmp_path):
         item = look(folder=folder)["folder"]
         assert (item.ok, item.kind) == (False, "environment"), item
         assert f"{folder}: can't be made or written: " in item.message
+        assert "disk" in look(folder=folder)
     assert (tmp_path / "file").read_bytes() == b""
 
 
@@ -94,10 +98,43 @@ def test_a_folder_that_is_there_already(look, tmp_path):
     assert list((tmp_path / "data").iterdir()) == []
 
 
-def test_a_disk_below_the_floor(look):
+def test_a_disk_below_the_floor(look, tmp_path):
+    usage = shutil.disk_usage(tmp_path)
     item = look(free_floor_gb=1e9)["disk"]
     assert (item.ok, item.kind) == (False, "environment")
-    assert "every slice would be refused" in item.message
+    assert f"more than the whole disk has ({usage.total / 1e9:.1f} GB): every slice would be refused" in item.message
+    item = look(free_floor_gb=(usage.free + usage.total) / 2e9)["disk"]
+    assert (item.ok, item.kind) == (False, "environment")
+    assert "every slice would be refused; make room or lower it" in item.message
+
+
+def test_a_journal_that_is_none(look, tmp_path):
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "journal.sqlite"
+    assert "journal" not in look()
+    path.write_bytes(b"garbage, not a database" * 100)
+    item = look()["journal"]
+    assert (item.ok, item.kind) == (False, "environment")
+    assert item.message.startswith(f"{path}: file is not a database; move it away")
+    path.unlink()
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE contacts (name)")
+    assert "not a journal of scanside" in look()["journal"].message
+    path.unlink()
+    path.touch()  # SQLite takes an empty file for a new database, and so does the node
+    assert look()["journal"].ok
+
+
+def test_a_journal_is_looked_at_without_a_trace(look, tmp_path):
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "journal.sqlite"
+    Journal(path).close()
+    before = path.read_bytes()
+    assert look()["journal"].ok
+    assert (path.read_bytes(), list(path.parent.iterdir())) == (before, [path])
+    running = Journal(path)
+    assert look()["journal"].ok
+    running.close()
 
 
 def test_a_port_in_use(look):
@@ -105,13 +142,34 @@ def test_a_port_in_use(look):
         port = server.getsockname()[1]
         item = look(port=port)["port"]
     assert (item.ok, item.kind) == (False, "environment")
-    assert f"127.0.0.1:{port}: Address already in use" in item.message
+    assert f"127.0.0.1:{port}: Address already in use; is a node running already?" in item.message
 
 
 def test_an_address_of_another_machine(look):
     item = look(address="192.0.2.1")["port"]  # TEST-NET-1: nobody's
     assert item.ok is False
-    assert "192.0.2.1:0: " in item.message
+    assert "192.0.2.1:0: Cannot assign requested address; no network of this machine has this address" in item.message
+    assert "running already" not in item.message
+
+
+def test_mistakes_are_faults_and_the_rest_is_looked_at_all_the_same(look, tmp_path):
+    (tmp_path / "file").touch()
+    rule = TriageRule(level="urgent", classes=["sdh"], volume_ml=1)
+    wrong = [Mistake("node.port", "70000 is above 65535"), Mistake("destinations[0].port", "is missing")]
+    items = look(mistakes=wrong, folder=tmp_path / "file", free_floor_gb=1e9, triage=[rule])
+    assert items["node.port"] == Item("node.port", False, "configuration", "70000 is above 65535")
+    assert {name for name, item in items.items() if item.ok is False} == {
+        "node.port",
+        "destinations[0].port",
+        "folder",
+        "disk",
+        "bundle",
+    }
+    assert "port" not in items, "the default's place was looked at"
+    assert "destinations" not in items, "there is one, though it is wrong"
+    if (SHIPPED / "manifest.json").exists():
+        assert items["triage"].ok is None
+        assert "triage rules name sdh;" in items["triage"].message
 
 
 def test_a_destination_that_is_down(look):

@@ -27,7 +27,6 @@ def test_the_table_agrees_with_pydicoms_dictionary_where_that_has_the_concept() 
     assert dictionary.cid7159.Hemorrhage == codes.HEMORRHAGE
     assert dictionary.cid7150.MorphologicallyAbnormalStructure == codes.MORPHOLOGICALLY_ABNORMAL
     assert dictionary.cid7469.Volume == codes.VOLUME
-    assert dictionary.cid7464.Maximum == codes.MAXIMUM
     assert dictionary.cid240.Present == codes.PRESENT
     assert dictionary.UCUM.CubicCentimeter == codes.CUBIC_CENTIMETER
     assert dictionary.cid7162.ArtificialIntelligence == codes.ARTIFICIAL_INTELLIGENCE

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from dicom_node import config
 from dicom_node.config import Config, ConfigError, Destination, Node, TriageRule, load
+from dicom_node.mistakes import Mistake
 from runtime.triage import Rule
 
 PACS = '[[destinations]]\nname = "pacs"\nae_title = "PACS"\nhost = "pacs.local"\nport = 104\n'
@@ -122,6 +123,9 @@ def test_paths_are_relative_to_the_file(write, tmp_path, monkeypatch):
         (PACS + 'results = ["sr", "pdf"]', "destinations[0].results[1]: \"pdf\" is none of 'sr', 'sc' or 'seg'"),
         (PACS + PACS.replace("104", "105"), 'destinations[1].name: "pacs" is the name of destinations[0] already'),
         ('destinations = "pacs"', 'destinations: "pacs" is not a list'),
+        (PACS.replace("[[", "[").replace("]]", "]"), "write [[destinations]], with double brackets"),
+        ('[triage]\nlevel = "urgent"', "write [[triage]], with double brackets"),
+        ("[node]\nallowed_calling_aes = {}", "node.allowed_calling_aes: {} is not a list"),
         ('[[triage]]\nlevel = "critcal"\nclasses = ["any"]\nvolume_ml = 1', 'triage[0].level: "critcal" is none of'),
         ('[[triage]]\nlevel = "urgent"\nclasses = []\nvolume_ml = 1', "triage[0].classes: must not be empty"),
         ('[[triage]]\nlevel = "urgent"\nclasses = ["any", "sdh"]\nvolume_ml = 1', "is ambiguous"),
@@ -193,8 +197,56 @@ def test_what_is_no_toml_says_where(write, content, expected):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match="No such file or directory; `scanside config --example"):
         load(tmp_path / "node.toml")
-    with pytest.raises(ConfigError, match="Is a directory"):
+    with pytest.raises(ConfigError, match="is a folder; name the configuration file itself"):
         load(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="Not a directory; name a configuration file that can be read"):
+        load(tmp_path / "file" / "node.toml")
+
+
+def test_a_file_from_windows_notepad_has_a_byte_order_mark(write):
+    assert load(write(b"\xef\xbb\xbf[node]\nport = 104\n")).node.port == 104
+
+
+def test_what_is_sound_stands_beside_the_mistakes(write, tmp_path, monkeypatch):
+    monkeypatch.setenv("SCANSIDE_NOED__PORT", "1")
+    rule = '[[triage]]\nlevel = "urgent"\nclasses = ["sdh"]\nvolume_ml = '
+    text = '[node]\nport = 70000\nfolder = "here"\n[model]\nbundle = "b"\nzzz = 1\n'
+    sound, found = config.examine(write(text + PACS + PACS.replace('"pacs"', '"x"').replace("104", "0") + rule + "-1"))
+    assert [mistake.key for mistake in found] == [
+        "SCANSIDE_NOED__PORT",
+        "node.port",
+        "model.zzz",
+        "destinations[1].port",
+        "triage[0].volume_ml",
+    ]
+    assert (sound.node.folder, sound.model.bundle) == (tmp_path / "here", tmp_path / "b")
+    assert sound.node.port == Node().port
+    assert [destination.name for destination in sound.destinations] == ["pacs"]
+    assert sound.triage == ()
+
+
+def test_a_default_in_a_wrong_values_place_may_clash_and_is_no_mistake(write):
+    here = PACS.replace("pacs.local", "127.0.0.1").replace("104", str(Node().port))
+    sound, found = config.examine(write("[node]\nport = 70000\n" + here))
+    assert [mistake.key for mistake in found] == ["node.port"]
+    assert sound.destinations == ()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "key", "concerns"),
+    [
+        ("node.port", "node.port", True),
+        ("node", "node.port", True),
+        ("node.allowed_calling_aes[1]", "node.allowed_calling_aes", True),
+        ("destinations[0].port", "destinations", True),
+        ("node.port", "node.folder", False),
+        ("node.folder", "node.folders", False),
+        ("nodes", "node.port", False),
+    ],
+)
+def test_a_mistake_concerns_what_it_is_about(wrong, key, concerns):
+    assert Mistake(wrong, "is wrong").concerns(key) is concerns
 
 
 def test_the_environment_overrides_the_file(write, monkeypatch):
@@ -268,7 +320,9 @@ def test_any_value_anywhere_is_either_taken_or_a_mistake(data):
         Config.model_validate(table)
     except pydantic.ValidationError as error:
         for details in error.errors():
-            assert config._sentence(details)
+            assert str(config._mistake(details))
+        sound = config._what_is_sound(table, error)
+        assert Config.model_validate(sound.model_dump()) == sound
 
 
 @given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import FileDataset
-from pydicom.uid import ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from dicom_node import decode, phantom
 from dicom_node.gate import NotAnalysed, Reason
@@ -98,8 +98,8 @@ def put(**values: object) -> Callable[[FileDataset], None]:
         (put(SliceThickness=-5), Reason.NO_GEOMETRY),
         (put(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), Reason.NO_GEOMETRY),
         (put(ImagePositionPatient=[0, 0]), Reason.NO_GEOMETRY),
-        (put(PixelData=b"\0" * 10), Reason.UNREADABLE),
-        (put(Rows=9999), Reason.UNREADABLE),
+        (put(PixelData=b"\0" * 10), Reason.TRUNCATED),
+        (put(Rows=9999), Reason.TRUNCATED),
         (delete("BitsStored"), Reason.UNREADABLE),
     ],
 )
@@ -110,6 +110,39 @@ def test_what_can_t_be_analysed_is_turned_away_with_the_reason(
         decode.read(changed(image[0], change))
     assert caught.value.reason is reason
     assert reason.value in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:End of file reached:UserWarning")
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, RLELossless])
+@pytest.mark.parametrize("missing", [7, 2000])
+def test_a_file_without_its_end_is_truncated(image: tuple[Path, np.ndarray], syntax: str, missing: int):
+    path, _ = image
+    if syntax == RLELossless:
+        changed(path, lambda d: d.compress(RLELossless, generate_instance_uid=False))
+    else:
+        changed(path, lambda d: setattr(d.file_meta, "TransferSyntaxUID", syntax))
+    path.write_bytes(path.read_bytes()[:-missing])
+    with pytest.raises(NotAnalysed, match="truncated") as caught:
+        decode.read(path)
+    assert caught.value.reason is Reason.TRUNCATED
+    assert not caught.value.reason.of_another_kind, "its slice would be missing from the report without a word"
+
+
+def test_a_syntax_without_a_decoder_is_named(image: tuple[Path, np.ndarray], monkeypatch):
+    path, _ = image
+    changed(path, lambda d: d.compress(RLELossless, generate_instance_uid=False))
+
+    def none(syntax: str):
+        raise NotImplementedError
+
+    def missing(_):
+        raise RuntimeError("Unable to decompress: all plugins are missing dependencies")
+
+    monkeypatch.setattr(decode, "get_decoder", none)
+    monkeypatch.setattr(decode, "pixel_array", missing)
+    with pytest.raises(NotAnalysed, match="no installed decoder reads: RLE Lossless") as caught:
+        decode.read(path)
+    assert caught.value.reason is Reason.NO_DECODER
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"\0" * 128 + b"DICM" + b"\xff" * 300])

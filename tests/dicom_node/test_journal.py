@@ -236,6 +236,70 @@ def test_another_process_may_retry_while_the_node_runs(journal, tmp_path):
     assert len(journal.claim("pacs", time.time())) == 6
 
 
+def test_every_try_counts_whether_the_peer_was_there_or_not(journal):
+    record(journal)
+    for _ in range(3):
+        now = time.time()
+        items = journal.claim("pacs", now)
+        journal.postpone([item.id for item in items], now, "refused")
+    sr, sc, seg = items
+    assert {item.tries for item in items} == {3}
+    assert [(item.tries, item.attempts) for item in journal.outbox()] == [(3, 0)] * 3
+    journal.claim("pacs", time.time())
+    journal.mark_sent(sr.id)
+    journal.mark_failed(sc.id, 0, "0xA700")
+    journal.park(seg.id, "by hand")
+    assert [item.tries for item in journal.outbox()] == [4, 4, 4]
+    journal.retry(seg.id)
+    assert [item.tries for item in journal.outbox()] == [4, 4, 0]
+
+
+def of_version_1(path: Path) -> None:
+    """A journal as the first schema left it, with something owed."""
+    with contextlib.closing(Journal(path)) as journal:
+        record(journal)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("ALTER TABLE outbox DROP COLUMN tries")
+        connection.execute("PRAGMA user_version = 1")
+
+
+def test_a_journal_of_version_1_still_opens_and_counts_from_now_on(tmp_path):
+    path = tmp_path / "journal.sqlite"
+    of_version_1(path)
+    with contextlib.closing(Journal(path)) as journal:
+        assert [item.tries for item in journal.outbox()] == [0, 0, 0]
+        assert [item.tries for item in journal.claim("pacs", time.time())] == [1, 1, 1]
+    with contextlib.closing(Journal(path)) as journal:
+        assert [item.tries for item in journal.outbox()] == [1, 1, 1]
+
+
+def test_who_only_looks_writes_nothing(tmp_path):
+    path = tmp_path / "journal.sqlite"
+    of_version_1(path)
+    before = path.read_bytes()
+    with contextlib.closing(Journal(path, read_only=True)) as looking:
+        assert [item.tries for item in looking.outbox()] == [0, 0, 0]
+        assert len(looking.series()) == 1
+        with pytest.raises(JournalError, match="readonly"):
+            looking.park(1, "by hand")
+    assert path.read_bytes() == before
+    with pytest.raises(JournalError, match="unable to open"):
+        Journal(tmp_path / "another.sqlite", read_only=True)
+    assert not (tmp_path / "another.sqlite").exists()
+    (tmp_path / "empty.sqlite").touch()
+    with pytest.raises(JournalError, match="has not run yet"):
+        Journal(tmp_path / "empty.sqlite", read_only=True)
+
+
+def test_who_only_looks_sees_what_a_running_node_writes(journal, tmp_path):
+    with contextlib.closing(Journal(tmp_path / "journal.sqlite", read_only=True)) as looking:
+        record(journal)
+        assert looking.outbox() == journal.outbox()
+        with journal._transaction() as execute:  # and waits for no transaction of it
+            execute("UPDATE outbox SET state = 'sending'")
+            assert [item.state for item in looking.outbox()] == [DeliveryState.QUEUED] * 3
+
+
 def test_it_survives_being_closed(journal, tmp_path):
     record(journal)
     before = journal.series(), journal.outbox()

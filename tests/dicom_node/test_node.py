@@ -23,6 +23,7 @@ from dicom_node.lock import LockedError
 from dicom_node.node import Node
 from dicom_node.pacs import Pacs
 from dicom_node.scanner import push
+from dicom_node.status import look
 from dicom_node.supervisor import Supervisor
 from tests.dicom_node.conftest import PATIENCE_S, Pushable, config_for, running, wait_until
 
@@ -113,6 +114,9 @@ def test_slices_are_analysed_while_the_association_is_still_open(bleeding: Pusha
         lambda: node.progress().get(dcmread(bleeding.paths[0]).SeriesInstanceUID) == (6, 6), "six analysed slices"
     )
     assert pacs.received == []
+    told = look(node.config)
+    assert told.node_running
+    assert [(one.state, one.slices_received) for one in told.series] == [("receiving", 6)]
     for path in bleeding.paths[6:]:
         assert association.send_c_store(path).Status == 0
     association.release()
@@ -199,6 +203,9 @@ def test_slices_that_were_refused_make_the_report_provisional(bleeding: Pushable
     report = result(pacs)
     assert report["provisional"]
     assert "refused" in report["missing"][0]
+    (told,) = look(node.config).series
+    assert (told.provisional, list(told.missing)) == (True, report["missing"])
+    assert told.slices_analysed == told.slices_received == len(bleeding.paths) - 4
 
 
 def test_a_node_killed_in_mid_series_resumes_from_the_spool(bleeding: Pushable, tmp_path: Path, pacs: Pacs):

@@ -21,7 +21,7 @@ from pydicom.uid import (
 )
 
 from dicom_node import scanner
-from dicom_node.scanner import PushError, push
+from dicom_node.scanner import NO_DICOM, PushError, push
 from dicom_node.sender import PeerError
 from dicom_node.wire import Answers
 from tests.dicom_node.storage import SERIES, Recorder, data_set_of, encoded, image, receiving, write
@@ -131,16 +131,35 @@ def test_what_is_no_instance_is_listed(tmp_path, receiver):
 
     assert [each.path.name for each in report.sent] == ["1.dcm"]
     skipped = {path.name: reason for path, reason in report.skipped}
-    assert set(skipped) == {"notes.txt", "empty", "DICOMDIR", "no meta", "missing.dcm"}
-    assert all(skipped.values())
-    assert "DICOMDIR" in skipped["DICOMDIR"]
-    assert "No such file" in skipped["missing.dcm"]
+    assert skipped == {
+        "notes.txt": NO_DICOM,
+        "empty": NO_DICOM,
+        "DICOMDIR": "a DICOMDIR, not an instance",
+        "no meta": "a DICOM file without MediaStorageSOPClassUID in its file meta information",
+        "missing.dcm": "No such file or directory",
+    }
 
 
 def test_without_dicom_files_there_is_an_error_and_no_connection(tmp_path):
     (tmp_path / "notes.txt").write_text("no DICOM")
     with pytest.raises(PushError, match=rf"no DICOM files in {tmp_path} \(1 other"):
         push([tmp_path], ("127.0.0.1", 1), calling_ae="CT01", called_ae="SCANSIDE")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"address": ("127.0.0.1", 99999)}, "port: 99999 is above 65535"),
+        ({"address": ("my host", 104)}, 'host: "my host" is not a host name or an IP address'),
+        ({"called_ae": "A" * 17}, f'called AE title: "{"A" * 17}" is not an AE title: 1 to 16 ASCII characters'),
+        ({"calling_ae": "A" * 17}, f'calling AE title: "{"A" * 17}" is not an AE title: 1 to 16 ASCII characters'),
+    ],
+)
+def test_what_is_no_address_is_told_in_our_words(tmp_path, changed, message):
+    paths = write(tmp_path, image(1))
+    with pytest.raises(PushError) as caught:
+        push(paths, **{"address": ("127.0.0.1", 1), "calling_ae": "CT01", "called_ae": "SCANSIDE"} | changed)
+    assert str(caught.value).startswith(message)
 
 
 def test_a_peer_that_is_not_there_is_named(tmp_path):

@@ -246,6 +246,7 @@ def test_a_destination_that_is_down_gets_everything_once_and_in_order_when_it_is
     wait_for(all_in(journal, DeliveryState.WAITING))
     assert {item.last_error for item in journal.outbox()} == {f"pacs (ARCHIVE at 127.0.0.1:{port}): Connection refused"}
     assert {item.attempts for item in journal.outbox()} == {0}
+    assert min(item.tries for item in journal.outbox()) >= 1
 
     archive = Archive()
     serve(archive, port)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
+from pydicom.config import disable_value_validation
 from pydicom.uid import (
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
@@ -335,6 +337,24 @@ def test_a_start_names_a_damaged_file_and_goes_on(spool, damaged):
     assert [(event["event"], event["path"]) for event in events] == [("spool_file_unreadable", str(first.path))]
     assert read(second.path) == second
     assert store(spool, image(1))[0] is Outcome.CONFLICT  # what is there is not what comes
+
+
+def test_what_lies_there_can_be_counted_beside_the_spool(tmp_path, spool):
+    root = tmp_path / "spool"
+    assert spool_module.count(tmp_path / "nowhere") == {}
+    before = time.time() - 1
+    _, first = store(spool, image(1))
+    store(spool, image(2))
+    store(spool, image(2))  # repeated
+    store(spool, image(2, StudyID="another"))  # to quarantine
+    with disable_value_validation():
+        store(spool, image(3, SeriesInstanceUID="no/uid"))
+    (root / "incoming" / "half").write_bytes(b"being written")
+    first.path.write_bytes(b"damaged, and not looked into")
+    found = spool_module.count(root)
+    assert {key: count for key, (count, _) in found.items()} == {(STUDY, SERIES): 2, (STUDY, "no/uid"): 1}
+    assert all(before < last <= time.time() + 1 for _, last in found.values())
+    assert (root / "incoming" / "half").exists()
 
 
 STORE_UNTIL_KILLED = """

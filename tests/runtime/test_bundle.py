@@ -29,6 +29,7 @@ def test_the_shipped_bundle_is_whole_small_and_says_what_it_was_trained_on():
     assert bundle.classes[0] == "background"
     assert len(bundle.classes) == 7
     assert "phantoms" in bundle.training_data
+    assert "not a medical device" in bundle.intended_use
     assert sum(path.stat().st_size for path in SHIPPED.iterdir()) <= 12_000_000
     assert json.loads((SHIPPED / "parity.json").read_text())["passed"]
     assert set(json.loads((SHIPPED / "scores.json").read_text())["classes"]) == set(bundle.classes[1:])
@@ -69,11 +70,12 @@ def test_what_is_no_bundle_is_refused_by_name(copy: Path, spoil, message: str):
         open_bundle(copy)
 
 
-def test_a_key_that_is_missing_is_named(copy: Path):
+@pytest.mark.parametrize(("key", "kind"), [("classes", "list"), ("intended_use", "str"), ("training_data", "str")])
+def test_a_key_that_is_missing_is_named(copy: Path, key: str, kind: str):
     manifest = json.loads((copy / "manifest.json").read_text())
-    del manifest["classes"]
+    del manifest[key]
     (copy / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match="'classes' is missing or no list"):
+    with pytest.raises(BundleError, match=f"'{key}' is missing or no {kind}"):
         open_bundle(copy)
 
 

@@ -10,7 +10,7 @@ import pytest
 from runtime import geometry
 from runtime.report import compose
 from runtime.triage import Rule, RuleError, check_rules, decide
-from runtime.types import Finding, ModelIdentity, SliceLabels
+from runtime.types import Decision, Finding, ModelIdentity, SliceLabels
 from runtime.volume import measure
 from tests.runtime.test_geometry import axial
 
@@ -119,3 +119,10 @@ def test_findings_below_every_rule_are_still_named():
     decision = decide([finding("subdural", 1)], [Rule("critical", ("any",), 30)])
     assert decision.level == "routine"
     assert "subdural 1.0 ml" in decision.reason
+
+
+def test_part_of_a_head_is_never_routine():
+    decision = decide([], RULES, complete=False)
+    assert decision == Decision("incomplete", "no haemorrhage found in the slices that are there")
+    assert decide([], RULES, [("subdural", 0.4)], complete=False).level == "incomplete"
+    assert decide([finding("subdural", 12)], RULES, complete=False).level == "critical"

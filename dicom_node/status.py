@@ -1,0 +1,203 @@
+"""What a node's folder tells of it. Who looks needs no running node, writes nothing and takes no lock."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dicom_node import lock, spool
+from dicom_node.journal import DeliveryState, Journal, JournalError, SeriesState
+
+if TYPE_CHECKING:
+    from dicom_node.config import Config
+    from dicom_node.journal import OutboxItem, SeriesRecord
+
+RECEIVING = "receiving"  # the node runs, and a slice came within the idle timeout
+WAITING = "waiting"  # acknowledged and without a result: to be closed, or to be analysed by the next start
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One revision of one series; the keys of `scanside status --json`.
+
+    Attributes
+    ----------
+    state : a `SeriesState`, `RECEIVING` or `WAITING`
+    reason : why it was not analysed or failed; None otherwise
+    provisional, missing, decision, findings : as the report has them; None or empty without one
+    slices_received : on disk where it is open; otherwise those that had come when it closed
+    slices_analysed : how many of them the report rests on; None without one
+    composed : of the report, in seconds since the epoch; None without one
+    changed : when the last slice came where it is open, otherwise when the result was recorded; likewise
+
+    """
+
+    study_uid: str
+    series_uid: str
+    revision: int
+    state: str
+    slices_received: int
+    changed: float
+    reason: str | None = None
+    slices_analysed: int | None = None
+    provisional: bool | None = None
+    missing: tuple[str, ...] = ()
+    decision: dict[str, str] | None = None
+    findings: tuple[dict[str, Any], ...] = ()
+    composed: float | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self.state in {RECEIVING, WAITING}
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """All that `scanside status` tells.
+
+    Attributes
+    ----------
+    node_running : whether a node holds the folder
+    results_unsent, results_parked : what destinations still have to get, and what only a person sends on
+    series : every revision in the order of recording, then what is open
+
+    """
+
+    node_running: bool
+    results_unsent: int
+    results_parked: int
+    series: tuple[Series, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One result on its way to one destination.
+
+    Attributes
+    ----------
+    item : its row of the journal
+    next_try : seconds since the epoch; None where there will be none: it is sent, parked or on the wire, or its
+        destination is configured no more
+
+    """
+
+    item: OutboxItem
+    next_try: float | None
+
+    def told(self) -> dict[str, Any]:
+        """What `scanside outbox list --json` has of it."""
+        item = self.item
+        return {
+            "id": item.id,
+            "study_uid": item.study_uid,
+            "series_uid": item.series_uid,
+            "revision": item.revision,
+            "role": item.role,
+            "destination": item.destination,
+            "state": str(item.state),
+            "tries": item.tries,
+            "not_taken": item.attempts,
+            "last_error": item.last_error,
+            "next_try": self.next_try,
+            "created": item.created,
+            "sent": item.sent,
+            "path": str(item.path),
+        }
+
+
+def look(config: Config) -> Status:
+    """Read the spool, the journal and the lock.
+
+    Raises
+    ------
+    JournalError : there is none, or it can't be read
+
+    """
+    running = lock.is_locked(config.node.folder)
+    # slices first: a series that closes meanwhile is then told by its result and not twice
+    held = spool.count(config.node.folder / "spool")
+    with contextlib.closing(open_journal(config, read_only=True)) as journal:
+        records, items = journal.series(), journal.outbox()
+    latest = {(record.study_uid, record.series_uid): record for record in sorted(records, key=lambda one: one.revision)}
+    fresh = time.time() - config.series.idle_timeout_s
+    waiting = [
+        Series(
+            study_uid=key[0],
+            series_uid=key[1],
+            revision=latest[key].revision + 1 if key in latest else 1,
+            state=RECEIVING if running and last > fresh else WAITING,
+            slices_received=count,
+            changed=last,
+        )
+        for key, (count, last) in held.items()
+        if key not in latest or count > latest[key].slices
+    ]
+    states = Counter(item.state for item in items)
+    parked = states[DeliveryState.PARKED]
+    return Status(
+        node_running=running,
+        results_unsent=len(items) - states[DeliveryState.SENT] - parked,
+        results_parked=parked,
+        series=(*map(_recorded, records), *sorted(waiting, key=lambda one: one.changed)),
+    )
+
+
+def deliveries(config: Config) -> list[Delivery]:
+    """Every result for every destination, in the order of sending.
+
+    Raises
+    ------
+    JournalError : there is none, or it can't be read
+
+    """
+    with contextlib.closing(open_journal(config, read_only=True)) as journal:
+        items = journal.outbox()
+        # all that a destination is owed goes when the first of it is due
+        due = {one.name: journal.next_due(one.name) for one in config.destinations}
+    pending = {DeliveryState.QUEUED, DeliveryState.WAITING}
+    return [Delivery(item, due.get(item.destination) if item.state in pending else None) for item in items]
+
+
+def open_journal(config: Config, *, read_only: bool) -> Journal:
+    """The journal of a node that has run before, without making one where there is none.
+
+    Raises
+    ------
+    JournalError : there is none, or it can't be read
+
+    """
+    path = config.node.folder / "journal.sqlite"
+    if not path.exists():
+        raise JournalError(f"{path} is not there: the node of this configuration has not run yet")
+    return Journal(path, read_only=read_only)
+
+
+def _recorded(record: SeriesRecord) -> Series:
+    told: dict[str, Any] = {}
+    if record.state is SeriesState.ANALYSED and record.report_json:
+        report = json.loads(record.report_json)
+        told = {
+            "slices_analysed": report["slices"],
+            "provisional": report["provisional"],
+            "missing": tuple(report["missing"]),
+            "decision": report["decision"],
+            "findings": tuple(
+                {"class": finding["name"], "volume_ml": round(finding["volume_ml"], 2)}
+                for finding in report["findings"]
+            ),
+            "composed": report["composed"],
+        }
+    return Series(
+        study_uid=record.study_uid,
+        series_uid=record.series_uid,
+        revision=record.revision,
+        state=str(record.state),
+        slices_received=record.slices,
+        changed=record.recorded,
+        reason=record.reason,
+        **told,
+    )

@@ -1,0 +1,128 @@
+"""What `scanside status` and `scanside outbox list` show on a terminal, in whole identifiers and at any width."""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from datetime import datetime
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from rich.console import Console
+
+    from dicom_node.status import Delivery, Series, Status
+
+LEVEL_STYLES = {"critical": "bold red", "urgent": "bold yellow", "incomplete": "bold magenta", "routine": "green"}
+
+
+def show_status(told: Status, out: Console) -> None:
+    """A line for each series, its newest result or what is open of it; below it its UID and what is missing."""
+    _show_node(
+        out,
+        told.node_running,
+        {
+            "series without a result": sum(one.is_open for one in told.series),
+            "results to be sent": told.results_unsent,
+            "results parked": told.results_parked,
+        },
+    )
+    newest = {(one.study_uid, one.series_uid): one.revision for one in told.series if not one.is_open}
+    rows = [one for one in told.series if one.is_open or newest[one.study_uid, one.series_uid] == one.revision]
+    if not rows:
+        out.print("no series yet")
+        return
+    cells = [_cells(one) for one in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    study_uid = None
+    for one, texts in zip(rows, cells, strict=True):
+        if one.study_uid != study_uid:
+            study_uid = one.study_uid
+            _say(out, f"study {study_uid}", style="dim")
+        _say_in_columns(out, texts, widths, indent=2, style=LEVEL_STYLES.get((one.decision or {}).get("level", ""), ""))
+        _say(out, f"series {one.series_uid}", indent=4, style="dim")
+        for sentence in one.missing:
+            _say(out, sentence, indent=4, style="yellow" if one.provisional else "dim")
+
+
+def _cells(one: Series) -> tuple[str, ...]:
+    """When, state, slices (analysed/received), triage level, what was found."""
+    state = {True: "provisional", False: "final", None: one.state.replace("_", " ")}[one.provisional]
+    slices = str(one.slices_received) if one.slices_analysed is None else f"{one.slices_analysed}/{one.slices_received}"
+    if one.decision is None:
+        found = one.reason or "acknowledged, no result yet"
+    elif one.findings:
+        found = ", ".join(f"{each['class']} {each['volume_ml']:.1f}" for each in one.findings) + " ml"
+    else:
+        found = one.decision["reason"]
+    if one.revision > 1:
+        found += f" (revision {one.revision})"
+    return _clock(one.composed or one.changed), state, slices, one.decision["level"] if one.decision else "", found
+
+
+def show_outbox(told: Sequence[Delivery], destinations: Iterable[str], out: Console, *, node_running: bool) -> None:
+    """A line for each result under its series; below it the last error, once for a run of the same."""
+    unsent = [one.item.state for one in told if one.item.state != "sent"]
+    parked = unsent.count("parked")
+    _show_node(out, node_running, {"results to be sent": len(unsent) - parked, "results parked": parked})
+    if not told:
+        out.print("nothing has been owed to anybody yet")
+        return
+    cells = [(str(o.item.id), o.item.role, o.item.destination, _way(o, destinations, node_running)) for o in told]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+
+    def series(pair: tuple[Delivery, object]) -> tuple[str, str, int]:
+        return pair[0].item.study_uid, pair[0].item.series_uid, pair[0].item.revision
+
+    for (study_uid, series_uid, revision), pairs in groupby(zip(told, cells, strict=True), series):
+        _say(out, f"study {study_uid}", style="dim")
+        _say(out, f"series {series_uid}" + (f" (revision {revision})" if revision > 1 else ""), style="dim")
+        for error, run in groupby(pairs, lambda pair: pair[0].item.last_error):
+            for _, texts in run:
+                _say_in_columns(out, texts, widths, indent=2)
+            if error:
+                _say(out, error, indent=4, style="yellow")
+
+
+def _way(one: Delivery, destinations: Iterable[str], node_running: bool) -> str:
+    """Where a result is on its way: sent when, or how often tried and when next."""
+    item = one.item
+    tries = f", {item.tries} {'try' if item.tries == 1 else 'tries'}" if item.tries else ""
+    if item.state == "sent":
+        return f"sent {_clock(item.sent)}" + (tries if item.tries > 1 else "")
+    if item.state == "parked":
+        return f"parked{tries}"
+    if item.destination not in destinations:
+        return f"{item.state}{tries}; its destination is not in the configuration"
+    if not node_running:
+        return f"waiting{tries}; next when the node starts"
+    if item.state == "sending":
+        return f"sending{tries}"
+    seconds = one.next_try - time.time()
+    return f"{item.state}{tries}; next {f'in {seconds:.0f} s' if seconds >= 1 else 'now'}"
+
+
+def _show_node(out: Console, running: bool, owed: Mapping[str, int]) -> None:
+    waits = ", ".join(f"{n} {what.replace('results', 'result') if n == 1 else what}" for what, n in owed.items() if n)
+    state = "the node is running" if running else "the node is not running"
+    _say(out, f"{state}: {waits}" if waits else state, style="bold yellow" if waits and not running else "")
+
+
+def _say(out: Console, text: str, indent: int = 0, style: str = "") -> None:
+    _say_in_columns(out, [text], [], indent, style)
+
+
+def _say_in_columns(out: Console, texts: Sequence[str], widths: Sequence[int], indent: int, style: str = "") -> None:
+    """One row, its last column wrapped within itself. Some words are a peer's: no markup, nothing a terminal obeys."""
+    *cells, last = ("".join(each if each.isprintable() else "?" for each in text) for text in texts)
+    first = " " * indent + "".join(f"{cell:<{width}}  " for cell, width in zip(cells, widths, strict=False))
+    wrap = textwrap.TextWrapper(max(out.width, len(first) + 20), first, " " * len(first), break_on_hyphens=False)
+    out.print(wrap.fill(last), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _clock(seconds: float) -> str:
+    """Local time; with the date where that is not today's."""
+    at, now = datetime.fromtimestamp(seconds).astimezone(), datetime.now().astimezone()
+    return f"{at:%H:%M}" if at.date() == now.date() else f"{at:%m-%d %H:%M}"
