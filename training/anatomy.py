@@ -148,8 +148,8 @@ class Anatomy:
     hu : ``(Z, Y, X)`` float32
     brain_mm : signed distance to the brain's surface
     inner_table_mm : signed distance to the inside of the skull
-    ventricles, clefts, parenchyma : occupancies of the spaces where blood can be; clefts are the sulci, fissures and
-        cisterns, without the film of fluid under the skull
+    ventricles, distended, parenchyma : occupancies of the spaces where blood can be; distended are the sulci, fissures
+        and cisterns as blood widens them, without the film of fluid under the skull
 
     """
 
@@ -158,7 +158,7 @@ class Anatomy:
     brain_mm: Field
     inner_table_mm: Field
     ventricles: Field
-    clefts: Field
+    distended: Field
     parenchyma: Field
 
 
@@ -191,14 +191,22 @@ def grow(
     folds = waves(at, rng, (17, 30), 7)
     fine = waves(at, rng, (7, 10), 5)
     cerebellar = (at.y > 8) & (at.z < -20 - np.float32(0.22) * np.abs(at.x) + np.float32(0.1) * (at.y - 40))
-    sulci = np.clip((np.float32(sulcus_width) - np.abs(folds)) / np.float32(0.08) + np.float32(0.5), 0, 1)
-    sulci *= np.clip((brain + np.float32(rng.uniform(13, 18))) / 3, 0, 1) * ~cerebellar
-    midline = at.occupancy(np.abs(mid.x) - np.float32(1.3)) * ((brain > -26) & (at.z > -25) & ~cerebellar)
-    cisterns = _cisterns(mid, at)
+    cortex = np.clip((brain + np.float32(rng.uniform(13, 18))) / 3, 0, 1) * ~cerebellar
+    midline = (brain > -26) & (at.z > -25) & ~cerebellar
+    cistern_mm = _cisterns(mid, at)
     convexity = at.occupancy(-brain)  # between brain and dura
-    ventricle_mm = _ventricles(mid, ventricle_scale)
-    ventricles = at.occupancy(ventricle_mm) * at.occupancy(brain)
-    clefts = np.maximum.reduce([sulci, midline, cisterns]) * at.occupancy(brain + 1) * (1 - ventricles)
+    ventricles = at.occupancy(_ventricles(mid, ventricle_scale)) * at.occupancy(brain)
+    within = at.occupancy(brain + 1) * (1 - ventricles)
+
+    def spaces(wider_mm: float) -> Field:
+        """Sulci, fissures and cisterns, each bank `wider_mm` further out than in health."""
+        half = np.float32(sulcus_width + 0.2 * wider_mm)
+        sulci = np.clip((half - np.abs(folds)) / np.float32(0.08) + np.float32(0.5), 0, 1) * cortex
+        interhemispheric = at.occupancy(np.abs(mid.x) - np.float32(1.3 + wider_mm)) * midline
+        cisterns = at.occupancy(cistern_mm - np.float32(wider_mm))
+        return np.maximum.reduce([sulci, interhemispheric, cisterns]) * within
+
+    clefts = spaces(0.0)
     subarachnoid = np.maximum(clefts, convexity) * inside * (1 - ventricles)
 
     grey = np.clip((np.float32(0.55) - np.abs(folds)) / np.float32(0.2), 0, 1) * (brain > -22)
@@ -221,7 +229,7 @@ def grow(
     content += cupping - np.float32(rng.uniform(4, 16)) * ridge  # and the dark band between the petrous bones
     hu = hu * (1 - inside) + content * inside
     return Anatomy(
-        at, hu, brain, inner, ventricles, clefts, at.occupancy(brain + 1) * (1 - ventricles) * (1 - subarachnoid)
+        at, hu, brain, inner, ventricles, spaces(1.0), at.occupancy(brain + 1) * (1 - ventricles) * (1 - subarachnoid)
     )
 
 
@@ -250,13 +258,16 @@ def _outside(at: Space, inner: Field, rng: np.random.Generator) -> Field:
 
 
 def _cisterns(mid: Space, at: Space) -> Field:
-    """Suprasellar and ambient cisterns and the Sylvian fissures."""
+    """Signed distance to the suprasellar and ambient cisterns and the Sylvian fissures with the insular cisterns."""
     suprasellar = mid.ellipsoid((0, -16, -33), (15, 12, 5))
     stem = mid.ellipsoid((0, 10, -38), (15, 14, 30))
     ambient = np.maximum(np.abs(stem - 2) - np.float32(1.7), np.abs(at.z + 30) - 11)
-    slope = at.z + 8 - np.float32(0.3) * at.y
-    sylvian = np.maximum.reduce([np.abs(slope) - np.float32(1.7), np.abs(at.y + 8) - 28, 36 - np.abs(at.x)])
-    return at.occupancy(np.minimum.reduce([suprasellar, ambient, sylvian]))
+    side = np.abs(at.x)
+    slope = (at.z + 2 - np.float32(0.9) * at.y) / np.float32(1.35)  # rises to the back; mm across the fissure
+    sylvian = np.maximum.reduce([np.abs(slope) - np.float32(1.5), np.abs(at.y) - 20, 39 - side])
+    insula = side - np.float32(39) + np.float32(0.006) * (at.y - 2) ** 2  # between the insula and what covers it
+    insular = np.maximum.reduce([np.abs(insula) - np.float32(1.2), np.abs(at.y - 2) - 20, np.abs(at.z - 2) - 15])
+    return np.minimum.reduce([suprasellar, ambient, sylvian, insular])
 
 
 def _ventricles(mid: Space, scale: float) -> Field:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from training import anatomy, lesions, phantom
 from training.lesions import CLASSES, Lesion, PhantomError, bleed
 from training.phantom import Scan, take
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -29,6 +30,7 @@ LARGEST_ML = {
     "contusion": 35,
 }
 SMALLEST_ML = 1.5
+SHARES = np.array((1.0, 1.0, 1.0, 2.0, 1.0, 1.5)) / 7.5  # how often a class is drawn: the hard ones more often
 MATRIX = 512
 
 
@@ -62,7 +64,7 @@ def draw_lesions(rng: np.random.Generator, bleed_free: float) -> tuple[Lesion, .
     """None to three classes of blood, sizes even on a logarithmic scale: small ones are the hard ones."""
     if rng.random() < bleed_free:
         return ()
-    names = rng.choice(CLASSES[1:], size=rng.choice((1, 2, 3), p=(0.45, 0.35, 0.2)), replace=False)
+    names = rng.choice(CLASSES[1:], size=rng.choice((1, 2, 3), p=(0.3, 0.4, 0.3)), replace=False, p=SHARES)
     return tuple(
         Lesion(str(n), float(np.exp(rng.uniform(np.log(SMALLEST_ML), np.log(LARGEST_ML[str(n)]))))) for n in names
     )
@@ -92,8 +94,8 @@ def _head(arguments: tuple[int, float, int]) -> tuple[NDArray[np.int16], NDArray
             head = bleed(draw_lesions(rng, bleed_free), rng)
         except PhantomError:
             continue  # more blood than this head has room for: draw again
-        phantom = take(head, draw_scan(rng, slices), rng)
-        return np.stack([s.hu for s in phantom.slices]), phantom.labels
+        taken = take(head, draw_scan(rng, slices), rng)
+        return np.stack([s.hu for s in taken.slices]), taken.labels
 
 
 def phantoms(recipe: Phantoms, folder: Path, *, validation: bool, on_head: Callable[[int, int], None]) -> Slices:
@@ -104,8 +106,11 @@ def phantoms(recipe: Phantoms, folder: Path, *, validation: bool, on_head: Calla
     heads = recipe.validation_heads if validation else recipe.heads
     first = recipe.seed * 1_000_000 + (500_000 if validation else 0)
     total = heads * recipe.slices_per_head
-    identity = hashlib.sha256(f"{recipe!r} {validation}".encode()).hexdigest()[:12]
-    hu_path, labels_path = folder / f"hu-{identity}.npy", folder / f"labels-{identity}.npy"
+    makers = b"".join(
+        Path(file).read_bytes() for file in (anatomy.__file__, lesions.__file__, phantom.__file__, __file__)
+    )
+    identity = hashlib.sha256(f"{recipe!r} {validation}".encode() + makers).hexdigest()[:12]
+    hu_path, labels_path = (folder / f"{kind}-{identity}.npy" for kind in ("hu", "labels"))
     if not labels_path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         shape = (total, MATRIX, MATRIX)

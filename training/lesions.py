@@ -24,13 +24,14 @@ ABBREVIATIONS = {
     "ivh": "intraventricular",
     "cc": "contusion",
 }
-BLOOD_HU = {  # unenhanced, acute; thin layers look paler by partial volume, a contusion by the tissue it is mixed with
-    "intracerebral": (64, 78),
-    "subdural": (52, 62),
-    "epidural": (66, 80),
-    "subarachnoid": (56, 68),
-    "intraventricular": (56, 70),
-    "contusion": (48, 58),
+# unenhanced, acute: a clot is densest; fluid thins what lies in the ventricles, tissue what a contusion holds
+BLOOD_HU = {
+    "intracerebral": (66, 80),
+    "subdural": (50, 60),
+    "epidural": (68, 82),
+    "subarachnoid": (60, 70),
+    "intraventricular": (48, 58),
+    "contusion": (48, 56),
 }
 GRID_MM = 1.25
 
@@ -91,7 +92,7 @@ def bleed(lesions: tuple[Lesion, ...], rng: np.random.Generator, *, grid_mm: flo
         space,
         rng,
         ventricle_scale=rng.uniform(0.75, 1.35) * swelling,
-        sulcus_width=rng.uniform(0.28, 0.42) if "subarachnoid" in wanted else rng.uniform(0.1, 0.24),  # blood distends
+        sulcus_width=rng.uniform(0.1, 0.28),
         shift_mm=-side * min(9.0, 0.08 * outside) * rng.uniform(0.3, 1),
     )
     hu, blood = head.hu.copy(), {}
@@ -100,7 +101,9 @@ def bleed(lesions: tuple[Lesion, ...], rng: np.random.Generator, *, grid_mm: flo
         if name in wanted:
             occupancy, oedema = _SHAPES[name](head, wanted[name], side, rng, free)
             hu += (np.float32(rng.uniform(17, 24)) - hu) * np.float32(0.8) * oedema * free * head.parenchyma
-            value = np.float32(rng.uniform(*BLOOD_HU[name])) + np.float32(1.5) * anatomy.waves(space, rng, (9, 25), 4)
+            speckle_hu, wavelength_mm = (4.0, (4, 9)) if name == "contusion" else (1.5, (9, 25))  # salt and pepper
+            value = np.float32(rng.uniform(*BLOOD_HU[name]))
+            value = value + np.float32(speckle_hu) * anatomy.waves(space, rng, wavelength_mm, 4)
             hu += (value - hu) * occupancy
             free *= 1 - occupancy
             blood[name] = occupancy
@@ -218,10 +221,10 @@ def _subarachnoid(
     distance = np.sqrt((at.x - x) ** 2 + (at.y - y) ** 2 + (at.z - z) ** 2) + np.float32(5) * anatomy.waves(
         at, rng, (25, 50), 4
     )
-    room = head.clefts * free * at.occupancy(-42 - at.z)
+    room = head.distended * free * at.occupancy(-42 - at.z)
     return (
         _to_volume(
-            lambda reach: room * at.occupancy(distance - np.float32(reach), 8.0),
+            lambda reach: room * at.occupancy(distance - np.float32(reach), 4.0),
             volume_ml,
             at,
             "subarachnoid",

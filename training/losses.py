@@ -9,8 +9,10 @@ from torch.nn import functional
 
 def soft_targets(labels: Tensor, classes: int, grid: int) -> Tensor:
     """Label maps ``(N, H, W)`` -> share of each class in each pixel of the grid, ``(N, classes, G, G)`` float32."""
-    index = torch.arange(classes, dtype=labels.dtype)[None, :, None, None]
-    return functional.adaptive_avg_pool2d((labels[:, None] == index).to(torch.float32), grid)
+    shares = torch.zeros(len(labels), classes, grid, grid)
+    for index in labels.unique().tolist():
+        shares[:, index] = functional.adaptive_avg_pool2d((labels == index).to(torch.float32), grid)
+    return shares
 
 
 def cross_entropy_and_dice(logits: Tensor, target: Tensor) -> Tensor:
@@ -21,8 +23,9 @@ def cross_entropy_and_dice(logits: Tensor, target: Tensor) -> Tensor:
     logits, target : ``(N, classes, G, G)``; target holds shares that sum to 1
 
     """
-    entropy = functional.cross_entropy(logits, target)
-    probability = torch.softmax(logits, dim=1)[:, 1:]
+    log_probability = torch.log_softmax(logits, dim=1)
+    entropy = -(log_probability * target).sum(dim=1).mean()
+    probability = log_probability[:, 1:].exp()
     shown = target[:, 1:]
     both = (probability * shown).sum(dim=(0, 2, 3))
     total = probability.sum(dim=(0, 2, 3)) + shown.sum(dim=(0, 2, 3))

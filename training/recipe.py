@@ -40,6 +40,8 @@ class Phantoms(_Section):
 
 
 class Training(_Section):
+    coarse_steps: Annotated[int, Field(ge=0)]
+    crop: tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]]
     steps: Annotated[int, Field(ge=1)]
     batch: Annotated[int, Field(ge=1)]
     learning_rate: Annotated[float, Field(gt=0)]
@@ -63,8 +65,17 @@ class Recipe(_Section):
     @model_validator(mode="after")
     def _grid_fits(self) -> Recipe:
         step = 2 ** len(self.network.channels)
+        wrong = [side for side in self.training.crop if side % step or side > self.input.grid]
+        if wrong:
+            raise ValueError(f"training.crop {wrong[0]} is no multiple of {step} up to input.grid {self.input.grid}")
+        step *= 1 + (self.training.coarse_steps > 0)
         if self.input.grid % step:
-            raise ValueError(f"input.grid {self.input.grid} is no multiple of {step}, which network.channels asks for")
+            raise ValueError(
+                f"input.grid {self.input.grid} is no multiple of {step}, which network.channels asks for"
+                + " at half the grid (training.coarse_steps)" * (self.training.coarse_steps > 0)
+            )
+        if self.training.coarse_steps >= self.training.steps:
+            raise ValueError(f"training.coarse_steps must be fewer than the {self.training.steps} steps")
         return self
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from training.recipe import Recipe
@@ -80,11 +81,15 @@ def _optimise(recipe: Recipe, run: Path, training: Slices, validation: Slices, p
     batches = _ahead(training, settings.batch, recipe.input.grid, rng)
     for step in range(1, settings.steps + 1):
         hu, target = next(batches)
-        x = graph.prepare(hu.to(device)).contiguous(memory_format=torch.channels_last)
+        x, target = graph.prepare(hu.to(device)), target.to(device)
+        if step <= settings.coarse_steps:  # the classes and their places are learnt at a quarter of the pixels
+            x, target = torch.nn.functional.avg_pool2d(x, 2), torch.nn.functional.avg_pool2d(target, 2)
+        else:  # the edges then, without the air around the head
+            x, target = _middle(x, settings.crop), _middle(target, settings.crop)
         graph.train()
         with torch.autocast(device, torch.bfloat16, enabled=settings.bfloat16):
-            logits = graph.network(x)
-        loss = cross_entropy_and_dice(logits.float(), target.to(device))
+            logits = graph.network(x.contiguous(memory_format=torch.channels_last))
+        loss = cross_entropy_and_dice(logits.float(), target)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(graph.parameters(), 1.0)
@@ -114,6 +119,12 @@ def _optimise(recipe: Recipe, run: Path, training: Slices, validation: Slices, p
     return best_path
 
 
+def _middle(images: Tensor, sides: tuple[int, int]) -> Tensor:
+    """The middle of ``(N, C, H, W)``, of the given height and width."""
+    top, left = ((whole - side) // 2 for whole, side in zip(images.shape[2:], sides, strict=True))
+    return images[:, :, top : top + sides[0], left : left + sides[1]]
+
+
 def _ahead(slices: Slices, count: int, grid: int, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches without end, the next one made on a thread of its own while the last is learnt from."""
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -133,23 +144,22 @@ def _augmented(slices: Slices, count: int, grid: int, rng: np.random.Generator) 
 
     """
     hu, labels = slices.draw(rng, count)
-    x, target = torch.from_numpy(hu).to(torch.float32), soft_targets(torch.from_numpy(labels), len(CLASSES), grid)
     turn, zoom = np.radians(rng.uniform(-10, 10, count)), rng.uniform(0.93, 1.07, count)
     flip = rng.choice((-1.0, 1.0), count)
     affine = np.zeros((count, 2, 3), np.float32)
     affine[:, 0, 0], affine[:, 0, 1] = flip * np.cos(turn) / zoom, -np.sin(turn) / zoom
     affine[:, 1, 0], affine[:, 1, 1] = flip * np.sin(turn) / zoom, np.cos(turn) / zoom
     affine[:, :, 2] = rng.uniform(-0.06, 0.06, (count, 2))
-    theta = torch.from_numpy(affine)
+    field = torch.nn.functional.affine_grid(torch.from_numpy(affine), [count, 1, *hu.shape[1:]], align_corners=False)
 
-    def warp(image: Tensor) -> Tensor:
-        field = torch.nn.functional.affine_grid(theta, list(image.shape), align_corners=False)
-        return torch.nn.functional.grid_sample(image, field, align_corners=False, padding_mode="border")
+    def warp(images: NDArray[np.int16 | np.uint8], mode: str) -> Tensor:
+        x = torch.from_numpy(images).to(torch.float32)[:, None]
+        return torch.nn.functional.grid_sample(x, field, mode, padding_mode="border", align_corners=False)[:, 0]
 
-    x = warp(x[:, None])[:, 0]
     offset = torch.from_numpy(rng.uniform(-4, 4, (count, 1, 1)).astype(np.float32))
     gain = torch.from_numpy(rng.uniform(0.96, 1.04, (count, 1, 1)).astype(np.float32))
-    return x * gain + offset, warp(target)
+    warped = warp(labels, "nearest").to(torch.uint8)
+    return warp(hu, "bilinear") * gain + offset, soft_targets(warped, len(CLASSES), grid)
 
 
 @torch.no_grad()

@@ -37,6 +37,8 @@ slices_per_head = 8
 bleed_free = 0
 seed = 1
 [training]
+coarse_steps = 3
+crop = [64, 32]
 steps = 6
 batch = 2
 learning_rate = 0.01
@@ -135,7 +137,16 @@ def test_the_shipped_recipe_is_a_recipe():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (SMALL.replace("grid = 64", "grid = 4"), "input.grid"),
+        (
+            SMALL.replace("grid = 64", "grid = 36").replace("[64, 32]", "[32, 32]"),
+            "input.grid 36 is no multiple of 8, .* at half the grid",
+        ),
+        (SMALL.replace("crop = [64, 32]", "crop = [64, 34]"), "training.crop 34 is no multiple of 4"),
+        (
+            SMALL.replace("crop = [64, 32]", "crop = [96, 32]"),
+            "training.crop 96 is no multiple of 4 up to input.grid 64",
+        ),
+        (SMALL.replace("coarse_steps = 3", "coarse_steps = 6"), "coarse_steps must be fewer than the 6 steps"),
         (SMALL.replace("batch", "bach"), "(?s)training.batch.*training.bach"),
         ("[[[", "no valid TOML"),
     ],
