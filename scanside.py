@@ -377,6 +377,55 @@ def train(
 
 
 @app.command()
+def models(as_json: Json = False) -> None:
+    """List every architecture: parameters, cost, memory, and what its paper measured (needs the `train` extra)."""
+    import torch
+
+    from models import catalogue
+
+    rows = []
+    with _progress("architectures", len(catalogue.ARCHITECTURES)) as advance:
+        for name, one in catalogue.ARCHITECTURES.items():
+            with torch.device("meta"):  # shapes alone: no weights, no time
+                network = catalogue.build(name)
+            sides = (256, 512) if one.dimensions == 2 else (96,)
+            shapes = [(1, network.config.in_channels, *[side] * one.dimensions) for side in sides]
+            rows.append(
+                {
+                    "name": name,
+                    "dimensions": one.dimensions,
+                    "parameters": catalogue.parameters(network),
+                    "gflops": {
+                        str(s): round(catalogue.gflops(network, x), 1) for s, x in zip(sides, shapes, strict=True)
+                    },
+                    "activations_mib": {
+                        str(s): round(catalogue.peak_memory(network, x) / 2**20)
+                        for s, x in zip(sides, shapes, strict=True)
+                    },
+                    "widths": one.widths,
+                    "paper": one.paper,
+                    "headline": one.headline,
+                }
+            )
+            advance(1)
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table("name", "parameters", "GFLOPs", "MiB", caption="1 multiply-accumulate is 2 FLOPs; activations alone")
+    for row in rows:
+        table.add_row(
+            row["name"], f"{row['parameters']:,}", *(_by_side(row[key]) for key in ("gflops", "activations_mib"))
+        )
+    out.print(table)
+    for row in rows:
+        out.print(f"{row['name']}  {row['headline']}", markup=False, highlight=False)
+        out.print(
+            f"    {row['paper']}", f"    widths: {row['widths']}", sep="\n", style="dim", markup=False, highlight=False
+        )
+    out.print("Each paper measured on its own data: these figures are no ranking.")
+
+
+@app.command()
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="best.pt of a training run.")],
     bundle: Annotated[Path, typer.Option("--out", help="Folder of the new bundle.")],
@@ -488,6 +537,10 @@ def _print(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row.values()))
     out.print(table)
+
+
+def _by_side(values: dict[str, float]) -> str:
+    return ", ".join(f"{value:g} at {side}" for side, value in values.items())
 
 
 def _show_demo(told: dict[str, Any]) -> None:

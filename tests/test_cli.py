@@ -209,6 +209,13 @@ def test_the_demo_does_not_empty_a_folder_that_is_not_its_own(tmp_path: Path):
     assert (tmp_path / "thesis.txt").exists()
 
 
+def test_models_lists_every_network_with_its_cost():
+    rows = {row["name"]: row for row in json.loads(scanside("models", "--json").stdout)}
+    assert len(rows) == 14
+    assert rows["ema_attention_unet"]["parameters"] == 7_794_805
+    assert rows["vanilla_unet"]["gflops"].keys() == {"256", "512"}
+
+
 def test_verify_answers_for_the_shipped_bundle():
     told = json.loads(scanside("verify", "--json").stdout)
     assert "not a medical device" in told["intended_use"]
