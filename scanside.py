@@ -363,9 +363,10 @@ def phantom(
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="TOML, such as training/recipes/phantom-unet.toml.")],
-    run: Annotated[Path, typer.Option("--out", help="Checkpoint and curves; phantoms made before are used again.")],
+    run: Annotated[Path, typer.Option("--out", help="Checkpoints and curves; an interrupted run there goes on.")],
+    data: Annotated[Path | None, typer.Argument(help="The data set's folder or file; phantoms need none.")] = None,
 ) -> None:
-    """Train a network from a recipe (needs the `train` extra)."""
+    """Train a network from a recipe, or go on with a run that was interrupted (needs the `train` extra)."""
     # idle OpenMP threads spin by default, and on few cores they take them from those that work: half the time a step;
     # so do numpy's BLAS threads where every core already makes a phantom
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -373,7 +374,7 @@ def train(
     from training import recipe as recipes
     from training import train as training
 
-    out.print(f"best checkpoint: {training.train(recipes.load(recipe), run)}")
+    out.print(f"best checkpoint: {training.train(recipes.load(recipe), run, data)}")
 
 
 @app.command()
@@ -436,11 +437,10 @@ def export(
     """Turn a checkpoint into a bundle: ONNX, golden slices, parity with PyTorch (needs the `export` extra)."""
     from export import bundle as bundles
     from training.evaluate import golden_slices
-    from training.lesions import CLASSES
     from training.train import load_checkpoint
 
     recipe, graph = load_checkpoint(checkpoint)
-    parity = bundles.write(recipe, graph, CLASSES, golden_slices(), bundle, minimum_ml=minimum_ml)
+    parity = bundles.write(recipe, graph, recipe.classes, golden_slices(), bundle, minimum_ml=minimum_ml)
     out.print_json(data=parity)
 
 

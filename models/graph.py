@@ -16,7 +16,7 @@ class HeadCT(nn.Module):
 
     Parameters
     ----------
-    network : ``(N, C, G, G)`` in [0, 1] -> logits ``(N, classes, G, G)``
+    network : ``(N, C, G, G)`` in [0, 1] -> logits ``(N, classes, G, G)``, or ``(N, 1, G, G)`` for two classes
     windows_hu : (lower, upper) Hounsfield units of each input channel; a window's ends map to 0 and 1
     grid : G, edge in pixels of the network's own grid
     classes : how many classes the logits have, background included
@@ -29,6 +29,7 @@ class HeadCT(nn.Module):
         super().__init__()
         self.network = network
         self.grid = grid
+        self.lone = network.config.classes == 1
         lower = torch.tensor([w[0] for w in windows_hu], dtype=torch.float32)[None, :, None, None]
         upper = torch.tensor([w[1] for w in windows_hu], dtype=torch.float32)[None, :, None, None]
         self.register_buffer("lower", lower)
@@ -44,6 +45,10 @@ class HeadCT(nn.Module):
         x = ((x - self.lower) / self.width).clamp(0, 1)  # (N, C, H, W)
         return functional.interpolate(x, size=(self.grid, self.grid), mode="bilinear", align_corners=False)
 
+    def complete(self, logits: Tensor) -> Tensor:
+        """Give a network for one class, ``(N, 1, G, G)``, its background: softmax of (0, z) is the sigmoid of z."""
+        return torch.cat([torch.zeros_like(logits), logits], dim=1) if self.lone else logits
+
     def forward(self, hu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """HU ``(N, H, W)`` int32 -> what the service needs, and no more bytes than that.
 
@@ -54,7 +59,7 @@ class HeadCT(nn.Module):
         evidence : ``(N, classes)`` float32, highest probability of each class on the network's grid
 
         """
-        logits = self.network(self.prepare(hu))
+        logits = self.complete(self.network(self.prepare(hu)))
         evidence = torch.softmax(logits, dim=1).amax(dim=(2, 3))
         full = functional.interpolate(logits, size=hu.shape[1:], mode="bilinear", align_corners=False)
         labels = full.argmax(dim=1)  # (N, H, W) int64

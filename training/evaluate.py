@@ -11,7 +11,7 @@ from runtime import geometry
 from runtime.bundle import Bundle, open_bundle
 from runtime.report import compose
 from runtime.session import open_session
-from training.data import LARGEST_ML, SMALLEST_ML, draw_lesions
+from training.heads import LARGEST_ML, SMALLEST_ML, draw_lesions
 from training.lesions import CLASSES, Lesion, PhantomError
 from training.phantom import Phantom, Scan, make
 

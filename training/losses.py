@@ -15,8 +15,10 @@ def soft_targets(labels: Tensor, classes: int, grid: int) -> Tensor:
     return shares
 
 
-def cross_entropy_and_dice(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy plus soft Dice over the batch, the Dice term over foreground classes that the batch shows.
+def loss(logits: Tensor, target: Tensor, terms: tuple[str, ...]) -> Tensor:
+    """Sum of ``"cross_entropy"`` and ``"dice"`` over a batch, the Dice over foreground classes that the batch shows.
+
+    Between two classes the cross-entropy is the papers' binary one: a softmax over a logit and 0 is its sigmoid.
 
     Parameters
     ----------
@@ -24,11 +26,13 @@ def cross_entropy_and_dice(logits: Tensor, target: Tensor) -> Tensor:
 
     """
     log_probability = torch.log_softmax(logits, dim=1)
-    entropy = -(log_probability * target).sum(dim=1).mean()
-    probability = log_probability[:, 1:].exp()
-    shown = target[:, 1:]
-    both = (probability * shown).sum(dim=(0, 2, 3))
-    total = probability.sum(dim=(0, 2, 3)) + shown.sum(dim=(0, 2, 3))
-    present = (shown.sum(dim=(0, 2, 3)) > 0).to(logits.dtype)
-    dice = (2 * both + 1) / (total + 1)
-    return entropy + ((1 - dice) * present).sum() / present.sum().clamp(min=1)
+    total = logits.new_zeros(())
+    if "cross_entropy" in terms:
+        total = total - (log_probability * target).sum(dim=1).mean()
+    if "dice" in terms:
+        probability, shown = log_probability[:, 1:].exp(), target[:, 1:]
+        both = (probability * shown).sum(dim=(0, 2, 3))
+        whole = probability.sum(dim=(0, 2, 3)) + shown.sum(dim=(0, 2, 3))
+        present = (shown.sum(dim=(0, 2, 3)) > 0).to(logits.dtype)
+        total = total + ((1 - (2 * both + 1) / (whole + 1)) * present).sum() / present.sum().clamp(min=1)
+    return total

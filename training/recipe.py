@@ -1,16 +1,22 @@
-"""Recipes: all that makes a training run what it is, in one TOML file."""
+"""Recipes: all that makes a training run what it is, in one TOML file; the data's place is not part of it."""
 
 from __future__ import annotations
 
 import tomllib
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from models import catalogue
 from runtime.errors import ScansideError
+from training.lesions import CLASSES
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+Names = dict[str, str]  # a source's own name of a class -> the recipe's; "background" leaves it out
+Range = tuple[float, float]
+Side = Annotated[int, Field(ge=32)]
 
 
 class RecipeError(ScansideError):
@@ -22,16 +28,25 @@ class _Section(BaseModel):
 
 
 class Network(_Section):
-    architecture: Literal["res_unet"]
-    channels: tuple[int, ...]
+    """An architecture of `models.catalogue`; every other key is a setting of it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    architecture: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
 
 
 class Input(_Section):
-    windows_hu: tuple[tuple[float, float], ...]
+    windows_hu: Annotated[tuple[Range, ...], Field(min_length=1)]
     grid: Annotated[int, Field(ge=32, le=1024)]
 
 
 class Phantoms(_Section):
+    """Synthetic heads with exact truth, made for the run."""
+
+    kind: Literal["phantoms"] = "phantoms"
     heads: Annotated[int, Field(ge=1)]
     validation_heads: Annotated[int, Field(ge=1)]
     slices_per_head: Annotated[int, Field(ge=4)]
@@ -39,43 +54,148 @@ class Phantoms(_Section):
     seed: int
 
 
+class _Pictures(_Section):
+    """Grey pictures: what Hounsfield units their values 0 and 255 stand for makes them CT again."""
+
+    classes: Names
+    patient: str
+    shows_hu: Range
+
+
+class Coco(_Pictures):
+    kind: Literal["coco"]
+
+
+class Pairs(_Pictures):
+    kind: Literal["pairs"]
+    classes: Names = Field({"1": "haemorrhage"}, description="by mask value; black and white is 0 and 1")
+    images: str = "images"
+    masks: str = "masks"
+    mask_suffix: str = ""
+
+
+class Dicom(_Section):
+    kind: Literal["dicom"]
+    classes: Names
+    unmasked: Literal["refuse", "skip", "negative"] = "refuse"
+
+
+class Nifti(_Section):
+    kind: Literal["nifti"]
+    classes: Names
+    patient: str
+    images: str = "images"
+    masks: str = "masks"
+    mask_suffix: str = ""
+    shows_hu: Range | None = Field(None, description="for what is no CT: the values that count as 0 and 255")
+
+
+class CtIch(_Section):
+    kind: Literal["ct_ich"]
+    classes: Names
+
+
+Data = Annotated[Phantoms | Coco | Pairs | Dicom | Nifti | CtIch, Field(discriminator="kind")]
+
+
+class Split(_Section):
+    """By patient. Fractions for training, validation and, if there are three, test; or one turn of a k-fold."""
+
+    fractions: tuple[float, ...] | None = None
+    folds: Annotated[int, Field(ge=2)] | None = None
+    fold: Annotated[int, Field(ge=0)] = 0
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Split:
+        if (self.fractions is None) == (self.folds is None):
+            raise ValueError("give either fractions or folds")
+        if self.fractions is not None and len(self.fractions) not in (2, 3):
+            raise ValueError("fractions are two (training, validation) or three (and test)")
+        if self.folds is not None and self.fold >= self.folds:
+            raise ValueError(f"fold {self.fold} of {self.folds}: they count from 0")
+        return self
+
+
+class Augmentation(_Section):
+    """How far a slice is changed each time it is drawn; everything evenly within its range."""
+
+    flip: bool = True
+    turn_deg: Annotated[float, Field(ge=0, le=180)] = 10.0
+    zoom: Annotated[float, Field(ge=0, lt=1)] = 0.07
+    shift: Annotated[float, Field(ge=0, lt=1)] = 0.03  # of the edge
+    offset_hu: Annotated[float, Field(ge=0)] = 4.0
+    gain: Annotated[float, Field(ge=0, lt=1)] = 0.04
+
+
 class Training(_Section):
-    coarse_steps: Annotated[int, Field(ge=0)]
-    crop: tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]]
-    steps: Annotated[int, Field(ge=1)]
+    steps: Annotated[int, Field(ge=1)] | None = None
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    coarse_steps: Annotated[int, Field(ge=0)] = 0
+    crop: tuple[Side, Side] | None = None  # rows and columns of the grid's middle that fine steps learn from
     batch: Annotated[int, Field(ge=1)]
+    sampling: Literal["by_class", "shuffled"] = "shuffled"
+    loss: tuple[Literal["cross_entropy", "dice"], ...] = ("cross_entropy", "dice")
+    optimiser: Literal["adam", "adamw", "rmsprop"]
     learning_rate: Annotated[float, Field(gt=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
-    bfloat16: bool
-    validate_every: Annotated[int, Field(ge=1)]
-    seed: int
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["constant", "one_cycle", "plateau"]
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    patience: Annotated[int, Field(ge=0)] = 10
+    precision: Literal["float32", "bfloat16"] = "float32"
+    validate_every: Annotated[int, Field(ge=1)] | None = None  # steps; None: once an epoch
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Training:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        if self.steps is not None and self.coarse_steps >= self.steps:
+            raise ValueError(f"coarse_steps must be fewer than the {self.steps} steps")
+        return self
 
 
 class Recipe(_Section):
-    """A recipe: names, network, input contract, data, optimisation."""
+    """A recipe: names, classes, network, input contract, data, split, optimisation."""
 
     name: str
     version: str
     training_data: str
+    classes: Annotated[tuple[str, ...], Field(min_length=2)] = CLASSES
     network: Network
     input: Input
-    phantoms: Phantoms
+    data: Data
+    split: Split | None = None
+    augmentation: Augmentation = Augmentation()
     training: Training
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that the architecture is built with; a network for one class of blood may answer with one logit."""
+        fixed = {"in_channels": len(self.input.windows_hu), "classes": len(self.classes)}
+        return fixed | self.network.settings
+
     @model_validator(mode="after")
-    def _grid_fits(self) -> Recipe:
-        step = 2 ** len(self.network.channels)
-        wrong = [side for side in self.training.crop if side % step or side > self.input.grid]
+    def _fits(self) -> Recipe:
+        multiple = catalogue.side_multiple(self.network.architecture, **self.settings)
+        wrong = [side for side in self.training.crop or () if side % multiple or side > self.input.grid]
         if wrong:
-            raise ValueError(f"training.crop {wrong[0]} is no multiple of {step} up to input.grid {self.input.grid}")
-        step *= 1 + (self.training.coarse_steps > 0)
-        if self.input.grid % step:
             raise ValueError(
-                f"input.grid {self.input.grid} is no multiple of {step}, which network.channels asks for"
+                f"training.crop {wrong[0]} is no multiple of {multiple} up to input.grid {self.input.grid}"
+            )
+        multiple *= 2 if self.training.coarse_steps else 1
+        if self.input.grid % multiple:
+            raise ValueError(
+                f"input.grid {self.input.grid} is no multiple of {multiple}, which {self.network.architecture} asks for"
                 + " at half the grid (training.coarse_steps)" * (self.training.coarse_steps > 0)
             )
-        if self.training.coarse_steps >= self.training.steps:
-            raise ValueError(f"training.coarse_steps must be fewer than the {self.training.steps} steps")
+        if (self.split is None) != (self.data.kind == "phantoms"):
+            raise ValueError("split: every source but phantoms, which come from two seeds, needs one")
+        named = {} if isinstance(self.data, Phantoms) else self.data.classes
+        if unknown := sorted(set(named.values()) - set(self.classes)):
+            raise ValueError(
+                f"data.classes names {', '.join(unknown)}; the recipe's classes are {', '.join(self.classes)}"
+            )
         return self
 
 

@@ -1,122 +1,223 @@
-"""The training loop: a recipe in, a checkpoint, curves and a log of every validation out."""
+"""The training loop: a recipe and data in; a checkpoint, curves and a log of every validation out.
+
+What a step learns from depends on the seed and the step alone, and after every validation and every minute the whole
+state is on disk: a run that is killed goes on where it was, to the same weights.
+
+Several GPUs: ``torchrun --nproc-per-node 4 -m scanside train ...``; each process takes its share of every batch.
+"""
 
 from __future__ import annotations
 
 import csv
+import os
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pickle import UnpicklingError  # torch.load raises it; weights_only: nothing is unpickled but tensors
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import distributed
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
+from models import catalogue
 from models.graph import HeadCT
-from models.res_unet import ResUNet, ResUNetConfig
-from training.data import Slices, phantoms
-from training.lesions import CLASSES
-from training.losses import cross_entropy_and_dice, soft_targets
+from training import collection, heads
+from training.augmentation import augment
+from training.figures import draw_training
+from training.losses import loss, soft_targets
+from training.metrics import count_classes, dice, total
+from training.recipe import Phantoms, Recipe, RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from numpy.typing import NDArray
     from torch import Tensor
 
-    from training.recipe import Recipe
+    from training.recipe import Training
+    from training.slices import Slices
+
+SAVE_EVERY_S = 60
+BEST, LAST = "best.pt", "last.pt"
+COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+    TimeRemainingColumn(),
+)
 
 
 def build(recipe: Recipe) -> HeadCT:
     """The recipe's network between its pre- and post-processing."""
-    config = ResUNetConfig(len(recipe.input.windows_hu), len(CLASSES), recipe.network.channels)
-    return HeadCT(ResUNet(config), recipe.input.windows_hu, recipe.input.grid, len(CLASSES))
+    network = catalogue.build(recipe.network.architecture, **recipe.settings)
+    return HeadCT(network, recipe.input.windows_hu, recipe.input.grid, len(recipe.classes))
 
 
-def train(recipe: Recipe, run: Path) -> Path:
-    """Train from scratch and keep the best by validation.
+def train(recipe: Recipe, run: Path, data: Path | None = None) -> Path:
+    """Train, or go on with a run that was interrupted, and keep the best by validation.
 
-    Writes ``best.pt`` (weights and recipe), ``curves.csv`` and ``curves.png`` into `run`.
+    Writes ``best.pt`` and ``last.pt`` (weights, recipe, state), ``curves.csv`` and ``curves.png`` into `run`.
+
+    Parameters
+    ----------
+    data : the source's folder or file; None for phantoms
 
     Returns
     -------
     path of the best checkpoint
 
     """
-    run.mkdir(parents=True, exist_ok=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        data = {}
-        for kind in ("training", "validation"):
-            bar = progress.add_task(f"{kind} phantoms", total=None)
-            data[kind] = phantoms(
-                recipe.phantoms,
-                run / "phantoms",
-                validation=kind == "validation",
-                on_head=lambda done, total, bar=bar: progress.update(bar, completed=done, total=total),
-            )
-            progress.update(bar, visible=False)
-        return _optimise(recipe, run, data["training"], data["validation"], progress)
+    with _group() as rank, Progress(*COLUMNS, console=Console(stderr=True), disable=rank > 0) as progress:
+        run.mkdir(parents=True, exist_ok=True)
+        if rank == 0:
+            _slices(recipe, run, data, progress)  # the others find them made
+        _together()
+        sides = _slices(recipe, run, data, progress)
+        loop = _Loop(recipe, run, sides["training"], sides["validation"])
+        loop.resume()
+        loop.run(progress)
+        return run / BEST
 
 
-def _optimise(recipe: Recipe, run: Path, training: Slices, validation: Slices, progress: Progress) -> Path:
-    settings = recipe.training
-    torch.manual_seed(settings.seed)
-    rng = np.random.default_rng(settings.seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    graph = build(recipe).to(device, memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(graph.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, settings.learning_rate, total_steps=settings.steps, pct_start=0.2
-    )
-    best, best_path, rows, running = -1.0, run / "best.pt", [], 0.0
-    bar = progress.add_task("steps", total=settings.steps)
-    batches = _ahead(training, settings.batch, recipe.input.grid, rng)
-    for step in range(1, settings.steps + 1):
-        hu, target = next(batches)
-        x, target = graph.prepare(hu.to(device)), target.to(device)
-        if step <= settings.coarse_steps:  # the classes and their places are learnt at a quarter of the pixels
-            x, target = torch.nn.functional.avg_pool2d(x, 2), torch.nn.functional.avg_pool2d(target, 2)
-        else:  # the edges then, without the air around the head
+class _Loop:
+    """One run: what learns, how far it has come, and how it is kept."""
+
+    def __init__(self, recipe: Recipe, run: Path, training: Slices, validation: Slices) -> None:
+        self.recipe, self.folder, self.training, self.validation = recipe, run, training, validation
+        settings = recipe.training
+        per_epoch = -(-len(training) // settings.batch)
+        self.steps = settings.steps or per_epoch * (settings.epochs or 0)
+        self.validate_every = settings.validate_every or per_epoch
+        self.rank, self.world = (distributed.get_rank(), distributed.get_world_size()) if _is_shared() else (0, 1)
+        self.device = torch.device(
+            f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}" if torch.cuda.is_available() else "cpu"
+        )
+        torch.manual_seed(settings.seed)
+        self.graph = build(recipe).to(self.device, memory_format=torch.channels_last)
+        self.network = DistributedDataParallel(self.graph.network) if self.world > 1 else self.graph.network
+        self.optimiser = _OPTIMISERS[settings.optimiser](
+            self.graph.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.schedule = _schedule(settings, self.optimiser, self.steps)
+        self.step, self.best, self.running = 0, -1.0, 0.0
+        self.rows: list[dict[str, float]] = []
+
+    def resume(self) -> None:
+        """Take up an interrupted run of the same recipe.
+
+        Raises
+        ------
+        RecipeError : the folder holds a run of another recipe
+
+        """
+        path = self.folder / LAST
+        if not path.exists():
+            return
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        if state["recipe"] != self.recipe.model_dump(mode="json"):
+            raise RecipeError(f"{self.folder} holds a run of another recipe: choose another folder with --out")
+        self.graph.load_state_dict(state["weights"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        if self.schedule:
+            self.schedule.load_state_dict(state["schedule"])
+        self.step, self.best, self.running = state["step"], state["best"], state["loss"]
+        self.rows = state["rows"]
+
+    def run(self, progress: Progress) -> None:
+        bar = progress.add_task("steps", total=self.steps, completed=self.step)
+        saved = time.monotonic()
+        for hu, target in self._batches():
+            self.step += 1
+            self._learn(hu, target)
+            due = self.step % self.validate_every == 0 or self.step == self.steps
+            if due:
+                self._validate()
+            if due or time.monotonic() - saved > SAVE_EVERY_S:
+                self._save(LAST)
+                saved = time.monotonic()
+            words = f"steps (loss {self.running:.3f}, best Dice {max(self.best, 0):.3f})"
+            progress.update(bar, completed=self.step, description=words)
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches to the end, the next one made on a thread of its own while the last is learnt from."""
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            coming = pool.submit(self._batch, self.step + 1)
+            for step in range(self.step + 1, self.steps + 1):
+                batch = coming.result()
+                if step < self.steps:
+                    coming = pool.submit(self._batch, step + 1)
+                yield batch
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """HU ``(N, H, W)`` and soft targets ``(N, classes, G, G)`` of one step: this process's share."""
+        settings = self.recipe.training
+        picked = self.training.pick(step, settings.batch, settings.sampling, settings.seed)[self.rank :: self.world]
+        rng = np.random.default_rng((settings.seed, step, self.rank))
+        hu, labels = augment(self.training.hu[picked], self.training.labels[picked], self.recipe.augmentation, rng)
+        return hu, soft_targets(labels, len(self.recipe.classes), self.recipe.input.grid)
+
+    def _learn(self, hu: Tensor, target: Tensor) -> None:
+        settings = self.recipe.training
+        torch.manual_seed(settings.seed + self.step)  # of what a network draws itself, such as dropout
+        x, target = self.graph.prepare(hu.to(self.device)), target.to(self.device)
+        if self.step <= settings.coarse_steps:  # classes and places are learnt at a quarter of the pixels
+            x, target = functional.avg_pool2d(x, 2), functional.avg_pool2d(target, 2)
+        elif settings.crop:  # the edges then, without the air around the head
             x, target = _middle(x, settings.crop), _middle(target, settings.crop)
-        graph.train()
-        with torch.autocast(device, torch.bfloat16, enabled=settings.bfloat16):
-            logits = graph.network(x.contiguous(memory_format=torch.channels_last))
-        loss = cross_entropy_and_dice(logits.float(), target)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(graph.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        running += (loss.item() - running) / min(step, 50)
-        progress.update(bar, completed=step, description=f"steps (loss {running:.3f}, best Dice {max(best, 0):.3f})")
-        if step % settings.validate_every == 0 or step == settings.steps:
-            dice = dice_by_class(graph, validation)
-            rows.append(
-                {
-                    "step": step,
-                    "loss": running,
-                    **{f"dice_{name}": d for name, d in zip(CLASSES[1:], dice, strict=True)},
-                }
-            )
-            _write_curves(rows, run)
-            if not np.nanmean(dice) <= best:
-                best = float(np.nanmean(dice))
-                state = {
-                    "recipe": recipe.model_dump(mode="json"),
-                    "weights": graph.state_dict(),
-                    "step": step,
-                    "validation_dice": best,
-                }
-                torch.save(state, best_path)
-    return best_path
+        self.graph.train()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+            outputs = self.network(x.contiguous(memory_format=torch.channels_last))
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)  # PraNet's side outputs learn too
+        cost = torch.stack([loss(self.graph.complete(one.float()), target, settings.loss) for one in outputs]).mean()
+        self.optimiser.zero_grad(set_to_none=True)
+        cost.backward()
+        torch.nn.utils.clip_grad_norm_(self.graph.parameters(), 1.0)
+        self.optimiser.step()
+        if isinstance(self.schedule, torch.optim.lr_scheduler.OneCycleLR):
+            self.schedule.step()
+        self.running += (cost.item() - self.running) / min(self.step, 50)
+
+    def _validate(self) -> None:
+        """Score, keep the best, draw the curves; every process scores alike, the first one writes."""
+        scores = dice_by_class(self.graph, self.validation)
+        mean = float(np.nanmean(scores))
+        if isinstance(self.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self.schedule.step(mean)
+        names = self.recipe.classes[1:]
+        rate = self.optimiser.param_groups[0]["lr"]
+        named = {f"dice_{name}": score for name, score in zip(names, scores, strict=True)}
+        self.rows.append({"step": self.step, "loss": self.running, "learning_rate": rate, **named})
+        if self.rank == 0:
+            write_curves(self.rows, names, self.folder)
+        if mean > self.best:
+            self.best = mean
+            self._save(BEST)
+
+    def _save(self, name: str) -> None:
+        if self.rank:
+            return
+        state = {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "weights": self.graph.state_dict(),
+            "step": self.step,
+            "best": self.best,
+        }
+        if name == LAST:
+            state |= {
+                "optimiser": self.optimiser.state_dict(),
+                "schedule": self.schedule.state_dict() if self.schedule else None,
+                "loss": self.running,
+                "rows": self.rows,
+            }
+        partial = self.folder / f"{name}.partial"
+        torch.save(state, partial)
+        partial.replace(self.folder / name)  # at once: a run that is killed here has the one before
 
 
 def _middle(images: Tensor, sides: tuple[int, int]) -> Tensor:
@@ -125,75 +226,89 @@ def _middle(images: Tensor, sides: tuple[int, int]) -> Tensor:
     return images[:, :, top : top + sides[0], left : left + sides[1]]
 
 
-def _ahead(slices: Slices, count: int, grid: int, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches without end, the next one made on a thread of its own while the last is learnt from."""
-    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        coming = pool.submit(_augmented, slices, count, grid, rng)
-        while True:
-            batch = coming.result()
-            coming = pool.submit(_augmented, slices, count, grid, rng)
-            yield batch
+_OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "rmsprop": torch.optim.RMSprop,
+}
 
 
-def _augmented(slices: Slices, count: int, grid: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """A batch with what a scanner and a head can differ in: side, place, size, turn, calibration.
+def _schedule(settings: Training, optimiser: torch.optim.Optimizer, steps: int) -> Any:
+    """One cycle (Smith & Topin, arXiv:1708.07120), a cut after epochs without a better Dice, or none."""
+    if settings.schedule == "one_cycle":
+        return torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.learning_rate, total_steps=steps, pct_start=0.2)
+    if settings.schedule == "plateau":
+        return torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimiser, mode="max", factor=settings.factor, patience=settings.patience
+        )
+    return None
 
-    Returns
-    -------
-    HU ``(N, H, W)`` float32 and soft targets ``(N, classes, G, G)``
 
-    """
-    hu, labels = slices.draw(rng, count)
-    turn, zoom = np.radians(rng.uniform(-10, 10, count)), rng.uniform(0.93, 1.07, count)
-    flip = rng.choice((-1.0, 1.0), count)
-    affine = np.zeros((count, 2, 3), np.float32)
-    affine[:, 0, 0], affine[:, 0, 1] = flip * np.cos(turn) / zoom, -np.sin(turn) / zoom
-    affine[:, 1, 0], affine[:, 1, 1] = flip * np.sin(turn) / zoom, np.cos(turn) / zoom
-    affine[:, :, 2] = rng.uniform(-0.06, 0.06, (count, 2))
-    field = torch.nn.functional.affine_grid(torch.from_numpy(affine), [count, 1, *hu.shape[1:]], align_corners=False)
+def _is_shared() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
 
-    def warp(images: NDArray[np.int16 | np.uint8], mode: str) -> Tensor:
-        x = torch.from_numpy(images).to(torch.float32)[:, None]
-        return torch.nn.functional.grid_sample(x, field, mode, padding_mode="border", align_corners=False)[:, 0]
 
-    offset = torch.from_numpy(rng.uniform(-4, 4, (count, 1, 1)).astype(np.float32))
-    gain = torch.from_numpy(rng.uniform(0.96, 1.04, (count, 1, 1)).astype(np.float32))
-    warped = warp(labels, "nearest").to(torch.uint8)
-    return warp(hu, "bilinear") * gain + offset, soft_targets(warped, len(CLASSES), grid)
+def _together() -> None:
+    if _is_shared():
+        distributed.barrier()
+
+
+@contextmanager
+def _group() -> Iterator[int]:
+    """Join the processes that torchrun started; alone, be the first of one. Gives this process's rank."""
+    if "RANK" not in os.environ:
+        yield 0
+        return
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield distributed.get_rank()
+    finally:
+        distributed.destroy_process_group()
+
+
+def _slices(recipe: Recipe, run: Path, data: Path | None, progress: Progress) -> dict[str, Slices]:
+    """Training and validation slices, made now or by an earlier run."""
+
+    def bar(what: str) -> Callable[[int, int], None]:
+        task = progress.add_task(what, total=None)
+        return lambda done, total: progress.update(task, completed=done, total=total, visible=done < total)
+
+    folder = run / "slices"
+    if isinstance(recipe.data, Phantoms):
+        return {
+            side: heads.collect(recipe.data, folder, validation=side == "validation", on_head=bar(f"{side} phantoms"))
+            for side in ("training", "validation")
+        }
+    if data is None:
+        raise RecipeError(f"{recipe.name} learns from {recipe.data.kind} data: say where it is, after the recipe")
+    sides = collection.divide(collection.entries(recipe.data, recipe.classes, data), recipe.split)
+    return {
+        side: collection.collect(listed, recipe, folder, side, bar(f"{side} cases")) for side, listed in sides.items()
+    }
 
 
 @torch.no_grad()
-def dice_by_class(graph: HeadCT, slices: Slices, batch: int = 8) -> list[float]:
+def dice_by_class(graph: HeadCT, validation: Slices, batch: int = 8) -> list[float]:
     """Dice of each foreground class over all pixels of all slices; NaN where the slices show none of it."""
     graph.eval()
-    both, total = np.zeros(len(CLASSES)), np.zeros(len(CLASSES))
     device = next(graph.parameters()).device
-    for start in range(0, len(slices.hu), batch):
-        hu = torch.from_numpy(np.array(slices.hu[start : start + batch])).to(device)
+    counted = []
+    for start in range(0, len(validation), batch):
+        hu = torch.from_numpy(np.array(validation.hu[start : start + batch])).to(device)
         predicted = graph(hu)[0].cpu().numpy()
-        truth = slices.labels[start : start + batch]
-        total += np.bincount(predicted.ravel(), minlength=len(CLASSES)) + np.bincount(
-            truth.ravel(), minlength=len(CLASSES)
-        )
-        both += np.bincount(truth[predicted == truth].ravel(), minlength=len(CLASSES))
-    return [float(2 * b / t) if t else float("nan") for b, t in zip(both[1:], total[1:], strict=True)]
+        counted.append(count_classes(predicted, validation.labels[start : start + batch], validation.classes))
+    return dice(total(counted)).tolist()[1:]
 
 
-def _write_curves(rows: list[dict[str, float]], run: Path) -> None:
-    from matplotlib.figure import Figure  # noqa: PLC0415  # matplotlib takes a second to import and only the curves need it
-
-    with (run / "curves.csv").open("w", newline="") as file:
+def write_curves(rows: list[dict[str, float]], names: tuple[str, ...], folder: Path) -> None:
+    """``curves.csv`` and ``curves.png``: loss, learning rate and Dice of each class by step."""
+    with (folder / "curves.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
     steps = [row["step"] for row in rows]
-    for name in CLASSES[1:]:
-        axes.plot(steps, [row[f"dice_{name}"] for row in rows], marker=".", label=name)
-    axes.set(xlabel="step", ylabel="Dice on validation phantoms", ylim=(0, 1))
-    axes.legend(loc="lower right")
-    figure.savefig(run / "curves.png", dpi=120)
+    dice_ = {name: [row[f"dice_{name}"] for row in rows] for name in names}
+    draw_training(steps, [row["loss"] for row in rows], dice_, title="").savefig(folder / "curves.png", dpi=120)
 
 
 def load_checkpoint(path: Path) -> tuple[Recipe, HeadCT]:
@@ -204,8 +319,6 @@ def load_checkpoint(path: Path) -> tuple[Recipe, HeadCT]:
     RecipeError : the file is no checkpoint of ours
 
     """
-    from training.recipe import Recipe, RecipeError  # noqa: PLC0415
-
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         recipe = Recipe.model_validate(state["recipe"])

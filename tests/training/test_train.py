@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +14,15 @@ import torch
 
 from export import bundle as bundles
 from export.graph import ExportError
+from models import catalogue
 from runtime.bundle import open_bundle
 from runtime.errors import BundleError
 from runtime.session import open_session, self_test
 from training import recipe as recipes
 from training.lesions import CLASSES
-from training.losses import cross_entropy_and_dice, soft_targets
+from training.losses import loss, soft_targets
 from training.recipe import RecipeError
-from training.train import build, load_checkpoint, train
+from training.train import LAST, build, load_checkpoint, train
 
 SHIPPED_RECIPE = Path(__file__).parents[2] / "training" / "recipes" / "phantom-unet.toml"
 SMALL = """
@@ -30,7 +35,8 @@ channels = [4, 8]
 [input]
 windows_hu = [[0, 90], [-200, 1000]]
 grid = 64
-[phantoms]
+[data]
+kind = "phantoms"
 heads = 2
 validation_heads = 1
 slices_per_head = 8
@@ -43,7 +49,10 @@ steps = 6
 batch = 2
 learning_rate = 0.01
 weight_decay = 0
-bfloat16 = false
+precision = "float32"
+optimiser = "adamw"
+schedule = "one_cycle"
+sampling = "by_class"
 validate_every = 3
 seed = 1
 """
@@ -63,7 +72,7 @@ def checkpoint(recipe: recipes.Recipe, tmp_path_factory: pytest.TempPathFactory)
 
 def test_a_run_leaves_a_checkpoint_and_curves(checkpoint: Path):
     lines = (checkpoint.parent / "curves.csv").read_text().splitlines()
-    assert lines[0].startswith("step,loss,dice_intracerebral")
+    assert lines[0].startswith("step,loss,learning_rate,dice_intracerebral")
     assert [line.partition(",")[0] for line in lines[1:]] == ["3", "6"]
     assert (checkpoint.parent / "curves.png").read_bytes().startswith(b"\x89PNG")
 
@@ -71,8 +80,45 @@ def test_a_run_leaves_a_checkpoint_and_curves(checkpoint: Path):
 def test_the_same_seed_trains_the_same_network(recipe: recipes.Recipe, checkpoint: Path):
     """Into the same folder, so the phantoms made before are used again."""
     before = load_checkpoint(checkpoint)[1].state_dict()
+    (checkpoint.parent / LAST).unlink()
     again = load_checkpoint(train(recipe, checkpoint.parent))[1].state_dict()
     assert all(torch.equal(before[name], again[name]) for name in before)
+
+
+def test_a_run_that_is_killed_goes_on_to_the_same_weights(checkpoint: Path, tmp_path: Path):
+    recipe = tmp_path / "longer.toml"
+    recipe.write_text(SMALL.replace("steps = 6\n", "steps = 60\n").replace("validate_every = 3", "validate_every = 8"))
+    for name in ("killed", "unbroken"):
+        shutil.copytree(checkpoint.parent / "slices", tmp_path / name / "slices")
+    command = [sys.executable, "-P", "-m", "scanside", "train", str(recipe), "--out", str(tmp_path / "killed")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while not (tmp_path / "killed" / LAST).exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    kept = torch.load(tmp_path / "killed" / LAST, weights_only=True)
+    assert kept["step"] < 60, "it was over before it was killed"
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    command[-1] = str(tmp_path / "unbroken")
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    states = [torch.load(tmp_path / name / LAST, weights_only=True) for name in ("killed", "unbroken")]
+    assert [state["step"] for state in states] == [60, 60]
+    assert all(torch.equal(states[0]["weights"][name], weight) for name, weight in states[1]["weights"].items())
+    losses = [[row["loss"] for row in state["rows"]] for state in states]
+    assert losses[0] == losses[1]
+
+
+def test_another_recipe_does_not_go_on_with_a_run(recipe: recipes.Recipe, checkpoint: Path):
+    with pytest.raises(RecipeError, match="holds a run of another recipe"):
+        train(recipe.model_copy(update={"version": "1"}), checkpoint.parent)
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED_RECIPE.parent.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_recipe_that_ships_builds_its_network(path: Path):
+    recipe = recipes.load(path)
+    with torch.device("meta"):
+        network = catalogue.build(recipe.network.architecture, **recipe.settings)
+    assert network.config.in_channels == len(recipe.input.windows_hu)
 
 
 def test_a_checkpoint_becomes_a_bundle_that_the_runtime_serves(checkpoint: Path, tmp_path: Path):
@@ -125,9 +171,9 @@ def test_soft_targets_hold_shares():
 
 def test_the_loss_is_small_for_the_truth_and_large_for_its_opposite():
     target = soft_targets(torch.randint(0, 3, (2, 8, 8), generator=torch.Generator().manual_seed(0)), 3, 8)
-    right = cross_entropy_and_dice(target * 20, target)
+    right = loss(target * 20, target, ("cross_entropy", "dice"))
     assert right < 0.05
-    assert cross_entropy_and_dice(-target * 20, target) > 2
+    assert loss(-target * 20, target, ("cross_entropy", "dice")) > 2
 
 
 def test_the_shipped_recipe_is_a_recipe():

@@ -1,10 +1,9 @@
-"""Training slices: phantoms generated once into memory-mapped arrays, drawn in batches that show every class."""
+"""Heads at random, as a recipe asks for them: what bleeds, how the scanner takes it, and the slices they give."""
 
 from __future__ import annotations
 
 import hashlib
 import multiprocessing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ import numpy as np
 from training import anatomy, lesions, phantom
 from training.lesions import CLASSES, Lesion, PhantomError, bleed
 from training.phantom import Scan, take
+from training.slices import MATRIX, Slices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,33 +31,6 @@ LARGEST_ML = {
 }
 SMALLEST_ML = 1.5
 SHARES = np.array((1.0, 1.0, 1.0, 2.0, 1.0, 1.5)) / 7.5  # how often a class is drawn: the hard ones more often
-MATRIX = 512
-
-
-@dataclass(frozen=True)
-class Slices:
-    """Slices with their truth, memory-mapped.
-
-    Attributes
-    ----------
-    hu : ``(N, 512, 512)`` int16
-    labels : ``(N, 512, 512)`` uint8
-    by_class : for each class, the indices of the slices that show it (background: those without blood)
-
-    """
-
-    hu: NDArray[np.int16]
-    labels: NDArray[np.uint8]
-    by_class: tuple[NDArray[np.int64], ...]
-
-    def draw(self, rng: np.random.Generator, count: int) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
-        """`count` slices: three of four by class of blood, each as often as another, the rest from all slices alike."""
-        shown = [members for members in self.by_class[1:] if len(members)]
-        picks = [
-            rng.choice(shown[rng.integers(len(shown))]) if shown and rng.random() < 0.75 else rng.integers(len(self.hu))
-            for _ in range(count)
-        ]
-        return self.hu[picks], self.labels[picks]
 
 
 def draw_lesions(rng: np.random.Generator, bleed_free: float) -> tuple[Lesion, ...]:
@@ -98,7 +71,7 @@ def _head(arguments: tuple[int, float, int]) -> tuple[NDArray[np.int16], NDArray
         return np.stack([s.hu for s in taken.slices]), taken.labels
 
 
-def phantoms(recipe: Phantoms, folder: Path, *, validation: bool, on_head: Callable[[int, int], None]) -> Slices:
+def collect(recipe: Phantoms, folder: Path, *, validation: bool, on_head: Callable[[int, int], None]) -> Slices:
     """Generate (or reuse) the recipe's phantom slices under `folder`, with as many processes as there are cores.
 
     Training and validation heads come from different seeds. The files' name carries a hash of all that they depend on.
@@ -126,9 +99,4 @@ def phantoms(recipe: Phantoms, folder: Path, *, validation: bool, on_head: Calla
         hu.flush()
         labels.flush()
         partial.rename(labels_path)  # last, so that an interrupted run starts again
-    hu, labels = np.load(hu_path, mmap_mode="r"), np.load(labels_path, mmap_mode="r")
-    shows = np.stack([np.bincount(one.ravel(), minlength=len(CLASSES)) >= 20 for one in labels])
-    bloodless = ~shows[:, 1:].any(axis=1)
-    return Slices(
-        hu, labels, (np.flatnonzero(bloodless), *(np.flatnonzero(shows[:, c]) for c in range(1, len(CLASSES))))
-    )
+    return Slices(np.load(hu_path, mmap_mode="r"), np.load(labels_path, mmap_mode="r"), len(CLASSES))
