@@ -1,9 +1,9 @@
 """scanside: haemorrhage on head CT, segmented beside the scanner while the slices still arrive.
 
 Research use only; not a medical device. The model that ships has been trained on synthetic phantoms alone.
-"""
 
-# Longer than other modules on purpose: every command of the contract stands here, thin, with how its answer is shown.
+More lines than other modules have, on purpose: every command of the contract stands here, thin, with its options.
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ class HeadCT(nn.Module):
 
     Parameters
     ----------
-    network : ``(N, C, G, G)`` in [0, 1] -> logits ``(N, classes, G, G)``, or ``(N, 1, G, G)`` for two classes
+    network : ``(N, C, G, G)`` in [0, 1] -> logits ``(N, classes, G, G)``, or ``(N, 1, G, G)`` where its
+        ``config.classes`` is 1: blood alone, of two classes
     windows_hu : (lower, upper) Hounsfield units of each input channel; a window's ends map to 0 and 1
     grid : G, edge in pixels of the network's own grid
     classes : how many classes the logits have, background included

@@ -75,10 +75,11 @@ def train(recipe: Recipe, run: Path, data: Path | None = None) -> Path:
     """
     with _group() as rank, Progress(*COLUMNS, console=Console(stderr=True), disable=rank > 0) as progress:
         run.mkdir(parents=True, exist_ok=True)
-        if rank == 0:
-            _slices(recipe, run, data, progress)  # the others find them made
-        _together()
+        if rank > 0:
+            _together()  # the first process reads the data; the others find it made
         sides = _slices(recipe, run, data, progress)
+        if rank == 0:
+            _together()
         loop = _Loop(recipe, run, sides["training"], sides["validation"])
         loop.resume()
         loop.run(progress)
@@ -270,7 +271,7 @@ def _slices(recipe: Recipe, run: Path, data: Path | None, progress: Progress) ->
     """Training and validation slices, made now or by an earlier run."""
 
     def bar(what: str) -> Callable[[int, int], None]:
-        task = progress.add_task(what, total=None)
+        task = progress.add_task(what, total=None, visible=False)
         return lambda done, total: progress.update(task, completed=done, total=total, visible=done < total)
 
     folder = run / "slices"
