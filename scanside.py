@@ -387,8 +387,11 @@ def models(as_json: Json = False) -> None:
     rows = []
     with _progress("architectures", len(catalogue.ARCHITECTURES)) as advance:
         for name, one in catalogue.ARCHITECTURES.items():
-            with torch.device("meta"):  # shapes alone: no weights, no time
-                network = catalogue.build(name)
+            try:
+                with torch.device("meta"):  # shapes alone: no weights, no time
+                    network = catalogue.build(name)
+            except catalogue.CatalogueError as error:
+                _end(str(error), 3)
             sides = (256, 512) if one.dimensions == 2 else (96,)
             shapes = [(1, network.config.in_channels, *[side] * one.dimensions) for side in sides]
             rows.append(
@@ -436,35 +439,64 @@ def export(
 ) -> None:
     """Turn a checkpoint into a bundle: ONNX, golden slices, parity with PyTorch (needs the `export` extra)."""
     from export import bundle as bundles
-    from training.evaluate import golden_slices
+    from training.heads import golden_slices
     from training.train import load_checkpoint
 
     recipe, graph = load_checkpoint(checkpoint)
-    parity = bundles.write(recipe, graph, recipe.classes, golden_slices(), bundle, minimum_ml=minimum_ml)
+    golden = golden_slices(recipe.input.neighbours)
+    parity = bundles.write(recipe, graph, recipe.classes, golden, bundle, minimum_ml=minimum_ml)
     out.print_json(data=parity)
 
 
 @app.command()
 def evaluate(
-    bundle: Annotated[Path, typer.Argument(help="A bundle; its scores and model card are written into it.")],
+    bundle: Annotated[Path, typer.Argument(help="A bundle.")],
+    data: Annotated[Path | None, typer.Argument(help="A data set with masks; left out: phantoms never seen.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="The recipe that says how the data is read and divided.")] = None,
+    side: Annotated[str, typer.Option(help="Its part: test, validation, training or all.")] = "test",
+    folder: Annotated[Path | None, typer.Option("--out", help="Folder for scores, table, cases and figures.")] = None,
     heads: Annotated[int, typer.Option(help="Phantoms with blood.")] = 60,
     bleed_free: Annotated[int, typer.Option(help="Phantoms without.")] = 40,
+    seal: Annotated[bool, typer.Option(help="Keep scores and model card in the bundle.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Score a bundle on phantoms it never saw, and keep the scores in the bundle (needs the `export` extra)."""
+    """Score a bundle on cases whose truth is known (needs the `export` extra)."""
     from export import bundle as bundles
+    from runtime.bundle import open_bundle
+    from runtime.session import open_session
+    from training import card, collection
     from training import evaluate as evaluation
+    from training import heads as phantoms
+    from training import recipe as recipes
 
-    with _progress("phantoms", heads + bleed_free) as advance:
-        scores = evaluation.evaluate(bundle, heads=heads, bleed_free=bleed_free, on_head=lambda *_: advance(1))
-    bundles.add(
-        bundle, {"scores.json": json.dumps(scores, indent=2) + "\n", "MODEL_CARD.md": evaluation.card(bundle, scores)}
-    )
-    if as_json:
-        print(json.dumps(scores, indent=2))
+    if (data is None) != (recipe is None):
+        raise typer.BadParameter("a data set and the recipe that reads it go together: give both or neither")
+    opened = open_bundle(bundle)
+    if data is None or recipe is None:
+        cases, total, shows_hu = phantoms.unseen(heads, bleed_free), heads + bleed_free, None
+        said = "synthetic phantoms that no recipe trains on; they say nothing about human heads"
     else:
-        _print([{"class": name, **values} for name, values in scores["classes"].items()])
-        out.print_json(data=scores["bleed_free"])
+        read = recipes.load(recipe)
+        listed = collection.side(read, data, side, opened.classes)
+        cases, total, shows_hu = (entry.load() for entry in listed), len(listed), getattr(read.data, "shows_hu", None)
+        said = f"the {side} part of a data set, read by the recipe {read.name} {read.version}"
+    session = open_session(opened)
+    scored = []
+    with _progress("cases", total) as advance:
+        for case in cases:
+            scored.append(evaluation.score(case, collection.to_hu(case, shows_hu), opened, session))
+            advance(1)
+    summary = evaluation.summarise(scored, opened, session, said)
+    if folder:
+        evaluation.write(scored, summary, opened, folder)
+    if seal:
+        told = {"scores.json": json.dumps(summary, indent=2) + "\n", "MODEL_CARD.md": card.of_bundle(summary, opened)}
+        bundles.add(bundle, told)
+    if as_json:
+        print(json.dumps(summary, indent=2))
+        return
+    _print(card.rows(summary))
+    out.print_json(data=summary["bleed_free"])
 
 
 @app.command()

@@ -6,6 +6,7 @@ network.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import json
 import time
@@ -76,9 +77,25 @@ class Series:
     paths: dict[str, Path] = field(default_factory=dict)  # by SOPInstanceUID, like all below
     headers: dict[str, Dataset] = field(default_factory=dict)
     planes: dict[str, Plane] = field(default_factory=dict)
+    sizes: set[tuple[int, ...]] = field(default_factory=set)
+    order: list[tuple[float, str]] = field(default_factory=list)  # places along the first slice's normal, mm
+    recent: dict[str, NDArray[np.int16]] = field(default_factory=dict)  # HU of the last slices
     labels: dict[str, SliceLabels] = field(default_factory=dict)
+    looked_at: dict[str, tuple[str, ...]] = field(default_factory=dict)  # what each answer was made from
     refused: list[NotAnalysed] = field(default_factory=list)
     repeated: int = 0  # files that say they are an image that is here already
+
+    def add(self, path: Path, header: Dataset, slice_: Slice) -> None:
+        """Take a slice in and find its place among the others."""
+        self.paths[slice_.key], self.headers[slice_.key] = path, header
+        self.planes[slice_.key], self.recent[slice_.key] = slice_.plane, slice_.hu
+        self.sizes.add(slice_.hu.shape)
+        normal = next(iter(self.planes.values())).normal_lps
+        bisect.insort(self.order, (float(normal @ np.asarray(slice_.plane.origin_lps)), slice_.key))
+
+    def hu(self, key: str) -> NDArray[np.int16]:
+        """HU of a slice: one of the last, or decoded again, for keeping all would hold whole series in memory."""
+        return self.recent[key] if key in self.recent else decode.read(self.paths[key])[1].hu
 
 
 class Analyser:
@@ -108,8 +125,8 @@ class Analyser:
         self._min_slices, self._min_coverage_mm, self._max_batch = min_slices, min_coverage_mm, max_batch
 
     def feed(self, series: Series, paths: Sequence[Path]) -> list[Seen]:
-        """Decode and infer slices of an open series, what comes together in one batch."""
-        seen, waiting = [], []
+        """Decode slices of an open series, and infer those whose neighbours are there, together in batches."""
+        seen = []
         for path in paths:
             try:
                 header, slice_ = decode.read(path)
@@ -121,14 +138,31 @@ class Analyser:
                 series.repeated += 1
                 seen.append(Seen(path, slice_.plane, None))
                 continue
-            series.paths[slice_.key], series.headers[slice_.key] = path, header
-            series.planes[slice_.key] = slice_.plane
-            waiting.append(slice_)
+            series.add(path, header, slice_)
             seen.append(Seen(path, slice_.plane, None))
-        for batch in _batches(waiting, self._max_batch):
-            answers = self._session.infer(np.stack([one.hu for one in batch]))
-            series.labels.update(zip((one.key for one in batch), answers, strict=True))
+        ends = self._bundle.neighbours  # slices that may still get other neighbours
+        self._infer(series, self._between([key for _, key in series.order])[ends : len(series.order) - ends])
+        for key in list(series.recent)[: -2 * self._max_batch - 2 * ends]:
+            del series.recent[key]
         return seen
+
+    def _between(self, keys: Sequence[str]) -> list[tuple[str, ...]]:
+        """Each slice of a stack between its neighbours."""
+        around = geometry.surroundings(len(keys), self._bundle.neighbours)
+        return [tuple(keys[place] for place in places) for places in around.tolist()]
+
+    def _infer(self, series: Series, around: Sequence[tuple[str, ...]]) -> None:
+        """Segment the slice in the middle of each group of neighbours, unless that was done with the same ones."""
+        if len(series.sizes) > 1:  # no stack: closing says so
+            return
+        middle = self._bundle.neighbours
+        due = [keys for keys in around if series.looked_at.get(keys[middle]) != keys]
+        for start in range(0, len(due), self._max_batch):
+            batch = due[start : start + self._max_batch]
+            hu = {key: series.hu(key) for keys in batch for key in keys}
+            answers = self._session.infer(np.stack([[hu[key] for key in keys] for keys in batch]))
+            for keys, answer in zip(batch, answers, strict=True):
+                series.labels[keys[middle]], series.looked_at[keys[middle]] = answer, keys
 
     def close(
         self, series: Series, folder: Path, *, revision: int, missing: Sequence[str], predecessor: Path | None = None
@@ -159,6 +193,7 @@ class Analyser:
         self, series: Series, folder: Path, revision: int, missing: Sequence[str], predecessor: Path | None
     ) -> Outcome:
         stack = self._stack(series)
+        self._infer(series, self._between(stack.keys))
         incomplete, left_out = _refusals(series.refused)
         if series.repeated:
             incomplete.append(f"{series.repeated} files carry the SOPInstanceUID of another and were left out")
@@ -195,7 +230,7 @@ class Analyser:
             raise NotAnalysed(reasons.most_common(1)[0][0] if reasons else Reason.TOO_FEW_SLICES)
         if len(series.planes) < self._min_slices:
             raise NotAnalysed(Reason.TOO_FEW_SLICES, f"{len(series.planes)}, {self._min_slices} needed")
-        if len({labels.labels.shape for labels in series.labels.values()}) > 1:
+        if len(series.sizes) > 1:
             raise NotAnalysed(Reason.MIXED_SIZES)
         try:
             stack = geometry.stack(series.planes)
@@ -207,24 +242,13 @@ class Analyser:
 
     @staticmethod
     def _pictured(series: Series, stack: SliceStack, report: Report) -> dict[str, NDArray[np.int16]]:
-        """HU of the slices worth a picture, decoded again: keeping all would hold the series in memory."""
-        return {key: decode.read(series.paths[key])[1].hu for key in capture.key_slices(report, stack.keys)}
+        """HU of the slices worth a picture."""
+        return {key: series.hu(key) for key in capture.key_slices(report, stack.keys)}
 
 
 def to_json(report: Report) -> str:
     """A report as JSON, with the time at which it was composed (seconds since the epoch)."""
     return json.dumps({"composed": time.time(), **dataclasses.asdict(report)}, indent=2) + "\n"
-
-
-def _batches(slices: Sequence[Slice], most: int) -> list[list[Slice]]:
-    """Runs of slices of one shape, `most` at a time."""
-    batches: list[list[Slice]] = []
-    for one in slices:
-        if batches and len(batches[-1]) < most and batches[-1][0].hu.shape == one.hu.shape:
-            batches[-1].append(one)
-        else:
-            batches.append([one])
-    return batches
 
 
 def _refusals(refused: Sequence[NotAnalysed]) -> tuple[list[str], list[str]]:

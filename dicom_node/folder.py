@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from pydicom.dataset import Dataset
+
 
 class FolderError(ScansideError):
     """A folder without anything to analyse."""
@@ -36,6 +38,8 @@ class Analysed:
 def find(folder: Path) -> tuple[dict[tuple[str, str], list[Path]], list[Path]]:
     """DICOM files under a folder by StudyInstanceUID and SeriesInstanceUID, and the files that are none.
 
+    Each series in the order of its InstanceNumbers, so that a slice comes soon after its neighbours.
+
     Raises
     ------
     FolderError : no such folder, or no DICOM file in it
@@ -43,21 +47,27 @@ def find(folder: Path) -> tuple[dict[tuple[str, str], list[Path]], list[Path]]:
     """
     if not folder.is_dir():
         raise FolderError(f"{folder} is no folder")
-    series: defaultdict[tuple[str, str], list[Path]] = defaultdict(list)
+    series: defaultdict[tuple[str, str], list[tuple[int, Path]]] = defaultdict(list)
     others = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         try:
-            header = pydicom.dcmread(
-                path, stop_before_pixels=True, specific_tags=["StudyInstanceUID", "SeriesInstanceUID"]
-            )
+            wanted = ["StudyInstanceUID", "SeriesInstanceUID", "InstanceNumber"]
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=wanted)
             key = (str(header.get("StudyInstanceUID", "")), str(header.get("SeriesInstanceUID", "")))
         except Exception:  # noqa: BLE001  # parsers raise what they like on bytes that are no DICOM; the file is listed
             others.append(path)
             continue
-        series[key].append(path)
+        series[key].append((_instance_number(header), path))
     if not series:
         raise FolderError(f"{folder}: no DICOM file in it ({len(others)} other files)")
-    return dict(series), others
+    return {key: [path for _, path in sorted(found)] for key, found in series.items()}, others
+
+
+def _instance_number(header: Dataset) -> int:
+    try:
+        return int(header.InstanceNumber)
+    except (AttributeError, TypeError, ValueError):  # missing, empty, or not a number: any place will do
+        return 0
 
 
 def prepare(out: Path) -> None:

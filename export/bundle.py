@@ -39,7 +39,7 @@ def write(
 
     Parameters
     ----------
-    golden_hu : ``(N, H, W)`` slices for parity and for the node's self-test; with blood and without
+    golden_hu : ``(N, K, H, W)`` slices between their neighbours, for parity and self-test; with blood and without
     minimum_ml : operating point, the smallest volume of a class that counts as a finding
 
     Returns

@@ -25,7 +25,7 @@ class ExportError(ScansideError):
 def to_onnx(graph: HeadCT) -> onnx.ModelProto:
     """Trace the network with its pre- and post-processing.
 
-    Input ``hu`` int32 ``(N, H, W)``; outputs ``labels`` uint8 ``(N, H, W)``, ``voxels`` and ``evidence`` float32
+    Input ``hu`` int32 ``(N, K, H, W)``; outputs ``labels`` uint8 ``(N, H, W)``, ``voxels`` and ``evidence`` float32
     ``(N, classes)``.
 
     Raises
@@ -41,12 +41,12 @@ def to_onnx(graph: HeadCT) -> onnx.ModelProto:
         )  # of the tracing exporter, which is the one that writes opset 17
         torch.onnx.export(
             graph.eval(),
-            (torch.zeros(2, 2 * graph.grid, 2 * graph.grid, dtype=torch.int32),),
+            (torch.zeros(2, graph.shown, 2 * graph.grid, 2 * graph.grid, dtype=torch.int32),),
             buffer,
             input_names=["hu"],
             output_names=["labels", "voxels", "evidence"],
             dynamic_axes={
-                "hu": {0: "N", 1: "H", 2: "W"},
+                "hu": {0: "N", 2: "H", 3: "W"},
                 "labels": {0: "N", 1: "H", 2: "W"},
                 "voxels": {0: "N"},
                 "evidence": {0: "N"},

@@ -16,34 +16,42 @@ class HeadCT(nn.Module):
 
     Parameters
     ----------
-    network : ``(N, C, G, G)`` in [0, 1] -> logits ``(N, classes, G, G)``, or ``(N, 1, G, G)`` where its
+    network : ``(N, K * C, G, G)`` in [0, 1] -> logits ``(N, classes, G, G)``, or ``(N, 1, G, G)`` where its
         ``config.classes`` is 1: blood alone, of two classes
-    windows_hu : (lower, upper) Hounsfield units of each input channel; a window's ends map to 0 and 1
+    windows_hu : (lower, upper) Hounsfield units of each of the C windows of a slice; their ends map to 0 and 1
     grid : G, edge in pixels of the network's own grid
     classes : how many classes the logits have, background included
+    neighbours : slices on either side that the network sees beside the one it segments
 
     """
 
     def __init__(
-        self, network: nn.Module, windows_hu: tuple[tuple[float, float], ...], grid: int, classes: int
+        self,
+        network: nn.Module,
+        windows_hu: tuple[tuple[float, float], ...],
+        grid: int,
+        classes: int,
+        neighbours: int = 0,
     ) -> None:
         super().__init__()
         self.network = network
         self.grid = grid
+        self.shown = 2 * neighbours + 1  # slices, K below
         self.lone = network.config.classes == 1
-        lower = torch.tensor([w[0] for w in windows_hu], dtype=torch.float32)[None, :, None, None]
-        upper = torch.tensor([w[1] for w in windows_hu], dtype=torch.float32)[None, :, None, None]
+        lower = torch.tensor([w[0] for w in windows_hu], dtype=torch.float32)[:, None, None]
+        upper = torch.tensor([w[1] for w in windows_hu], dtype=torch.float32)[:, None, None]
         self.register_buffer("lower", lower)
         self.register_buffer("width", upper - lower)
         self.register_buffer("index", torch.arange(classes)[None, :, None, None], persistent=False)
 
     def prepare(self, hu: Tensor) -> Tensor:
-        """HU ``(N, H, W)`` of any number type -> network input ``(N, C, G, G)`` float32 in [0, 1].
+        """HU ``(N, K, H, W)`` of any number type -> network input ``(N, K * C, G, G)`` float32 in [0, 1].
 
+        K slices in the order of the stack, the one to segment in the middle; each gives one channel per window.
         Windowed before it is resized: bone would otherwise smear into the brain beside it.
         """
-        x = hu.to(torch.float32)[:, None]  # (N, 1, H, W)
-        x = ((x - self.lower) / self.width).clamp(0, 1)  # (N, C, H, W)
+        x = hu.to(torch.float32)[:, :, None]  # (N, K, 1, H, W)
+        x = ((x - self.lower) / self.width).clamp(0, 1).flatten(1, 2)  # (N, K * C, H, W)
         return functional.interpolate(x, size=(self.grid, self.grid), mode="bilinear", align_corners=False)
 
     def complete(self, logits: Tensor) -> Tensor:
@@ -51,7 +59,7 @@ class HeadCT(nn.Module):
         return torch.cat([torch.zeros_like(logits), logits], dim=1) if self.lone else logits
 
     def forward(self, hu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """HU ``(N, H, W)`` int32 -> what the service needs, and no more bytes than that.
+        """HU ``(N, K, H, W)`` int32 -> what the service needs, and no more bytes than that.
 
         Returns
         -------
@@ -62,7 +70,7 @@ class HeadCT(nn.Module):
         """
         logits = self.complete(self.network(self.prepare(hu)))
         evidence = torch.softmax(logits, dim=1).amax(dim=(2, 3))
-        full = functional.interpolate(logits, size=hu.shape[1:], mode="bilinear", align_corners=False)
+        full = functional.interpolate(logits, size=hu.shape[2:], mode="bilinear", align_corners=False)
         labels = full.argmax(dim=1)  # (N, H, W) int64
         voxels = (labels[:, None] == self.index).to(torch.float32).sum(dim=(2, 3))
         return labels.to(torch.float32).to(torch.uint8), voxels, evidence

@@ -5,7 +5,7 @@
     BUNDLE/
       manifest.json    name, version, classes, input contract, operating point, SHA-256 of every other file
       model.onnx       HU in, labels, voxel counts and evidence out (fp32)
-      golden.npz       slices and the answers that PyTorch gave on them: parity, and the self-test at every start
+      golden.npz       slices, and the answers that PyTorch gave on them: parity, and the self-test at every start
       parity.json      how far the graph is from PyTorch
       scores.json      what it scores on data it never saw
       MODEL_CARD.md    the same for people
@@ -40,11 +40,11 @@ class Bundle:
     ----------
     folder : where it lies
     digest : SHA-256 of all that decides what it computes: graphs, golden slices, classes, operating point, names; not
-        of
         the scores and the card, which are about it
     name, version, training_data : who it is and what it has seen
     intended_use : what it is for, and what it is not
     classes : class names by index; 0 is background
+    neighbours : slices on either side of a slice that the network sees beside it
     precisions : file name of the graph of each precision
     minimum_volume_ml : per class, the volume under which nothing is reported as a finding
 
@@ -57,6 +57,7 @@ class Bundle:
     intended_use: str
     training_data: str
     classes: tuple[str, ...]
+    neighbours: int
     precisions: Mapping[str, str]
     minimum_volume_ml: Mapping[str, float]
 
@@ -68,7 +69,7 @@ class Bundle:
             raise BundleError(f"{self.folder}: no {precision} graph, only {', '.join(self.precisions)}") from None
 
     def golden(self) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
-        """Golden slices ``(N, H, W)`` HU and the labels PyTorch gave them."""
+        """Golden slices ``(N, 2 * neighbours + 1, H, W)`` HU and the labels PyTorch gave them."""
         with np.load(self.folder / "golden.npz", allow_pickle=False) as arrays:
             return arrays["hu"], arrays["labels"]
 
@@ -111,6 +112,7 @@ def open_bundle(folder: Path | None = None) -> Bundle:
         intended_use=manifest["intended_use"],
         training_data=manifest["training_data"],
         classes=tuple(manifest["classes"]),
+        neighbours=manifest["input"]["neighbours"],
         precisions=manifest["precisions"],
         minimum_volume_ml=manifest["minimum_volume_ml"],
     )
@@ -122,6 +124,7 @@ _KEYS = {
     "intended_use": str,
     "training_data": str,
     "classes": list,
+    "input": dict,
     "precisions": dict,
     "minimum_volume_ml": dict,
     "files": dict,
@@ -141,6 +144,9 @@ def _manifest(path: Path) -> dict[str, Any]:
     for key, kind in _KEYS.items():
         if not isinstance(manifest.get(key), kind):
             raise BundleError(f"{path}: {key!r} is missing or no {kind.__name__}: export the bundle again")
+    neighbours = manifest["input"].get("neighbours")
+    if not isinstance(neighbours, int) or neighbours < 0:
+        raise BundleError(f"{path}: input.neighbours is {neighbours!r}, not a count: export the bundle again")
     without = [name for name in manifest["classes"][1:] if name not in manifest["minimum_volume_ml"]]
     if without:
         raise BundleError(f"{path}: no minimum_volume_ml for {', '.join(without)}: export the bundle again")

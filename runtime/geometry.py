@@ -76,6 +76,23 @@ def stack(planes: Mapping[str, Plane]) -> SliceStack:
     )
 
 
+def surroundings(count: int, neighbours: int) -> NDArray[np.int64]:
+    """Places of each slice of a stack between its neighbours: what a network sees when it segments that slice.
+
+    Parameters
+    ----------
+    count : slices in the stack
+    neighbours : how many on either side
+
+    Returns
+    -------
+    ``(count, 2 * neighbours + 1)``; beyond an end of the stack, its last slice again
+
+    """
+    offsets = np.arange(-neighbours, neighbours + 1)
+    return np.clip(np.arange(count)[:, None] + offsets, 0, count - 1)
+
+
 def _nominal_thickness(planes: list[Plane], position: NDArray[np.float64]) -> NDArray[np.float64]:
     """SliceThickness of each plane, ``(N,)`` mm; where it is missing, the median step."""
     given = [plane.thickness_mm for plane in planes]

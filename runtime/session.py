@@ -25,7 +25,13 @@ class Session(Protocol):
     identity: ModelIdentity
 
     def infer(self, hu: NDArray[np.int16] | NDArray[np.int32]) -> list[SliceLabels]:
-        """Labels of a batch of slices ``(N, H, W)``; raises InferenceError when the engine's answer is not valid."""
+        """Labels of N slices from HU ``(N, K, H, W)``: each slice in the middle of its K - 1 neighbours.
+
+        Raises
+        ------
+        InferenceError : the engine fails, or its answer is not valid
+
+        """
 
     def close(self) -> None:
         """Give back what the engine holds."""

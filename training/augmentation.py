@@ -22,27 +22,31 @@ def augment(
 
     Parameters
     ----------
-    hu, labels : ``(N, H, W)``
+    hu : ``(N, K, H, W)``, each slice between its neighbours
+    labels : ``(N, H, W)``, of the slice in the middle
 
     Returns
     -------
-    HU ``(N, H, W)`` float32 and labels ``(N, H, W)`` uint8
+    HU ``(N, K, H, W)`` float32 and labels ``(N, H, W)`` uint8
 
     """
     count = len(hu)
     turn = np.radians(rng.uniform(-how.turn_deg, how.turn_deg, count))
     zoom = rng.uniform(1 - how.zoom, 1 + how.zoom, count)
-    side = rng.choice((-1.0, 1.0), count) if how.flip else np.ones(count)
-    affine = np.zeros((count, 2, 3), np.float32)
-    affine[:, 0, 0], affine[:, 0, 1] = side * np.cos(turn) / zoom, -np.sin(turn) / zoom
-    affine[:, 1, 0], affine[:, 1, 1] = side * np.sin(turn) / zoom, np.cos(turn) / zoom
-    affine[:, :, 2] = rng.uniform(-2 * how.shift, 2 * how.shift, (count, 2))  # the grid's edge is 2 long
-    field = functional.affine_grid(torch.from_numpy(affine), [count, 1, *hu.shape[1:]], align_corners=False)
+    flip = rng.choice((-1.0, 1.0), count) if how.flip else np.ones(count)
+    across = np.stack([flip * np.cos(turn), flip * np.sin(turn)], -1) / zoom[:, None]  # where a step along a row goes
+    down = np.stack([-np.sin(turn), np.cos(turn)], -1) / zoom[:, None]
+    shift = rng.uniform(-2 * how.shift, 2 * how.shift, (count, 2))  # the grid's edge is 2 long
+    rows, columns = ((2 * np.arange(side) + 1) / side - 1 for side in labels.shape[1:])
+    # as functional.affine_grid, in a tenth of the time
+    along_row = torch.from_numpy((columns[:, None] * across[:, None] + shift[:, None]).astype(np.float32))  # (N, W, 2)
+    along_column = torch.from_numpy((rows[:, None] * down[:, None]).astype(np.float32))  # (N, H, 2)
+    field = along_row[:, None] + along_column[:, :, None]
 
     def warp(images: NDArray[np.int16 | np.uint8], mode: str) -> Tensor:
-        x = torch.from_numpy(images).to(torch.float32)[:, None]
-        return functional.grid_sample(x, field, mode, padding_mode="border", align_corners=False)[:, 0]
+        x = torch.from_numpy(images).to(torch.float32)
+        return functional.grid_sample(x, field, mode, padding_mode="border", align_corners=False)
 
-    offset = torch.from_numpy(rng.uniform(-how.offset_hu, how.offset_hu, (count, 1, 1)).astype(np.float32))
-    gain = torch.from_numpy(rng.uniform(1 - how.gain, 1 + how.gain, (count, 1, 1)).astype(np.float32))
-    return warp(hu, "bilinear") * gain + offset, warp(labels, "nearest").to(torch.uint8)
+    offset = torch.from_numpy(rng.uniform(-how.offset_hu, how.offset_hu, (count, 1, 1, 1)).astype(np.float32))
+    gain = torch.from_numpy(rng.uniform(1 - how.gain, 1 + how.gain, (count, 1, 1, 1)).astype(np.float32))
+    return warp(hu, "bilinear").mul_(gain).add_(offset), warp(labels[:, None], "nearest")[:, 0].to(torch.uint8)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from runtime.geometry import surroundings
+from training.recipe import RecipeError
 from training.slices import MATRIX, Slices
 from training.sources.split import by_fractions, check_no_leak, into_folds, survey, take
 
@@ -78,31 +80,55 @@ def divide(listed: tuple[Entry, ...], split: Split) -> dict[str, tuple[Entry, ..
     return sides
 
 
+def side(recipe: Recipe, root: Path, name: str, classes: tuple[str, ...]) -> tuple[Entry, ...]:
+    """Cases of one side of a recipe's split, or ``"all"`` of them, for a bundle of the given classes.
+
+    Raises
+    ------
+    RecipeError : a side that the split does not have, other classes than the bundle's, or phantoms
+
+    """
+    if recipe.classes != classes:
+        raise RecipeError(f"{recipe.name} has the classes {', '.join(recipe.classes)}; the bundle {', '.join(classes)}")
+    if recipe.data.kind == "phantoms" or recipe.split is None:
+        raise RecipeError(f"{recipe.name} learns from phantoms: it reads no data set")
+    listed = entries(recipe.data, recipe.classes, root)
+    sides = {**divide(listed, recipe.split), "all": listed}
+    if name not in sides:
+        raise RecipeError(f"{recipe.name} has no {name} side: choose from {', '.join(sides)}")
+    return sides[name]
+
+
 def collect(
     listed: tuple[Entry, ...], recipe: Recipe, folder: Path, side: str, on_case: Callable[[int, int], None]
 ) -> Slices:
     """Read cases into arrays under `folder`, or open those that an earlier run of the same recipe and cases made."""
     what = json.dumps([recipe.data.model_dump(mode="json"), recipe.classes, [entry.name for entry in listed]])
     identity = hashlib.sha256(what.encode()).hexdigest()[:12]
-    hu_path, labels_path = (folder / f"{side}-{kind}-{identity}.npy" for kind in ("hu", "labels"))
+    hu_path, labels_path, cases_path = (folder / f"{side}-{kind}-{identity}.npy" for kind in ("hu", "labels", "cases"))
     if not labels_path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         shows_hu = getattr(recipe.data, "shows_hu", None)
         raw = [path.with_suffix(".partial") for path in (hu_path, labels_path)]
-        count = 0
+        counts = []
         with raw[0].open("wb") as hu_file, raw[1].open("wb") as labels_file:
             for number, entry in enumerate(listed, start=1):
                 case = entry.load()
                 hu_file.write(_resized(to_hu(case, shows_hu), Image.Resampling.BILINEAR).tobytes())
                 labels_file.write(_resized(case.labels, Image.Resampling.NEAREST).tobytes())
-                count += len(case.images)
+                counts.append(len(case.images))
                 on_case(number, len(listed))
+        np.save(cases_path, counts)
         for path, partial, dtype in zip((hu_path, labels_path), raw, (np.int16, np.uint8), strict=True):
-            values = np.memmap(partial, dtype, "r", shape=(count, MATRIX, MATRIX))
+            values = np.memmap(partial, dtype, "r", shape=(sum(counts), MATRIX, MATRIX))
             np.save(path.with_suffix(".saving.npy"), values)
             path.with_suffix(".saving.npy").rename(path)  # labels last: an interrupted run starts again
             partial.unlink()
-    return Slices(np.load(hu_path, mmap_mode="r"), np.load(labels_path, mmap_mode="r"), len(recipe.classes))
+    hu, labels = np.load(hu_path, mmap_mode="r"), np.load(labels_path, mmap_mode="r")
+    counts = np.load(cases_path)
+    first = np.cumsum(counts) - counts
+    stacks = [at + surroundings(count, recipe.input.neighbours) for at, count in zip(first, counts, strict=True)]
+    return Slices(hu, labels, np.concatenate(stacks), len(recipe.classes))
 
 
 def to_hu(case: Case, shows_hu: tuple[float, float] | None) -> NDArray[np.int16]:

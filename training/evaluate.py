@@ -1,166 +1,348 @@
-"""What a bundle scores on phantoms it never saw, through the very runtime that serves it."""
+"""What a bundle scores on cases with a known truth, through the very runtime that serves it.
+
+Every case is segmented slice by slice, measured by its own geometry and compared with its truth; the summary has the
+metrics of docs/metrics.md with intervals over patients, and every case's own row stands beside it.
+"""
 
 from __future__ import annotations
 
-import multiprocessing
+import csv
+import json
+import time
+from dataclasses import dataclass
+from functools import partial, reduce
+from operator import add
 from typing import TYPE_CHECKING, Any
 
+import cc3d
 import numpy as np
 
 from runtime import geometry
-from runtime.bundle import Bundle, open_bundle
-from runtime.report import compose
-from runtime.session import open_session
-from training.heads import LARGEST_ML, SMALLEST_ML, draw_lesions
-from training.lesions import CLASSES, Lesion, PhantomError
-from training.phantom import Phantom, Scan, make
+from training import card, metrics
+from training.coniglobus import measure_abc
+from training.detection import (
+    Match,
+    Reliability,
+    bin_probabilities,
+    count_false_parts,
+    false_positive_rate,
+    match_lesions,
+    stratify,
+)
+from training.figures import draw_bland_altman, draw_overlay, draw_reliability, draw_violins
+from training.metrics import Counts, count_classes
+from training.statistics import Interval, bland_altman, bootstrap, by_patient, icc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from runtime.bundle import Bundle
     from runtime.session import Session
-    from runtime.types import Report, SliceLabels
+    from training.sources.case import Case
 
-FIRST_SEED = 900_000_000  # far from any training seed
-THICKNESSES = ((5.0,), (4.0,), (2.5,), (1.25,), (4.0, 7.0))
+SIZES_ML = (0.0, 1.0, 5.0, 15.0, 30.0, float("inf"))
+LEAST_PART_ML = 0.1  # of a false part, and of a part that somebody would measure by ABC/2
+TOLERANCE, TOLERANCE_ML = 0.1, 1.5  # a volume is right within the larger of the two
+LARGE_ML = 5.0
+OVERLAYS = 12
+SEED, RESAMPLES = 0, 1000  # of the bootstrap
+METRICS = {"dice": metrics.dice, "iou": metrics.iou, "precision": metrics.precision, "recall": metrics.recall}
 
 
-def evaluate(folder: Path, *, heads: int, bleed_free: int, on_head: Callable[[int, int], None]) -> dict[str, Any]:
-    """Score a bundle on `heads` phantoms with blood and `bleed_free` without.
+@dataclass(frozen=True, slots=True, eq=False)
+class Scored:
+    """One case, as the bundle sees it. Arrays by class, the background included.
 
-    Every protocol in turn: 1.25 to 7 mm, one with a step change, half of them tilted up to 20 degrees.
-
-    Returns
-    -------
-    JSON-ready scores: per class Dice, volume errors, sensitivity, false findings; specificity on heads without blood
+    Attributes
+    ----------
+    name, patient : of the case; the patient is never written anywhere
+    slices : how many it has
+    counts : voxels, over the whole case
+    truth_ml, measured_ml : volumes; NaN where the case has no spacing
+    abc_ml : ABC/2 of the truth's parts, what a reader with a perfect eye and a ruler would say
+    hausdorff_95_mm : NaN where either mask is empty, or the case has no spacing
+    lesions : by class, the true lesions
+    false_parts : connected parts of at least 0.1 ml that touch no blood of any class
+    reliability : of each slice's highest probability of each class of blood: does the slice show it?
+    slice_ms : median time of an inference, batch 1
+    shown : HU, truth and answer of the slice with the most blood, and the distances of its rows and columns
 
     """
-    bundle = open_bundle(folder)
-    session = open_session(bundle)
-    scores = _Scores(bundle)
-    jobs = [(FIRST_SEED + i, i < heads, i) for i in range(heads + bleed_free)]
-    with multiprocessing.get_context("spawn").Pool(1) as pool:  # the engine takes the other core
-        for done, phantom in enumerate(pool.imap(_phantom, jobs), start=1):
-            report, labels = analyse(phantom, bundle, session)
-            scores.add(phantom, report, labels)
-            on_head(done, len(jobs))
-    return scores.summary(session)
+
+    name: str
+    patient: str
+    slices: int
+    counts: Counts
+    truth_ml: NDArray[np.float64]
+    measured_ml: NDArray[np.float64]
+    abc_ml: NDArray[np.float64]
+    hausdorff_95_mm: NDArray[np.float64]
+    lesions: tuple[tuple[Match, ...], ...]
+    false_parts: NDArray[np.int64]
+    reliability: Reliability
+    slice_ms: float
+    shown: tuple[NDArray[np.int16], NDArray[np.uint8], NDArray[np.uint8], tuple[float, float]]
+
+    @property
+    def dice(self) -> NDArray[np.float64]:
+        return metrics.dice(self.counts)
+
+    def shows(self, c: int) -> bool:
+        """Whether the truth has any of a class."""
+        return bool(self.counts.true_positive[c] + self.counts.false_negative[c])
 
 
-def analyse(phantom: Phantom, bundle: Bundle, session: Session) -> tuple[Report, dict[str, SliceLabels]]:
-    """Infer a phantom's slices, measure and report, as the node does."""
-    labels = {one.key: session.infer(one.hu[None])[0] for one in phantom.slices}
-    stack = geometry.stack({one.key: one.plane for one in phantom.slices})
-    return compose(stack, labels, bundle, session.identity, ()), labels
+def score(case: Case, hu: NDArray[np.int16], bundle: Bundle, session: Session) -> Scored:
+    """Segment a case and compare it with its truth.
+
+    Parameters
+    ----------
+    hu : ``(N, H, W)``, the case's images in Hounsfield units
+
+    """
+    answers, slice_ms = [], []
+    for at in geometry.surroundings(len(hu), bundle.neighbours):
+        started = time.perf_counter()
+        answers += session.infer(hu[None, at])
+        slice_ms.append(1000 * (time.perf_counter() - started))
+    predicted, truth = np.stack([one.labels for one in answers]), case.labels
+    classes = range(len(bundle.classes))
+    counts = reduce(add, (count_classes(p, t, len(classes)) for p, t in zip(predicted, truth, strict=True)))
+    evidence = np.stack([one.evidence[1:] for one in answers])
+    shows = np.stack([(truth == c).any(axis=(1, 2)) for c in classes[1:]], axis=1)
+    voxel_ml = case.voxel_ml
+    unknown = np.full(len(classes), np.nan)
+    truth_ml, measured_ml, abc_ml, far_mm = (unknown.copy() for _ in range(4))
+    lesions: list[tuple[Match, ...]] = [()] * len(classes)
+    false_parts = np.zeros(len(classes), np.int64)
+    if voxel_ml is not None and case.spacing_mm is not None:
+        thickness_mm = np.full(len(hu), case.spacing_mm[0]) if case.thickness_mm is None else case.thickness_mm
+        for c in classes[1:]:
+            there, said = truth == c, predicted == c
+            truth_ml[c], measured_ml[c] = (voxel_ml @ mask.sum(axis=(1, 2)) for mask in (there, said))
+            far_mm[c] = metrics.hausdorff_95_mm(said, there, case.spacing_mm)
+            lesions[c] = match_lesions(said, there, voxel_ml)
+            false_parts[c] = count_false_parts(said, truth > 0, voxel_ml, least_ml=LEAST_PART_ML)
+            abc_ml[c] = _abc_ml(there, case.spacing_mm[1:], thickness_mm, voxel_ml)
+    most = int(((truth > 0).sum(axis=(1, 2)) + (predicted > 0).sum(axis=(1, 2))).argmax())
+    spacing = case.spacing_mm[1:] if case.spacing_mm else (1.0, 1.0)
+    return Scored(
+        name=case.name,
+        patient=case.patient,
+        slices=len(hu),
+        counts=counts,
+        truth_ml=truth_ml,
+        measured_ml=measured_ml,
+        abc_ml=abc_ml,
+        hausdorff_95_mm=far_mm,
+        lesions=tuple(lesions),
+        false_parts=false_parts,
+        reliability=bin_probabilities(evidence.clip(0, 1), shows),
+        slice_ms=float(np.median(slice_ms)),
+        shown=(hu[most].copy(), truth[most].copy(), predicted[most], spacing),
+    )
 
 
-def _phantom(job: tuple[int, bool, int]) -> Phantom:
-    seed, bleeds, index = job
-    rng = np.random.default_rng(seed)
-    scan = Scan(THICKNESSES[index % len(THICKNESSES)], tilt_deg=float(rng.uniform(-20, 20)) if index % 2 else 0.0)
-    for attempt in range(1000):
-        try:
-            return make(draw_lesions(rng, 0.0) if bleeds else (), scan, seed=seed + 1_000_000 * attempt)
-        except PhantomError:
-            continue  # more blood than that head has room for
-    raise PhantomError(f"no phantom for seed {seed}")
+def _abc_ml(
+    mask: NDArray[np.bool_],
+    spacing_mm: tuple[float, float],
+    thickness_mm: NDArray[np.float64],
+    voxel_ml: NDArray[np.float64],
+) -> float:
+    """ABC/2 of each connected part, summed."""
+    if not mask.any():
+        return 0.0
+    parts = cc3d.connected_components(mask.view(np.uint8), connectivity=26)
+    volumes_ml = [float(voxel_ml @ (parts == part).sum(axis=(1, 2))) for part in range(1, int(parts.max()) + 1)]
+    worth = [part for part, ml in enumerate(volumes_ml, start=1) if ml >= LEAST_PART_ML]
+    return sum(measure_abc(parts == part, spacing_mm, thickness_mm).volume_ml for part in worth)
 
 
-def golden_slices() -> NDArray[np.int16]:
-    """Slices ``(N, 512, 512)`` for parity and self-tests: blood and none, thick and thin, tilted and straight."""
-    bleeding = make(tuple(Lesion(name, 12.0) for name in CLASSES[1:]), Scan((5.0,), tilt_deg=12.0), seed=FIRST_SEED - 1)
-    clean = make((), Scan((1.25,)), seed=FIRST_SEED - 2)
-    shown = [int((bleeding.labels == c).sum(axis=(1, 2)).argmax()) for c in range(1, len(CLASSES))]
-    chosen = sorted(set(shown))[:2]
-    return np.stack([*(bleeding.slices[i].hu for i in chosen), clean.slices[len(clean.slices) // 2].hu])
+def summarise(scored: Sequence[Scored], bundle: Bundle, session: Session, data: str) -> dict[str, Any]:
+    """Scores of all cases, JSON-ready: NaN is None.
 
+    Parameters
+    ----------
+    data : what the cases are and what they say nothing about, in a sentence
 
-def card(folder: Path, scores: dict[str, Any]) -> str:
-    """The model card: what the bundle is, what it has seen, what it scores, what it must not be used for."""
-    bundle = open_bundle(folder)
-    rows = []
-    for name, one in scores["classes"].items():
-        if one["phantoms"]:
-            mean, worst = one["mean_absolute_volume_error_ml"], one["worst_volume_error_ml"]
-            within, found = one["within_10_percent_or_1.5_ml"], one["sensitivity"]
-            row = (f"{one['dice']:.3f}", f"{mean:.2f}", f"{worst:+.2f}", f"{within:.0%}", f"{found:.0%}")
-            rows.append(f"| {name} | {one['phantoms']} | {' | '.join(row)} | {one['false_findings']} |")
-    clean = scores["bleed_free"]
-    return f"""# {bundle.name} {bundle.version}
-
-**Research use only; not a medical device.** Training data: {bundle.training_data}.
-What it finds in a human head is not validated by anything and must not guide anybody's care.
-
-Scores on {sum(one["phantoms"] for one in scores["classes"].values())} lesions in phantoms it never saw, 1.25 to 7 mm
-slices, half of them tilted, through {scores["engine"]}:
-
-| class | phantoms | Dice | mean abs. error, ml | worst, ml | within 10 % or 1.5 ml | found | false findings |
-|---|---|---|---|---|---|---|---|
-{chr(10).join(rows)}
-
-Heads without blood: {clean["without_findings"]} of {clean["phantoms"]} without a finding (specificity
-{clean["specificity"]:.1%}); the largest false volume was {clean["largest_false_volume_ml"]:.2f} ml.
-A class of less than {max(bundle.minimum_volume_ml.values()):g} ml is mentioned in the report and is no finding.
-"""
-
-
-class _Scores:
-    def __init__(self, bundle: Bundle) -> None:
-        self.bundle = bundle
-        self.both = np.zeros(len(CLASSES))
-        self.total = np.zeros(len(CLASSES))
-        self.volumes: dict[str, list[tuple[float, float]]] = {name: [] for name in CLASSES[1:]}  # (truth, measured) ml
-        self.false_ml: dict[str, list[float]] = {name: [] for name in CLASSES[1:]}
-        self.clean: list[tuple[int, float]] = []  # per bleed-free head: findings, ml of anything seen
-
-    def add(self, phantom: Phantom, report: Report, labels: dict[str, SliceLabels]) -> None:
-        seen = {**dict(report.below_threshold), **{f.name: f.volume_ml for f in report.findings}}
-        if not phantom.truth_ml:
-            self.clean.append((len(report.findings), sum(seen.values())))
-        for one, truth in zip(phantom.slices, phantom.labels, strict=True):
-            predicted = labels[one.key].labels
-            self.total += np.bincount(predicted.ravel(), minlength=len(CLASSES)) + np.bincount(
-                truth.ravel(), minlength=len(CLASSES)
-            )
-            self.both += np.bincount(truth[predicted == truth], minlength=len(CLASSES))
-        for name in CLASSES[1:]:
-            if name in phantom.truth_ml:
-                self.volumes[name].append((phantom.truth_ml[name], seen.get(name, 0.0)))
-            elif seen.get(name):
-                self.false_ml[name].append(seen[name])
-
-    def summary(self, session: Session) -> dict[str, Any]:
-        classes = {}
-        for index, name in enumerate(CLASSES[1:], start=1):
-            pairs = np.array(self.volumes[name] or np.zeros((0, 2)))
-            error = pairs[:, 1] - pairs[:, 0]
-            within = np.abs(error) <= np.maximum(0.1 * pairs[:, 0], 1.5)
-            minimum = self.bundle.minimum_volume_ml[name]
-            classes[name] = {
-                "phantoms": len(pairs),
-                "dice": round(float(2 * self.both[index] / self.total[index]), 4) if self.total[index] else None,
-                "mean_absolute_volume_error_ml": round(float(np.abs(error).mean()), 3) if len(pairs) else None,
-                "mean_volume_error_ml": round(float(error.mean()), 3) if len(pairs) else None,
-                "worst_volume_error_ml": round(float(error[np.abs(error).argmax()]), 3) if len(pairs) else None,
-                "within_10_percent_or_1.5_ml": round(float(within.mean()), 4) if len(pairs) else None,
-                "sensitivity": round(float((pairs[:, 1] >= minimum).mean()), 4) if len(pairs) else None,
-                "false_findings": sum(ml >= minimum for ml in self.false_ml[name]),
-                "largest_false_volume_ml": round(max(self.false_ml[name], default=0.0), 3),
-            }
-        quiet = sum(findings == 0 for findings, _ in self.clean)
-        return {
-            "data": "synthetic phantoms, seeds not used in training; says nothing about human heads",
+    """
+    counts = [one.counts for one in scored]
+    patients = by_patient(scored, [one.patient for one in scored])
+    clean = [one for one in scored if not _bleeds(one)]
+    said = [_findings(one, bundle) for one in clean]
+    macro = {
+        name: {
+            "global_macro": metrics.global_macro(counts, metric),
+            "case_average": metrics.batch_average(counts, metric, batch=1),
+        }
+        for name, metric in METRICS.items()
+    }
+    rate = false_positive_rate([int(one.false_parts.sum()) for one in clean]) if clean else None
+    reliability = reduce(add, (one.reliability for one in scored))
+    return _plain(
+        {
+            "data": data,
+            "bundle": {"name": bundle.name, "version": bundle.version, "digest": bundle.digest},
             "engine": session.identity.backend,
-            "lesions_ml": {name: [SMALLEST_ML, LARGEST_ML[name]] for name in CLASSES[1:]},
-            "minimum_volume_ml": dict(self.bundle.minimum_volume_ml),
-            "classes": classes,
+            "cases": len(scored),
+            "patients": len(patients),
+            "slices": sum(one.slices for one in scored),
+            "slice_ms": float(np.median([one.slice_ms for one in scored])),
+            "minimum_volume_ml": dict(bundle.minimum_volume_ml),
+            "classes": {name: _of_class(c, scored, patients, bundle) for c, name in enumerate(bundle.classes) if c},
+            "over_classes": macro,
             "bleed_free": {
-                "phantoms": len(self.clean),
-                "without_findings": quiet,
-                "specificity": round(quiet / len(self.clean), 4) if self.clean else None,
-                "largest_false_volume_ml": round(max((ml for _, ml in self.clean), default=0.0), 3),
+                "cases": len(clean),
+                "without_findings": sum(not one for one in said),
+                "specificity": float(np.mean([not one for one in said])) if clean else None,
+                "false_parts_per_case": rate and _interval(rate),
+                "least_part_ml": LEAST_PART_ML,
+                "largest_false_volume_ml": max((float(np.nansum(one.measured_ml)) for one in clean), default=None),
+            },
+            "calibration": {
+                "of": "each slice's highest probability of each class, against whether the slice shows the class",
+                "expected_error": reliability.expected_error,
+                "edges": reliability.edges,
+                "confidence": reliability.confidence,
+                "frequency": reliability.frequency,
+                "count": reliability.count,
             },
         }
+    )
+
+
+def _of_class(c: int, scored: Sequence[Scored], patients: Sequence[Sequence[Scored]], bundle: Bundle) -> dict[str, Any]:
+    shown = [one for one in scored if one.shows(c)]
+    minimum_ml = bundle.minimum_volume_ml[bundle.classes[c]]
+    pooled = metrics.total([one.counts for one in scored])
+    far_mm = np.array([one.hausdorff_95_mm[c] for one in shown])
+    false_ml = [float(one.measured_ml[c]) for one in scored if not one.shows(c)]
+    return {
+        "cases": len(shown),
+        **{name: float(metric(pooled)[c]) for name, metric in METRICS.items()},
+        "dice_of_cases": _over_patients(patients, partial(_mean_dice, c)),
+        "hausdorff_95_mm": float(np.nanmean(far_mm)) if (~np.isnan(far_mm)).any() else None,
+        "without_distance": int(np.isnan(far_mm).sum()),
+        **_of_volumes(c, shown, minimum_ml),
+        "false_findings": sum(ml >= minimum_ml for ml in false_ml),
+        "largest_false_volume_ml": max(false_ml, default=None),
+    }
+
+
+def _of_volumes(c: int, shown: Sequence[Scored], minimum_ml: float) -> dict[str, Any]:
+    """What needs millilitres, of the cases that have them."""
+    measurable = [one for one in shown if not np.isnan(one.truth_ml[c])]
+    if not measurable:
+        return {}
+    truth, measured, abc = (
+        np.array([getattr(one, name)[c] for one in measurable]) for name in ("truth_ml", "measured_ml", "abc_ml")
+    )
+    error = measured - truth
+    within, large = np.abs(error) <= np.maximum(TOLERANCE * truth, TOLERANCE_ML), truth > LARGE_ML
+    enough = len(measurable) > 2  # for a correlation
+    return {
+        "volume_error_ml": {
+            "mean": float(error.mean()),
+            "mean_absolute": float(np.abs(error).mean()),
+            "worst": float(error[np.abs(error).argmax()]),
+        },
+        "volume_icc": _interval(icc(np.stack([measured, truth], 1)).agreement) if enough else None,
+        "abc_icc": _interval(icc(np.stack([abc, truth], 1)).agreement) if enough else None,
+        "within_10_percent_or_1.5_ml": float(within.mean()),
+        "over_5_ml": {"cases": int(large.sum()), "within_10_percent_or_1.5_ml": int(within[large].sum())},
+        "sensitivity": float((measured >= minimum_ml).mean()),
+        "lesions_by_size": [
+            {"from_ml": stratum.low_ml, "to_ml": stratum.high_ml, "lesions": stratum.lesions, "found": stratum.found}
+            for stratum in stratify((match for one in measurable for match in one.lesions[c]), SIZES_ML)
+        ],
+    }
+
+
+def _mean_dice(c: int, patients: Sequence[Sequence[Scored]]) -> float:
+    values = [one.dice[c] for cases in patients for one in cases if one.shows(c)]
+    return float(np.mean(values)) if values else float("nan")
+
+
+def _over_patients(
+    patients: Sequence[Sequence[Scored]], statistic: Callable[[Sequence[Sequence[Scored]]], float]
+) -> dict[str, float]:
+    if len(patients) > 1:
+        return _interval(bootstrap(patients, statistic, seed=SEED, resamples=RESAMPLES))
+    alone = statistic(patients)
+    return {"estimate": alone, "low": float("nan"), "high": float("nan")}
+
+
+def _interval(interval: Interval) -> dict[str, float]:
+    return {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: no arrays, and no NaN or infinity, which are None."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(one) for one in value]
+    if isinstance(value, float | np.floating):
+        return round(float(value), 4) if np.isfinite(value) else None
+    return int(value) if isinstance(value, np.integer) else value
+
+
+def write(scored: Sequence[Scored], summary: dict[str, Any], bundle: Bundle, folder: Path) -> None:
+    """Scores, a table, every case's own row, and figures, into `folder`.
+
+    ``scores.json``, ``scores.md``, ``cases.csv``, ``dice.png`` (violins), ``bland-altman.png``, ``calibration.png``
+    and ``overlays/``: the most different of the cases, worst first.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "scores.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (folder / "scores.md").write_text(card.table(card.rows(summary)))
+    _write_cases(scored, bundle.classes, folder / "cases.csv")
+    names = bundle.classes
+    by_class = {name: np.array([one.dice[c] for one in scored if one.shows(c)]) for c, name in enumerate(names) if c}
+    draw_violins(by_class, title=f"{bundle.name} {bundle.version}").savefig(folder / "dice.png")
+    volumes = [(one.measured_ml[c], one.truth_ml[c]) for one in scored for c in range(1, len(names)) if one.shows(c)]
+    pairs = np.array([pair for pair in volumes if not np.isnan(pair).any()]).reshape(-1, 2)
+    if len(pairs) > 1:
+        draw_bland_altman(bland_altman(*pairs.T), title="volumes by class and case").savefig(
+            folder / "bland-altman.png"
+        )
+    reliability = reduce(add, (one.reliability for one in scored))
+    draw_reliability(reliability, title="a class anywhere in a slice").savefig(folder / "calibration.png")
+    (folder / "overlays").mkdir(exist_ok=True)
+    worst = sorted(enumerate(scored), key=lambda item: np.nan_to_num(np.nanmean([1.0, *item[1].dice[1:]])))
+    for place, (number, one) in enumerate(worst[:OVERLAYS], start=1):
+        hu, truth, predicted, spacing_mm = one.shown
+        figure = draw_overlay(hu, truth, predicted, spacing_mm, names)
+        figure.savefig(folder / "overlays" / f"{place:02d}-case-{number + 1}.png")
+
+
+def _write_cases(scored: Sequence[Scored], classes: Sequence[str], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ["case", "name", "class", "dice", "truth_ml", "measured_ml", "abc_ml", "hausdorff_95_mm", "false_parts"]
+        )
+        for number, one in enumerate(scored, start=1):
+            for c, name in enumerate(classes):
+                if c and (one.shows(c) or one.counts.false_positive[c]):
+                    values = (one.dice[c], one.truth_ml[c], one.measured_ml[c], one.abc_ml[c], one.hausdorff_95_mm[c])
+                    told = ["" if np.isnan(value) else f"{value:.4f}" for value in values]
+                    writer.writerow([number, one.name, name, *told, one.false_parts[c]])
+
+
+def _bleeds(one: Scored) -> bool:
+    return any(one.shows(c) for c in range(1, len(one.truth_ml)))
+
+
+def _findings(one: Scored, bundle: Bundle) -> list[str]:
+    """Classes that the node would report; where a case has no millilitres, those that it would mention."""
+    counted = one.counts.true_positive + one.counts.false_positive
+    return [
+        name
+        for c, name in enumerate(bundle.classes)
+        if c
+        and (counted[c] > 0 if np.isnan(one.measured_ml[c]) else one.measured_ml[c] >= bundle.minimum_volume_ml[name])
+    ]

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from runtime import geometry
 from training import anatomy, lesions, phantom
 from training.lesions import CLASSES, Lesion, PhantomError, bleed
-from training.phantom import Scan, take
+from training.phantom import Phantom, Scan, make, take
 from training.slices import MATRIX, Slices
+from training.sources.case import Case
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -43,60 +45,140 @@ def draw_lesions(rng: np.random.Generator, bleed_free: float) -> tuple[Lesion, .
     )
 
 
-def draw_scan(rng: np.random.Generator, slices: int) -> Scan:
-    """A protocol as emergency rooms have them: 1 to 7 mm, straight or tilted, any table height and zoom."""
-    tilt = float(rng.choice((0.0, rng.uniform(-24, 24))))
-    thickness = float(rng.choice((1.0, 1.25, 2.5, 3.0, 4.0, 5.0, 5.0, 7.0)))
-    reach = (132 + 2 * 84 * abs(np.sin(np.radians(tilt)))) / slices
+THICKNESSES_MM = (1.0, 1.25, 2.5, 3.0, 4.0, 5.0, 5.0, 7.0)
+
+
+def draw_scan(rng: np.random.Generator) -> Scan:
+    """A protocol as emergency rooms have them: 1 to 7 mm, even or with a change of step, straight or tilted."""
+    thickness = tuple(rng.choice(THICKNESSES_MM, size=rng.choice((1, 2), p=(0.8, 0.2))).tolist())
+    overlap = rng.random() < 0.2  # or a gap
     return Scan(
-        (thickness,),
-        step_mm=float(np.clip(reach * rng.uniform(0.92, 1.08), 0.3, 20)),
-        slices=slices,
-        tilt_deg=tilt,
+        thickness,
+        step_mm=thickness[0] * float(rng.uniform(0.5, 1.4)) if overlap and len(thickness) == 1 else None,
+        tilt_deg=float(rng.choice((0.0, rng.uniform(-24, 24)))),
         matrix=MATRIX,
         field_of_view_mm=float(rng.uniform(205, 260)),
         noise_hu=float(rng.uniform(2.0, 5.0)),
     )
 
 
-def _head(arguments: tuple[int, float, int]) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
-    seed, bleed_free, slices = arguments
+def _head(
+    arguments: tuple[int, Phantoms, int],
+) -> tuple[NDArray[np.int16], NDArray[np.uint8], NDArray[np.int64]]:
+    """Slices of one head, their labels, and for each slice to learn from the places of it and its neighbours."""
+    seed, recipe, neighbours = arguments
     rng = np.random.default_rng(seed)
     while True:
         try:
-            head = bleed(draw_lesions(rng, bleed_free), rng)
+            head = bleed(draw_lesions(rng, recipe.bleed_free), rng)
         except PhantomError:
             continue  # more blood than this head has room for: draw again
-        taken = take(head, draw_scan(rng, slices), rng)
-        return np.stack([s.hu for s in taken.slices]), taken.labels
+        scan = draw_scan(rng)
+        count = len(scan.table_mm()[0])
+        evenly = (np.arange(recipe.slices_per_head) + rng.random()) * count / recipe.slices_per_head
+        shown, around = np.unique(geometry.surroundings(count, neighbours)[evenly.astype(int)], return_inverse=True)
+        taken = take(head, scan, rng, only=shown)
+        return np.stack([s.hu for s in taken.slices]), taken.labels, around
 
 
-def collect(recipe: Phantoms, folder: Path, *, validation: bool, on_head: Callable[[int, int], None]) -> Slices:
+def collect(
+    recipe: Phantoms, neighbours: int, folder: Path, *, validation: bool, on_head: Callable[[int, int], None]
+) -> Slices:
     """Generate (or reuse) the recipe's phantom slices under `folder`, with as many processes as there are cores.
 
     Training and validation heads come from different seeds. The files' name carries a hash of all that they depend on.
     """
     heads = recipe.validation_heads if validation else recipe.heads
     first = recipe.seed * 1_000_000 + (500_000 if validation else 0)
-    total = heads * recipe.slices_per_head
+    most = recipe.slices_per_head * (2 * neighbours + 1)  # of one head; rows that stay empty take no room on a disk
     makers = b"".join(
         Path(file).read_bytes() for file in (anatomy.__file__, lesions.__file__, phantom.__file__, __file__)
     )
-    identity = hashlib.sha256(f"{recipe!r} {validation}".encode() + makers).hexdigest()[:12]
-    hu_path, labels_path = (folder / f"{kind}-{identity}.npy" for kind in ("hu", "labels"))
+    identity = hashlib.sha256(f"{recipe!r} {neighbours} {validation}".encode() + makers).hexdigest()[:12]
+    hu_path, around_path, labels_path = (folder / f"{kind}-{identity}.npy" for kind in ("hu", "around", "labels"))
     if not labels_path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        shape = (total, MATRIX, MATRIX)
+        shape = (heads * most, MATRIX, MATRIX)
         hu = np.lib.format.open_memmap(hu_path, "w+", np.int16, shape)
         partial = labels_path.with_suffix(".partial")
+        around: list[NDArray[np.int64]] = []
         labels = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
-        jobs = [(first + i, recipe.bleed_free, recipe.slices_per_head) for i in range(heads)]
+        jobs = [(first + i, recipe, neighbours) for i in range(heads)]
         with multiprocessing.get_context("spawn").Pool() as pool:
-            for i, (head_hu, head_labels) in enumerate(pool.imap(_head, jobs)):
-                rows = slice(i * recipe.slices_per_head, (i + 1) * recipe.slices_per_head)
+            for i, (head_hu, head_labels, head_around) in enumerate(pool.imap(_head, jobs)):
+                rows = slice(i * most, i * most + len(head_hu))
                 hu[rows], labels[rows] = head_hu, head_labels
+                around.append(head_around + i * most)
                 on_head(i + 1, heads)
         hu.flush()
         labels.flush()
+        np.save(around_path, np.concatenate(around))
         partial.rename(labels_path)  # last, so that an interrupted run starts again
-    return Slices(np.load(hu_path, mmap_mode="r"), np.load(labels_path, mmap_mode="r"), len(CLASSES))
+    arrays = (np.load(path, mmap_mode="r") for path in (hu_path, labels_path, around_path))
+    return Slices(*arrays, classes=len(CLASSES))
+
+
+FIRST_UNSEEN = 900_000_000  # far from any training seed
+UNSEEN_MM = ((5.0,), (4.0,), (2.5,), (1.25,), (4.0, 7.0))
+GOLDEN_MATRIX = 320  # a size that the graph resizes both ways and a bundle has room for
+
+
+def unseen(heads: int, bleed_free: int) -> Iterator[Case]:
+    """Heads that no recipe trains on, first those with blood.
+
+    Every protocol in turn: 1.25 to 7 mm, one with a step change, half of them tilted up to 20 degrees.
+    """
+    jobs = [(FIRST_UNSEEN + i, i < heads, i) for i in range(heads + bleed_free)]
+    with multiprocessing.get_context("spawn").Pool(1) as pool:  # the engine takes the other core
+        yield from pool.imap(_unseen, jobs)
+
+
+def _unseen(job: tuple[int, bool, int]) -> Case:
+    seed, bleeds, index = job
+    rng = np.random.default_rng(seed)
+    scan = Scan(UNSEEN_MM[index % len(UNSEEN_MM)], tilt_deg=float(rng.uniform(-20, 20)) if index % 2 else 0.0)
+    for attempt in range(1000):
+        try:
+            return as_case(make(draw_lesions(rng, 0.0) if bleeds else (), scan, seed=seed + 1_000_000 * attempt))
+        except PhantomError:
+            continue  # more blood than that head has room for
+    raise PhantomError(f"no phantom for seed {seed}")
+
+
+def as_case(phantom: Phantom) -> Case:
+    """A phantom as any other data set's case: its slices in order along their normal."""
+    stack = geometry.stack({one.key: one.plane for one in phantom.slices})
+    order = [int(key) for key in stack.keys]
+    row_mm, column_mm = phantom.slices[0].plane.spacing_mm
+    return Case(
+        patient=f"phantom {phantom.seed}",
+        name=f"phantom {phantom.seed}",
+        images=np.stack([phantom.slices[i].hu for i in order]),
+        labels=phantom.labels[order],
+        quantity="HU",
+        spacing_mm=(float(np.median(stack.thickness_mm)), row_mm, column_mm),
+        thickness_mm=stack.thickness_mm.copy(),
+    )
+
+
+def golden_slices(neighbours: int) -> NDArray[np.int16]:
+    """Slices for parity and self-tests: blood and none, thick and thin, tilted and straight.
+
+    Returns
+    -------
+    ``(N, 2 * neighbours + 1, 320, 320)``
+
+    """
+    blood = tuple(Lesion(name, 12.0) for name in CLASSES[1:])
+    bleeding = make(blood, Scan((5.0,), tilt_deg=12.0, matrix=GOLDEN_MATRIX), seed=FIRST_UNSEEN - 1)
+    clean = make((), Scan((1.25,), matrix=GOLDEN_MATRIX), seed=FIRST_UNSEEN - 2)
+    shown = [int((bleeding.labels == c).sum(axis=(1, 2)).argmax()) for c in range(1, len(CLASSES))]
+    middle = len(clean.slices) // 2
+    return np.concatenate(
+        [_between(bleeding, sorted(set(shown))[:2], neighbours), _between(clean, [middle], neighbours)]
+    )
+
+
+def _between(phantom: Phantom, chosen: list[int], neighbours: int) -> NDArray[np.int16]:
+    hu = np.stack([one.hu for one in phantom.slices])
+    return hu[geometry.surroundings(len(hu), neighbours)[chosen]]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import optimize
 
 from runtime.errors import ScansideError
 from training import anatomy
@@ -113,21 +114,19 @@ def bleed(lesions: tuple[Lesion, ...], rng: np.random.Generator, *, grid_mm: flo
 def _to_volume(
     shape: Callable[[float], Field], volume_ml: float, at: Space, name: str, limits: tuple[float, float]
 ) -> Field:
-    """Bisect the one parameter that a shape grows with until it holds the asked-for millilitres (to 0.1 %)."""
+    """Grow a shape by its one parameter until it holds the asked-for millilitres (to 0.1 %)."""
     low, high = limits
     capacity = float(shape(high).sum(dtype=np.float64)) * at.voxel_ml
     if capacity < volume_ml:
         raise PhantomError(
             f"{name}: this head has room for {capacity:.1f} ml, not {volume_ml:g}: ask for less or for another seed"
         )
-    for _ in range(30):
-        middle = (low + high) / 2
-        occupancy = shape(middle)
-        reached = float(occupancy.sum(dtype=np.float64)) * at.voxel_ml
-        if abs(reached - volume_ml) < 1e-3 * volume_ml:
-            break
-        low, high = (middle, high) if reached < volume_ml else (low, middle)
-    return occupancy
+
+    def excess_ml(grow: float) -> float:
+        excess = float(shape(grow).sum(dtype=np.float64)) * at.voxel_ml - volume_ml
+        return 0.0 if abs(excess) < 1e-3 * volume_ml else excess  # a root: near enough
+
+    return shape(optimize.brentq(excess_ml, low, high, xtol=1e-6))
 
 
 def _local(whole: Field, box: tuple[slice, slice, slice], part: Field) -> Field:

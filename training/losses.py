@@ -10,7 +10,7 @@ from torch.nn import functional
 def soft_targets(labels: Tensor, classes: int, grid: int) -> Tensor:
     """Label maps ``(N, H, W)`` -> share of each class in each pixel of the grid, ``(N, classes, G, G)`` float32."""
     shares = torch.zeros(len(labels), classes, grid, grid)
-    for index in labels.unique().tolist():
+    for index in labels.flatten().bincount().nonzero().flatten().tolist():
         shares[:, index] = functional.adaptive_avg_pool2d((labels == index).to(torch.float32), grid)
     return shares
 

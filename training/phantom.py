@@ -138,9 +138,19 @@ def _check_coverage(head: Head, scan: Scan) -> None:
             )
 
 
-def take(head: Head, scan: Scan, rng: np.random.Generator, *, seed: int = 0) -> Phantom:
-    """Scan a head: slabs averaged through their thickness (partial volume), noise, Hounsfield units."""
+def take(
+    head: Head, scan: Scan, rng: np.random.Generator, *, seed: int = 0, only: NDArray[np.int64] | None = None
+) -> Phantom:
+    """Scan a head: slabs averaged through their thickness (partial volume), noise, Hounsfield units.
+
+    Parameters
+    ----------
+    only : which of the scan's slices; None takes them all
+
+    """
     position, thickness = scan.table_mm()
+    if only is not None:
+        position, thickness = position[only], thickness[only]
     # interpolated volumes: HU and the occupancy of each class that is there
     volumes = [head.hu, *head.blood.values()]
     slices, labels = [], []

@@ -39,7 +39,10 @@ class Network(_Section):
 
 
 class Input(_Section):
+    """What a slice is to the network: each window of it and of its neighbours is a channel."""
+
     windows_hu: Annotated[tuple[Range, ...], Field(min_length=1)]
+    neighbours: Annotated[int, Field(ge=0, le=4)] = 0  # slices on either side
     grid: Annotated[int, Field(ge=32, le=1024)]
 
 
@@ -136,7 +139,7 @@ class Training(_Section):
     batch: Annotated[int, Field(ge=1)]
     sampling: Literal["by_class", "shuffled"] = "shuffled"
     loss: tuple[Literal["cross_entropy", "dice"], ...] = ("cross_entropy", "dice")
-    optimiser: Literal["adam", "adamw", "rmsprop"]
+    optimiser: Literal["adam", "adamw", "muon", "rmsprop"]
     learning_rate: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     schedule: Literal["constant", "one_cycle", "plateau"]
@@ -172,7 +175,8 @@ class Recipe(_Section):
     @property
     def settings(self) -> dict[str, Any]:
         """All that the architecture is built with; a network for one class of blood may answer with one logit."""
-        fixed = {"in_channels": len(self.input.windows_hu), "classes": len(self.classes)}
+        shown = 2 * self.input.neighbours + 1
+        fixed = {"in_channels": shown * len(self.input.windows_hu), "classes": len(self.classes)}
         return fixed | self.network.settings
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Training slices: one square size, Hounsfield units, memory-mapped, drawn by step."""
+"""Training slices: one square size, Hounsfield units, memory-mapped, drawn by step, each with its neighbours."""
 
 from __future__ import annotations
 
@@ -21,28 +21,36 @@ class Slices:
 
     Attributes
     ----------
-    hu : ``(N, 512, 512)`` int16
-    labels : ``(N, 512, 512)`` uint8
+    hu : ``(M, 512, 512)`` int16
+    labels : ``(M, 512, 512)`` uint8
+    around : ``(N, 2k + 1)``, for each slice to learn from its place in `hu` between those of its neighbours
     classes : how many classes there are, background included
 
     """
 
     hu: NDArray[np.int16]
     labels: NDArray[np.uint8]
+    around: NDArray[np.int64]
     classes: int
 
     def __len__(self) -> int:
-        return len(self.hu)
+        return len(self.around)
+
+    @property
+    def own(self) -> NDArray[np.int64]:
+        """Places of the slices to learn from, ``(N,)``."""
+        return self.around[:, self.around.shape[1] // 2]
 
     @cached_property
     def by_class(self) -> tuple[NDArray[np.int64], ...]:
         """For each class, the indices of the slices that show it; background: those without blood."""
-        shows = np.stack([np.bincount(one.ravel(), minlength=self.classes) >= SHOWN_PIXELS for one in self.labels])
+        counts = [np.bincount(self.labels[at].ravel(), minlength=self.classes) for at in self.own]
+        shows = np.stack(counts) >= SHOWN_PIXELS
         shows[:, 0] = ~shows[:, 1:].any(axis=1)
         return tuple(np.flatnonzero(shows[:, index]) for index in range(self.classes))
 
     def pick(self, step: int, batch: int, sampling: str, seed: int) -> NDArray[np.int64]:
-        """Indices of a step's slices: a function of seed and step, so that a resumed run goes on as it would have.
+        """Which slices a step learns from: a function of seed and step, so that a resumed run goes on as it would have.
 
         ``"shuffled"`` takes every slice once an epoch; ``"by_class"`` three of four by class of blood, each as often as
         another, and the rest from all slices alike.

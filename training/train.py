@@ -14,7 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pickle import UnpicklingError  # torch.load raises it; weights_only: nothing is unpickled but tensors
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,11 +26,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from models import catalogue
 from models.graph import HeadCT
-from training import collection, heads
+from training import card, collection, heads
 from training.augmentation import augment
 from training.figures import draw_training
 from training.losses import loss, soft_targets
 from training.metrics import count_classes, dice, total
+from training.optimisers import optimiser, schedule
 from training.recipe import Phantoms, Recipe, RecipeError
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from training.recipe import Training
     from training.slices import Slices
 
 SAVE_EVERY_S = 60
@@ -56,13 +56,14 @@ COLUMNS = (
 def build(recipe: Recipe) -> HeadCT:
     """The recipe's network between its pre- and post-processing."""
     network = catalogue.build(recipe.network.architecture, **recipe.settings)
-    return HeadCT(network, recipe.input.windows_hu, recipe.input.grid, len(recipe.classes))
+    return HeadCT(network, recipe.input.windows_hu, recipe.input.grid, len(recipe.classes), recipe.input.neighbours)
 
 
 def train(recipe: Recipe, run: Path, data: Path | None = None) -> Path:
     """Train, or go on with a run that was interrupted, and keep the best by validation.
 
-    Writes ``best.pt`` and ``last.pt`` (weights, recipe, state), ``curves.csv`` and ``curves.png`` into `run`.
+    Writes ``best.pt`` and ``last.pt`` (weights, recipe, state), ``curves.csv``, ``curves.png`` and ``MODEL_CARD.md``
+    into `run`.
 
     Parameters
     ----------
@@ -102,10 +103,8 @@ class _Loop:
         torch.manual_seed(settings.seed)
         self.graph = build(recipe).to(self.device, memory_format=torch.channels_last)
         self.network = DistributedDataParallel(self.graph.network) if self.world > 1 else self.graph.network
-        self.optimiser = _OPTIMISERS[settings.optimiser](
-            self.graph.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
-        self.schedule = _schedule(settings, self.optimiser, self.steps)
+        self.optimiser = optimiser(settings, self.graph.parameters())
+        self.schedule = schedule(settings, self.optimiser, self.steps)
         self.step, self.best, self.running = 0, -1.0, 0.0
         self.rows: list[dict[str, float]] = []
 
@@ -156,11 +155,12 @@ class _Loop:
                 yield batch
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """HU ``(N, H, W)`` and soft targets ``(N, classes, G, G)`` of one step: this process's share."""
+        """HU ``(N, 2k + 1, H, W)`` and soft targets ``(N, classes, G, G)`` of one step: this process's share."""
         settings = self.recipe.training
         picked = self.training.pick(step, settings.batch, settings.sampling, settings.seed)[self.rank :: self.world]
         rng = np.random.default_rng((settings.seed, step, self.rank))
-        hu, labels = augment(self.training.hu[picked], self.training.labels[picked], self.recipe.augmentation, rng)
+        hu, labels = self.training.hu[self.training.around[picked]], self.training.labels[self.training.own[picked]]
+        hu, labels = augment(hu, labels, self.recipe.augmentation, rng)
         return hu, soft_targets(labels, len(self.recipe.classes), self.recipe.input.grid)
 
     def _learn(self, hu: Tensor, target: Tensor) -> None:
@@ -176,7 +176,7 @@ class _Loop:
             outputs = self.network(x.contiguous(memory_format=torch.channels_last))
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)  # PraNet's side outputs learn too
         cost = torch.stack([loss(self.graph.complete(one.float()), target, settings.loss) for one in outputs]).mean()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.graph.zero_grad(set_to_none=True)
         cost.backward()
         torch.nn.utils.clip_grad_norm_(self.graph.parameters(), 1.0)
         self.optimiser.step()
@@ -196,9 +196,18 @@ class _Loop:
         self.rows.append({"step": self.step, "loss": self.running, "learning_rate": rate, **named})
         if self.rank == 0:
             write_curves(self.rows, names, self.folder)
+            (self.folder / "MODEL_CARD.md").write_text(card.of_run(self.recipe, self.rows, self._facts()))
         if mean > self.best:
             self.best = mean
             self._save(BEST)
+
+    def _facts(self) -> dict[str, str]:
+        return {
+            "parameters": f"{catalogue.parameters(self.graph):,}",
+            "slices": f"{len(self.training):,} to learn from, {len(self.validation):,} to validate on",
+            "steps": f"{self.step:,} of {self.steps:,}",
+            "machine": f"{self.world} x {self.device.type}, PyTorch {torch.__version__}",
+        }
 
     def _save(self, name: str) -> None:
         if self.rank:
@@ -225,24 +234,6 @@ def _middle(images: Tensor, sides: tuple[int, int]) -> Tensor:
     """The middle of ``(N, C, H, W)``, of the given height and width."""
     top, left = ((whole - side) // 2 for whole, side in zip(images.shape[2:], sides, strict=True))
     return images[:, :, top : top + sides[0], left : left + sides[1]]
-
-
-_OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "rmsprop": torch.optim.RMSprop,
-}
-
-
-def _schedule(settings: Training, optimiser: torch.optim.Optimizer, steps: int) -> Any:
-    """One cycle (Smith & Topin, arXiv:1708.07120), a cut after epochs without a better Dice, or none."""
-    if settings.schedule == "one_cycle":
-        return torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.learning_rate, total_steps=steps, pct_start=0.2)
-    if settings.schedule == "plateau":
-        return torch.optim.lr_scheduler.ReduceLROnPlateau(
-            optimiser, mode="max", factor=settings.factor, patience=settings.patience
-        )
-    return None
 
 
 def _is_shared() -> bool:
@@ -277,7 +268,13 @@ def _slices(recipe: Recipe, run: Path, data: Path | None, progress: Progress) ->
     folder = run / "slices"
     if isinstance(recipe.data, Phantoms):
         return {
-            side: heads.collect(recipe.data, folder, validation=side == "validation", on_head=bar(f"{side} phantoms"))
+            side: heads.collect(
+                recipe.data,
+                recipe.input.neighbours,
+                folder,
+                validation=side == "validation",
+                on_head=bar(f"{side} phantoms"),
+            )
             for side in ("training", "validation")
         }
     if data is None:
@@ -295,9 +292,10 @@ def dice_by_class(graph: HeadCT, validation: Slices, batch: int = 8) -> list[flo
     device = next(graph.parameters()).device
     counted = []
     for start in range(0, len(validation), batch):
-        hu = torch.from_numpy(np.array(validation.hu[start : start + batch])).to(device)
+        hu = torch.from_numpy(validation.hu[validation.around[start : start + batch]]).to(device)
         predicted = graph(hu)[0].cpu().numpy()
-        counted.append(count_classes(predicted, validation.labels[start : start + batch], validation.classes))
+        truth = validation.labels[validation.own[start : start + batch]]
+        counted.append(count_classes(predicted, truth, validation.classes))
     return dice(total(counted)).tolist()[1:]
 
 

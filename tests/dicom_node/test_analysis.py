@@ -1,15 +1,105 @@
-"""What becomes of a series that is not analysed."""
+"""What becomes of a series: in which company its slices are segmented, and what is not analysed."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from dicom_node import phantom as writer
 from dicom_node.analysis import Analyser, Series
 from dicom_node.gate import NotAnalysed, Reason
+from dicom_node.journal import SeriesState
+from runtime.bundle import open_bundle
+from runtime.types import ModelIdentity, Plane, Slice, SliceLabels
 
 MISSING = "closed after 10 s without a new slice"
+SLICES = 9
+
+
+class Recorder:
+    """An engine that finds nothing and remembers which slices it was shown: each is filled with its number."""
+
+    identity = ModelIdentity("recorder", "1", "0" * 64, "fp32", "none", "nothing")
+
+    def __init__(self) -> None:
+        self.shown: list[list[int]] = []
+
+    def infer(self, hu: np.ndarray) -> list[SliceLabels]:
+        self.shown += hu[:, :, 0, 0].tolist()
+        voxels = np.eye(7, dtype=np.int64)[0] * hu[0, 0].size
+        return [SliceLabels(np.zeros(hu.shape[2:], np.uint8), voxels, np.eye(7, dtype=np.float32)[0]) for _ in hu]
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A series of even slices; slice i holds i everywhere."""
+
+    def one(i: int) -> Slice:
+        plane = Plane((-8.0, -8.0, 5.0 * i), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (1.0, 1.0), 5.0)
+        return Slice(str(i), plane, np.full((16, 16), i, np.int16))
+
+    return writer.write([one(i) for i in range(SLICES)], tmp_path_factory.mktemp("series"))
+
+
+def analyser(neighbours: int, max_batch: int = 4) -> tuple[Analyser, Recorder]:
+    engine = Recorder()
+    bundle = dataclasses.replace(open_bundle(), neighbours=neighbours)
+    return Analyser(bundle, engine, (), min_slices=5, min_coverage_mm=0, max_batch=max_batch), engine
+
+
+def test_a_slice_is_segmented_when_its_neighbours_are_there_and_only_the_ends_wait_for_the_close(
+    paths: list[Path], tmp_path: Path
+):
+    one, engine = analyser(neighbours=1)
+    series = Series()
+    for count, path in enumerate(paths, start=1):
+        one.feed(series, [path])
+        assert engine.shown == [[i - 1, i, i + 1] for i in range(1, count - 1)]
+    assert one.close(series, tmp_path, revision=1, missing=()).state is SeriesState.ANALYSED
+    assert engine.shown[SLICES - 2 :] == [[0, 0, 1], [SLICES - 2, SLICES - 1, SLICES - 1]]
+
+
+def test_without_neighbours_a_slice_is_segmented_when_it_comes(paths: list[Path], tmp_path: Path):
+    one, engine = analyser(neighbours=0)
+    series = Series()
+    for count, path in enumerate(paths, start=1):
+        one.feed(series, [path])
+        assert engine.shown == [[i] for i in range(count)]
+    one.close(series, tmp_path, revision=1, missing=())
+    assert len(engine.shown) == SLICES
+
+
+@pytest.mark.parametrize("order", [range(SLICES)[::-1], (0, 2, 4, 6, 8, 1, 3, 5, 7), (5, 1, 8, 0, 3, 7, 2, 6, 4)])
+@pytest.mark.parametrize("together", [1, 2, SLICES])
+@pytest.mark.parametrize("neighbours", [1, 2])
+def test_in_any_order_the_last_word_on_a_slice_is_between_its_true_neighbours(
+    paths: list[Path], order: tuple[int, ...], together: int, neighbours: int, tmp_path: Path
+):
+    one, engine = analyser(neighbours, max_batch=2)  # so few that slices are forgotten and decoded again
+    series = Series()
+    arriving = [paths[i] for i in order]
+    for start in range(0, SLICES, together):
+        one.feed(series, arriving[start : start + together])
+    one.close(series, tmp_path, revision=1, missing=())
+    last = {shown[neighbours]: shown for shown in engine.shown}
+    reach = range(-neighbours, neighbours + 1)
+    assert last == {i: [min(max(i + j, 0), SLICES - 1) for j in reach] for i in range(SLICES)}
+
+
+def test_slices_of_several_sizes_are_no_stack(paths: list[Path], tmp_path: Path):
+    plane = Plane((-8.0, -8.0, 100.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (1.0, 1.0), 5.0)
+    (odd,) = writer.write([Slice("odd", plane, np.zeros((32, 32), np.int16))], tmp_path / "odd")
+    one, _ = analyser(neighbours=1)
+    series = Series()
+    one.feed(series, [*paths, odd])
+    outcome = one.close(series, tmp_path, revision=1, missing=())
+    assert (outcome.state, outcome.reason) == (SeriesState.NOT_ANALYSED, Reason.MIXED_SIZES.value)
 
 
 @pytest.mark.parametrize(
@@ -21,6 +111,7 @@ MISSING = "closed after 10 s without a new slice"
     ],
 )
 def test_a_series_of_another_kind_lacks_nothing(reason: Reason, verdict: str, tmp_path: Path):
-    analyser = Analyser(None, None, (), min_slices=5, min_coverage_mm=0, max_batch=4)
-    outcome = analyser.close(Series(refused=[NotAnalysed(reason)]), tmp_path, revision=1, missing=(MISSING,))
+    outcome = analyser(neighbours=0)[0].close(
+        Series(refused=[NotAnalysed(reason)]), tmp_path, revision=1, missing=(MISSING,)
+    )
     assert outcome.reason == verdict

@@ -114,3 +114,9 @@ def test_thicknesses_tile_the_stack(steps: list[float], tilt: float, seed: int):
 def test_a_stack_is_read_only():
     with pytest.raises(ValueError, match="read-only"):
         stacked([0, 5, 10]).thickness_mm[0] = 1
+
+
+def test_a_slice_lies_between_its_neighbours_and_beyond_the_end_is_the_last_again():
+    assert geometry.surroundings(4, 1).tolist() == [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 3]]
+    assert geometry.surroundings(2, 2).tolist() == [[0, 0, 0, 1, 1], [0, 0, 1, 1, 1]]
+    assert geometry.surroundings(3, 0).tolist() == [[0], [1], [2]]

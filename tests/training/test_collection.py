@@ -16,7 +16,7 @@ from training import collection
 from training import recipe as recipes
 from training.recipe import RecipeError
 from training.slices import MATRIX, Slices
-from training.sources.case import Case
+from training.sources.case import Case, Entry
 from training.train import load_checkpoint, train
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def recipe(tmp_path: Path) -> recipes.Recipe:
 def test_from_a_coco_export_to_a_bundle_that_serves(recipe: recipes.Recipe, coco: Path, tmp_path: Path):
     checkpoint = train(recipe, tmp_path / "run", coco)
     recipe, graph = load_checkpoint(checkpoint)
-    hu = np.random.default_rng(0).integers(0, 80, (2, 128, 128)).astype(np.int16)
+    hu = np.random.default_rng(0).integers(0, 80, (2, 1, 128, 128)).astype(np.int16)
     assert bundles.write(recipe, graph, recipe.classes, hu, tmp_path / "bundle", minimum_ml=0.5)["passed"]
     bundle = open_bundle(tmp_path / "bundle")
     assert bundle.classes == ("background", "subdural")
@@ -107,6 +107,19 @@ def test_pictures_become_hounsfield_units_at_one_size_and_patients_stay_on_one_s
     assert [len(indices) for indices in slices.by_class] == [4, 4]
 
 
+def test_neighbours_are_of_the_same_case(tmp_path: Path, recipe: recipes.Recipe):
+    def case(name: str, values: tuple[int, ...]) -> Entry:
+        images = np.ones((len(values), MATRIX, MATRIX), np.int16) * np.array(values, np.int16)[:, None, None]
+        return Entry(name, name, lambda: Case(name, name, images, np.zeros(images.shape, np.uint8), "HU"))
+
+    listed = (case("a", (1, 2, 3)), case("b", (7,)))
+    wider = recipe.model_copy(update={"input": recipe.input.model_copy(update={"neighbours": 1})})
+    for _ in range(2):  # the second time from the arrays of the first
+        slices = collection.collect(listed, wider, tmp_path, "training", lambda *_: None)
+        assert slices.hu[slices.around][..., 0, 0].tolist() == [[1, 1, 2], [1, 2, 3], [2, 3, 3], [7, 7, 7]]
+        assert slices.own.tolist() == [0, 1, 2, 3]
+
+
 def test_a_recipe_of_a_data_set_asks_for_it(recipe: recipes.Recipe, tmp_path: Path):
     with pytest.raises(RecipeError, match="say where it is"):
         train(recipe, tmp_path / "run")
@@ -119,7 +132,7 @@ def test_an_mr_volume_is_scaled_by_its_percentiles():
 
 
 def test_every_slice_comes_once_an_epoch_and_a_step_depends_on_nothing_before_it():
-    slices = Slices(np.zeros((10, 2, 2), np.int16), np.zeros((10, 2, 2), np.uint8), 2)
+    slices = Slices(np.zeros((10, 2, 2), np.int16), np.zeros((10, 2, 2), np.uint8), np.arange(10)[:, None], 2)
     drawn = np.concatenate([slices.pick(step, 5, "shuffled", seed=3) for step in (1, 2)])
     assert sorted(drawn) == list(range(10))
     assert (slices.pick(7, 5, "shuffled", seed=3) == slices.pick(7, 5, "shuffled", seed=3)).all()

@@ -34,6 +34,7 @@ architecture = "res_unet"
 channels = [4, 8]
 [input]
 windows_hu = [[0, 90], [-200, 1000]]
+neighbours = 1
 grid = 64
 [data]
 kind = "phantoms"
@@ -75,6 +76,9 @@ def test_a_run_leaves_a_checkpoint_and_curves(checkpoint: Path):
     assert lines[0].startswith("step,loss,learning_rate,dice_intracerebral")
     assert [line.partition(",")[0] for line in lines[1:]] == ["3", "6"]
     assert (checkpoint.parent / "curves.png").read_bytes().startswith(b"\x89PNG")
+    words = (checkpoint.parent / "MODEL_CARD.md").read_text()
+    assert words.startswith("# small 0: a training run")
+    assert all(word in words for word in ("not a medical device", "two phantoms", "res_unet", "6 of 6", "subdural"))
 
 
 def test_the_same_seed_trains_the_same_network(recipe: recipes.Recipe, checkpoint: Path):
@@ -85,9 +89,11 @@ def test_the_same_seed_trains_the_same_network(recipe: recipes.Recipe, checkpoin
     assert all(torch.equal(before[name], again[name]) for name in before)
 
 
-def test_a_run_that_is_killed_goes_on_to_the_same_weights(checkpoint: Path, tmp_path: Path):
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+def test_a_run_that_is_killed_goes_on_to_the_same_weights(optimiser: str, checkpoint: Path, tmp_path: Path):
     recipe = tmp_path / "longer.toml"
-    recipe.write_text(SMALL.replace("steps = 6\n", "steps = 60\n").replace("validate_every = 3", "validate_every = 8"))
+    longer = SMALL.replace("steps = 6\n", "steps = 60\n").replace("validate_every = 3", "validate_every = 8")
+    recipe.write_text(longer.replace('"adamw"', f'"{optimiser}"'))
     for name in ("killed", "unbroken"):
         shutil.copytree(checkpoint.parent / "slices", tmp_path / name / "slices")
     command = [sys.executable, "-P", "-m", "scanside", "train", str(recipe), "--out", str(tmp_path / "killed")]
@@ -118,7 +124,8 @@ def test_every_recipe_that_ships_builds_its_network(path: Path):
     recipe = recipes.load(path)
     with torch.device("meta"):
         network = catalogue.build(recipe.network.architecture, **recipe.settings)
-    assert network.config.in_channels == len(recipe.input.windows_hu)
+    shown = 2 * recipe.input.neighbours + 1
+    assert network.config.in_channels == shown * len(recipe.input.windows_hu)
 
 
 def test_a_checkpoint_becomes_a_bundle_that_the_runtime_serves(checkpoint: Path, tmp_path: Path):
@@ -142,7 +149,7 @@ def test_a_graph_that_is_not_the_network_leaves_no_bundle(
     other = build(recipe).eval()
     real = bundles.to_onnx
     monkeypatch.setattr(bundles, "to_onnx", lambda _: real(other))
-    hu = np.random.default_rng(0).integers(-100, 200, (2, 128, 128)).astype(np.int16)
+    hu = np.random.default_rng(0).integers(-100, 200, (2, 3, 128, 128)).astype(np.int16)
     with pytest.raises(ExportError, match="is not PyTorch's network"):
         bundles.write(recipe, graph, CLASSES, hu, tmp_path / "bundle", minimum_ml=0.5)
     with pytest.raises(BundleError, match="is no bundle"):
@@ -151,13 +158,14 @@ def test_a_graph_that_is_not_the_network_leaves_no_bundle(
 
 def test_the_graph_takes_hounsfield_units_of_any_type_and_windows_them(recipe: recipes.Recipe):
     graph = build(recipe)
-    hu = torch.tensor([[[-300, 0], [45, 4000]]]).repeat(
-        1, 32, 32
-    )  # (1, 64, 64): the grid's size, so resizing is identity
+    own = torch.tensor([[-300, 0], [45, 4000]]).repeat(32, 32)  # 64 x 64: the grid's size, so resizing is identity
+    hu = torch.stack([own - 5000, own, own + 5000])[None]
     x = graph.prepare(hu)
-    assert x.shape == (1, 2, 64, 64)
-    assert x[0, 0, :2, :2].tolist() == [[0.0, 0.0], [0.5, 1.0]]
-    assert x[0, 1, 0, 0] == 0
+    assert x.shape == (1, 6, 64, 64)  # two windows of each of three slices
+    assert (x[0, :2] == 0).all()
+    assert (x[0, 4:] == 1).all()
+    assert x[0, 2, :2, :2].tolist() == [[0.0, 0.0], [0.5, 1.0]]
+    assert x[0, 3, 0, 0] == 0
     assert torch.equal(x, graph.prepare(hu.to(torch.int16)))
 
 

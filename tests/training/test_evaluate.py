@@ -1,0 +1,147 @@
+"""Scores of a bundle: right where the answers are known, and written where people look."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from runtime.bundle import Bundle, open_bundle
+from runtime.types import ModelIdentity, SliceLabels
+from training import card, evaluate
+from training.heads import as_case
+from training.lesions import CLASSES, Lesion
+from training.phantom import Scan, make
+from training.sources.case import Case
+
+SIDE = 64
+
+
+class Oracle:
+    """An engine that knows the answers: label maps by the slice's first pixel."""
+
+    identity = ModelIdentity("oracle", "1", "0" * 64, "fp32", "oracle", "nothing")
+
+    def __init__(self, answers: np.ndarray) -> None:
+        self.answers = answers
+
+    def infer(self, hu: np.ndarray) -> list[SliceLabels]:
+        labels = self.answers[hu[:, hu.shape[1] // 2, 0, 0]]
+        counts = [np.bincount(one.ravel(), minlength=len(CLASSES)) for one in labels]
+        return [
+            SliceLabels(one.copy(), count, (count > 0).astype(np.float32) * np.float32(0.9))
+            for one, count in zip(labels, counts, strict=True)
+        ]
+
+    def close(self) -> None:
+        pass
+
+
+def blocks(*sizes: int) -> np.ndarray:
+    """Label maps of ten slices; class 1 + i is a block of `sizes[i]` rows and columns on slices 3 to 6."""
+    labels = np.zeros((10, SIDE, SIDE), np.uint8)
+    for c, size in enumerate(sizes, start=1):
+        labels[3:7, 2 + 12 * c : 2 + 12 * c + size, 10 : 10 + size] = c
+    return labels
+
+
+def case(labels: np.ndarray, name: str = "one", *, spacing: bool = True) -> Case:
+    images = np.zeros(labels.shape, np.int16)
+    images[:, 0, 0] = np.arange(len(labels))
+    return Case(name, name, images, labels, "HU", (5.0, 2.0, 2.0) if spacing else None)
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return dataclasses.replace(open_bundle(), neighbours=1)
+
+
+def scored(truth: np.ndarray, answer: np.ndarray, bundle: Bundle, **how: object) -> evaluate.Scored:
+    one = case(truth, **how)
+    return evaluate.score(one, one.images, bundle, Oracle(answer))
+
+
+def test_right_answers_score_one(bundle: Bundle):
+    truths = [blocks(size, 5) for size in (4, 6, 8, 10)]
+    cases = [scored(truth, truth, bundle, name=str(i)) for i, truth in enumerate(truths)]
+    summary = evaluate.summarise(cases, bundle, Oracle(truths[0]), "blocks")
+    one = summary["classes"][CLASSES[1]]
+    assert (one["cases"], one["dice"], one["iou"], one["precision"], one["recall"]) == (4, 1, 1, 1, 1)
+    assert one["dice_of_cases"] == {"estimate": 1, "low": 1, "high": 1}
+    assert (one["hausdorff_95_mm"], one["volume_icc"]["estimate"], one["within_10_percent_or_1.5_ml"]) == (0, 1, 1)
+    assert one["abc_icc"]["estimate"] == 1, "half the product of a square's diagonals is its area"
+    assert summary["classes"][CLASSES[3]]["cases"] == 0
+    assert summary["over_classes"]["dice"]["global_macro"] == 1
+    assert summary["bleed_free"]["cases"] == 0
+
+
+def test_volumes_are_those_of_the_geometry(bundle: Bundle):
+    one = scored(blocks(10), blocks(5), bundle)
+    assert one.truth_ml[1] == pytest.approx(4 * 100 * 20 / 1000)
+    assert one.measured_ml[1] == pytest.approx(4 * 25 * 20 / 1000)
+    assert one.dice[1] == pytest.approx(2 * 25 / 125)
+    assert [match.covered for match in one.lesions[1]] == [pytest.approx(0.25)]
+
+
+def test_wrong_blood_in_a_clean_head_is_a_false_finding(bundle: Bundle):
+    summary = evaluate.summarise(
+        [scored(blocks(), blocks(0, 6), bundle, name="a"), scored(blocks(), blocks(), bundle, name="b")],
+        bundle,
+        Oracle(blocks()),
+        "blocks",
+    )
+    clean = summary["bleed_free"]
+    assert (clean["cases"], clean["without_findings"], clean["specificity"]) == (2, 1, 0.5)
+    assert clean["false_parts_per_case"]["estimate"] == 0.5
+    assert clean["largest_false_volume_ml"] == pytest.approx(4 * 36 * 20 / 1000)
+    assert summary["classes"][CLASSES[2]]["false_findings"] == 1
+
+
+def test_pictures_have_no_millilitres(bundle: Bundle):
+    cases = [scored(blocks(8), blocks(6), bundle, name=str(i), spacing=False) for i in range(3)]
+    summary = evaluate.summarise(cases, bundle, Oracle(blocks(6)), "pictures")
+    one = summary["classes"][CLASSES[1]]
+    assert one["dice"] == pytest.approx(2 * 36 / 100)
+    assert "volume_icc" not in one
+    assert one["hausdorff_95_mm"] is None
+    assert "lesions found by size" not in card.of_bundle(summary, bundle)
+
+
+def test_everything_is_written_and_no_patient_is_named(bundle: Bundle, tmp_path: Path):
+    cases = [scored(blocks(size, 5), blocks(6, 5), bundle, name=f"case-{size}") for size in (4, 6, 8)]
+    cases = [dataclasses.replace(one, patient="DOE^JANE") for one in cases]
+    summary = evaluate.summarise(cases, bundle, Oracle(blocks()), "blocks")
+    assert summary["patients"] == 1
+    evaluate.write(cases, summary, bundle, tmp_path)
+    assert json.loads((tmp_path / "scores.json").read_text()) == summary
+    rows = list(csv.DictReader((tmp_path / "cases.csv").read_text().splitlines()))
+    assert [(row["name"], row["class"]) for row in rows][:2] == [("case-4", CLASSES[1]), ("case-4", CLASSES[2])]
+    assert float(rows[0]["dice"]) == pytest.approx(2 * 16 / 52, abs=1e-4)
+    pictures = sorted(path.name for path in tmp_path.rglob("*.png"))
+    assert pictures == [
+        "01-case-1.png",
+        "02-case-3.png",
+        "03-case-2.png",
+        "bland-altman.png",
+        "calibration.png",
+        "dice.png",
+    ]
+    for path in tmp_path.rglob("*.png"):
+        with Image.open(path) as picture:
+            assert min(picture.size) > 300
+    words = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    words.append(card.of_bundle(summary, bundle).encode())
+    assert not any(b"DOE" in text for text in words)
+
+
+def test_a_phantom_is_a_case_in_the_order_of_its_stack():
+    phantom = make((Lesion("epidural", 10.0),), Scan((4.0, 7.0), tilt_deg=10, matrix=128), seed=3)
+    one = as_case(phantom)
+    assert one.thickness_mm.min() == pytest.approx(4 * np.cos(np.radians(10)), abs=0.02)
+    ml = one.voxel_ml @ (one.labels == CLASSES.index("epidural")).sum(axis=(1, 2))
+    assert ml == pytest.approx(10, rel=0.01)
