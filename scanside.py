@@ -443,7 +443,7 @@ def export(
     from training.train import load_checkpoint
 
     recipe, graph = load_checkpoint(checkpoint)
-    golden = golden_slices(recipe.input.neighbours)
+    golden = golden_slices(recipe.input.view)
     parity = bundles.write(recipe, graph, recipe.classes, golden, bundle, minimum_ml=minimum_ml)
     out.print_json(data=parity)
 

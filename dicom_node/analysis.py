@@ -125,7 +125,10 @@ class Analyser:
         self._min_slices, self._min_coverage_mm, self._max_batch = min_slices, min_coverage_mm, max_batch
 
     def feed(self, series: Series, paths: Sequence[Path]) -> list[Seen]:
-        """Decode slices of an open series, and infer those whose neighbours are there, together in batches."""
+        """Decode slices of an open series, and infer those whose neighbours are there, together in batches.
+
+        A network for volumes sees none before the series closes.
+        """
         seen = []
         for path in paths:
             try:
@@ -140,29 +143,32 @@ class Analyser:
                 continue
             series.add(path, header, slice_)
             seen.append(Seen(path, slice_.plane, None))
-        ends = self._bundle.neighbours  # slices that may still get other neighbours
-        self._infer(series, self._between([key for _, key in series.order])[ends : len(series.order) - ends])
-        for key in list(series.recent)[: -2 * self._max_batch - 2 * ends]:
+        view = self._bundle.view
+        if view.answered == 1:
+            ends = view.shown // 2  # slices that may still get other neighbours
+            self._infer(series, self._views([key for _, key in series.order])[ends : len(series.order) - ends])
+        for key in list(series.recent)[: -2 * self._max_batch - view.shown]:
             del series.recent[key]
         return seen
 
-    def _between(self, keys: Sequence[str]) -> list[tuple[str, ...]]:
-        """Each slice of a stack between its neighbours."""
-        around = geometry.surroundings(len(keys), self._bundle.neighbours)
-        return [tuple(keys[place] for place in places) for places in around.tolist()]
+    def _views(self, keys: Sequence[str]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+        """Views of a stack: the slices that each shows, and those that it answers."""
+        views = self._bundle.view.over(len(keys))
+        return [(tuple(keys[i] for i in shown), tuple(keys[i] for i in answered)) for shown, answered in views]
 
-    def _infer(self, series: Series, around: Sequence[tuple[str, ...]]) -> None:
-        """Segment the slice in the middle of each group of neighbours, unless that was done with the same ones."""
+    def _infer(self, series: Series, views: Sequence[tuple[tuple[str, ...], tuple[str, ...]]]) -> None:
+        """Segment what each view answers, unless that was done with the same slices around it."""
         if len(series.sizes) > 1:  # no stack: closing says so
             return
-        middle = self._bundle.neighbours
-        due = [keys for keys in around if series.looked_at.get(keys[middle]) != keys]
+        due = [view for view in views if series.looked_at.get(view[1][0]) != view[0]]
         for start in range(0, len(due), self._max_batch):
             batch = due[start : start + self._max_batch]
-            hu = {key: series.hu(key) for keys in batch for key in keys}
-            answers = self._session.infer(np.stack([[hu[key] for key in keys] for keys in batch]))
-            for keys, answer in zip(batch, answers, strict=True):
-                series.labels[keys[middle]], series.looked_at[keys[middle]] = answer, keys
+            hu = {key: series.hu(key) for shown, _ in batch for key in shown}
+            answers = self._session.infer(np.stack([[hu[key] for key in shown] for shown, _ in batch]))
+            for number, (shown, answered) in enumerate(batch):
+                first = number * self._bundle.view.answered
+                for key, answer in zip(answered, answers[first:], strict=False):
+                    series.labels[key], series.looked_at[key] = answer, shown
 
     def close(
         self, series: Series, folder: Path, *, revision: int, missing: Sequence[str], predecessor: Path | None = None
@@ -193,7 +199,7 @@ class Analyser:
         self, series: Series, folder: Path, revision: int, missing: Sequence[str], predecessor: Path | None
     ) -> Outcome:
         stack = self._stack(series)
-        self._infer(series, self._between(stack.keys))
+        self._infer(series, self._views(stack.keys))
         incomplete, left_out = _refusals(series.refused)
         if series.repeated:
             incomplete.append(f"{series.repeated} files carry the SOPInstanceUID of another and were left out")

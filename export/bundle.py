@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -39,7 +40,7 @@ def write(
 
     Parameters
     ----------
-    golden_hu : ``(N, K, H, W)`` slices between their neighbours, for parity and self-test; with blood and without
+    golden_hu : ``(N, shown, H, W)`` views, for parity and self-test; with blood and without
     minimum_ml : operating point, the smallest volume of a class that counts as a finding
 
     Returns
@@ -67,6 +68,7 @@ def write(
         "training_data": recipe.training_data,
         "classes": list(classes),
         "input": recipe.input.model_dump(mode="json"),
+        "view": dataclasses.asdict(recipe.input.view),
         "precisions": {"fp32": "model.onnx"},
         "minimum_volume_ml": dict.fromkeys(classes[1:], minimum_ml),
     }

@@ -25,8 +25,8 @@ class ExportError(ScansideError):
 def to_onnx(graph: HeadCT) -> onnx.ModelProto:
     """Trace the network with its pre- and post-processing.
 
-    Input ``hu`` int32 ``(N, K, H, W)``; outputs ``labels`` uint8 ``(N, H, W)``, ``voxels`` and ``evidence`` float32
-    ``(N, classes)``.
+    Input ``hu`` int32 ``(N, shown, H, W)``; outputs ``labels`` uint8 ``(N * answered, H, W)``, ``voxels`` and
+    ``evidence`` float32 ``(N * answered, classes)``.
 
     Raises
     ------
@@ -47,9 +47,9 @@ def to_onnx(graph: HeadCT) -> onnx.ModelProto:
             output_names=["labels", "voxels", "evidence"],
             dynamic_axes={
                 "hu": {0: "N", 2: "H", 3: "W"},
-                "labels": {0: "N", 1: "H", 2: "W"},
-                "voxels": {0: "N"},
-                "evidence": {0: "N"},
+                "labels": {0: "answered", 1: "H", 2: "W"},
+                "voxels": {0: "answered"},
+                "evidence": {0: "answered"},
             },
             opset_version=OPSET,
             do_constant_folding=True,

@@ -16,12 +16,13 @@ class HeadCT(nn.Module):
 
     Parameters
     ----------
-    network : ``(N, K * C, G, G)`` in [0, 1] -> logits ``(N, classes, G, G)``, or ``(N, 1, G, G)`` where its
-        ``config.classes`` is 1: blood alone, of two classes
+    network : ``(N, K * C, G, G)`` in [0, 1] -> logits ``(N, classes, G, G)``, or in a volume ``(N, C, K, G, G)`` ->
+        ``(N, classes, K, G, G)``; one logit where its ``config.classes`` is 1: blood alone, of two classes
     windows_hu : (lower, upper) Hounsfield units of each of the C windows of a slice; their ends map to 0 and 1
     grid : G, edge in pixels of the network's own grid
     classes : how many classes the logits have, background included
-    neighbours : slices on either side that the network sees beside the one it segments
+    shown, answered : K slices that the network sees at once, and A in the middle that `forward` answers: 1 of a slice
+        between its neighbours, more of a volume
 
     """
 
@@ -31,12 +32,14 @@ class HeadCT(nn.Module):
         windows_hu: tuple[tuple[float, float], ...],
         grid: int,
         classes: int,
-        neighbours: int = 0,
+        shown: int = 1,
+        answered: int = 1,
     ) -> None:
         super().__init__()
         self.network = network
         self.grid = grid
-        self.shown = 2 * neighbours + 1  # slices, K below
+        self.shown, self.answered = shown, answered
+        self.volumetric = answered > 1
         self.lone = network.config.classes == 1
         lower = torch.tensor([w[0] for w in windows_hu], dtype=torch.float32)[:, None, None]
         upper = torch.tensor([w[1] for w in windows_hu], dtype=torch.float32)[:, None, None]
@@ -45,32 +48,36 @@ class HeadCT(nn.Module):
         self.register_buffer("index", torch.arange(classes)[None, :, None, None], persistent=False)
 
     def prepare(self, hu: Tensor) -> Tensor:
-        """HU ``(N, K, H, W)`` of any number type -> network input ``(N, K * C, G, G)`` float32 in [0, 1].
+        """HU ``(N, K, H, W)`` of any number type -> the network's input, float32 in [0, 1].
 
-        K slices in the order of the stack, the one to segment in the middle; each gives one channel per window.
+        K slices in the order of the stack; each gives one channel per window.
         Windowed before it is resized: bone would otherwise smear into the brain beside it.
         """
         x = hu.to(torch.float32)[:, :, None]  # (N, K, 1, H, W)
         x = ((x - self.lower) / self.width).clamp(0, 1).flatten(1, 2)  # (N, K * C, H, W)
-        return functional.interpolate(x, size=(self.grid, self.grid), mode="bilinear", align_corners=False)
+        x = functional.interpolate(x, size=(self.grid, self.grid), mode="bilinear", align_corners=False)
+        return x.unflatten(1, (self.shown, -1)).transpose(1, 2) if self.volumetric else x
 
     def complete(self, logits: Tensor) -> Tensor:
-        """Give a network for one class, ``(N, 1, G, G)``, its background: softmax of (0, z) is the sigmoid of z."""
+        """Give a network for one class its background: softmax of (0, z) is the sigmoid of z."""
         return torch.cat([torch.zeros_like(logits), logits], dim=1) if self.lone else logits
 
     def forward(self, hu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """HU ``(N, K, H, W)`` int32 -> what the service needs, and no more bytes than that.
+        """HU ``(N, K, H, W)`` int32 -> what the service needs of N * A slices, and no more bytes than that.
 
         Returns
         -------
-        labels : ``(N, H, W)`` uint8, class index per pixel
-        voxels : ``(N, classes)`` float32, pixels per class (exact: a float32 counts to 2**24)
-        evidence : ``(N, classes)`` float32, highest probability of each class on the network's grid
+        labels : ``(N * A, H, W)`` uint8, class index per pixel
+        voxels : ``(N * A, classes)`` float32, pixels per class (exact: a float32 counts to 2**24)
+        evidence : ``(N * A, classes)`` float32, highest probability of each class on the network's grid
 
         """
         logits = self.complete(self.network(self.prepare(hu)))
+        if self.volumetric:
+            first = (self.shown - self.answered) // 2
+            logits = logits[:, :, first : first + self.answered].transpose(1, 2).flatten(0, 1)
         evidence = torch.softmax(logits, dim=1).amax(dim=(2, 3))
         full = functional.interpolate(logits, size=hu.shape[2:], mode="bilinear", align_corners=False)
-        labels = full.argmax(dim=1)  # (N, H, W) int64
+        labels = full.argmax(dim=1)  # (N * A, H, W) int64
         voxels = (labels[:, None] == self.index).to(torch.float32).sum(dim=(2, 3))
         return labels.to(torch.float32).to(torch.uint8), voxels, evidence

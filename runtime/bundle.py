@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.errors import BundleError, BundleTampered
+from runtime.geometry import View
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,7 +45,7 @@ class Bundle:
     name, version, training_data : who it is and what it has seen
     intended_use : what it is for, and what it is not
     classes : class names by index; 0 is background
-    neighbours : slices on either side of a slice that the network sees beside it
+    view : how many slices the network sees at once, and how many of them it answers
     precisions : file name of the graph of each precision
     minimum_volume_ml : per class, the volume under which nothing is reported as a finding
 
@@ -57,7 +58,7 @@ class Bundle:
     intended_use: str
     training_data: str
     classes: tuple[str, ...]
-    neighbours: int
+    view: View
     precisions: Mapping[str, str]
     minimum_volume_ml: Mapping[str, float]
 
@@ -69,7 +70,7 @@ class Bundle:
             raise BundleError(f"{self.folder}: no {precision} graph, only {', '.join(self.precisions)}") from None
 
     def golden(self) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
-        """Golden slices ``(N, 2 * neighbours + 1, H, W)`` HU and the labels PyTorch gave them."""
+        """Golden views ``(N, shown, H, W)`` HU, and the labels that PyTorch gave them ``(N * answered, H, W)``."""
         with np.load(self.folder / "golden.npz", allow_pickle=False) as arrays:
             return arrays["hu"], arrays["labels"]
 
@@ -112,7 +113,7 @@ def open_bundle(folder: Path | None = None) -> Bundle:
         intended_use=manifest["intended_use"],
         training_data=manifest["training_data"],
         classes=tuple(manifest["classes"]),
-        neighbours=manifest["input"]["neighbours"],
+        view=View(**manifest["view"]),
         precisions=manifest["precisions"],
         minimum_volume_ml=manifest["minimum_volume_ml"],
     )
@@ -124,7 +125,7 @@ _KEYS = {
     "intended_use": str,
     "training_data": str,
     "classes": list,
-    "input": dict,
+    "view": dict,
     "precisions": dict,
     "minimum_volume_ml": dict,
     "files": dict,
@@ -144,9 +145,9 @@ def _manifest(path: Path) -> dict[str, Any]:
     for key, kind in _KEYS.items():
         if not isinstance(manifest.get(key), kind):
             raise BundleError(f"{path}: {key!r} is missing or no {kind.__name__}: export the bundle again")
-    neighbours = manifest["input"].get("neighbours")
-    if not isinstance(neighbours, int) or neighbours < 0:
-        raise BundleError(f"{path}: input.neighbours is {neighbours!r}, not a count: export the bundle again")
+    view = manifest["view"]
+    if sorted(view) != ["answered", "shown"] or any(type(n) is not int or n < 1 for n in view.values()):
+        raise BundleError(f"{path}: view is {view}, not two counts, shown and answered: export the bundle again")
     without = [name for name in manifest["classes"][1:] if name not in manifest["minimum_volume_ml"]]
     if without:
         raise BundleError(f"{path}: no minimum_volume_ml for {', '.join(without)}: export the bundle again")

@@ -6,6 +6,7 @@ series, so a volume is the sum over slices of pixels x pixel area x the thicknes
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +22,37 @@ if TYPE_CHECKING:
 SAME_PLACE_MM = 0.01  # positions are decimal strings of about this resolution
 PARALLEL_COSINE = 0.9998  # about 1.1 degrees: a series that mixes tilts is not one stack
 GAP_FACTOR = 1.5  # a step this much wider than usual has room for another slice
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a network looks at: so many neighbouring slices at once, of which it segments those in the middle.
+
+    Attributes
+    ----------
+    shown : slices in one input: 1, with a slice's neighbours 2k + 1, in a volume its depth
+    answered : slices of the answer: 1, in a volume those that have enough of it on either side
+
+    """
+
+    shown: int = 1
+    answered: int = 1
+
+    @property
+    def first(self) -> int:
+        """Place of the first answered slice among those shown."""
+        return (self.shown - self.answered) // 2
+
+    def over(self, count: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Views that answer every slice of a stack once: places shown ``(shown,)``, places answered (the last: fewer).
+
+        Beyond an end of the stack, its last slice is shown again.
+        """
+        views = []
+        for start in range(0, count, self.answered):
+            shown = np.clip(np.arange(self.shown) + start - self.first, 0, count - 1)
+            views.append((shown, np.arange(start, min(start + self.answered, count))))
+        return views
 
 
 def stack(planes: Mapping[str, Plane]) -> SliceStack:
@@ -74,23 +106,6 @@ def stack(planes: Mapping[str, Plane]) -> SliceStack:
         gaps=_gaps(ordered, position, nominal),
         repeated=tuple(repeated),
     )
-
-
-def surroundings(count: int, neighbours: int) -> NDArray[np.int64]:
-    """Places of each slice of a stack between its neighbours: what a network sees when it segments that slice.
-
-    Parameters
-    ----------
-    count : slices in the stack
-    neighbours : how many on either side
-
-    Returns
-    -------
-    ``(count, 2 * neighbours + 1)``; beyond an end of the stack, its last slice again
-
-    """
-    offsets = np.arange(-neighbours, neighbours + 1)
-    return np.clip(np.arange(count)[:, None] + offsets, 0, count - 1)
 
 
 def _nominal_thickness(planes: list[Plane], position: NDArray[np.float64]) -> NDArray[np.float64]:

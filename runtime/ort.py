@@ -42,7 +42,7 @@ class OrtSession:
         )
 
     def infer(self, hu: NDArray[np.int16] | NDArray[np.int32]) -> list[SliceLabels]:
-        """Labels of N slices from HU ``(N, K, H, W)``."""
+        """Labels of the slices that N views answer, from HU ``(N, shown, H, W)``."""
         try:
             labels, voxels, evidence = self._session.run(
                 ["labels", "voxels", "evidence"], {"hu": np.ascontiguousarray(hu, dtype=np.int32)}

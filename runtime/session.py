@@ -25,7 +25,7 @@ class Session(Protocol):
     identity: ModelIdentity
 
     def infer(self, hu: NDArray[np.int16] | NDArray[np.int32]) -> list[SliceLabels]:
-        """Labels of N slices from HU ``(N, K, H, W)``: each slice in the middle of its K - 1 neighbours.
+        """Labels of the slices that N views answer, in order, from HU ``(N, shown, H, W)`` (`runtime.geometry.View`).
 
         Raises
         ------

@@ -39,8 +39,9 @@ def engine() -> tuple[Bundle, Session]:
 
 def report_on(phantom: Phantom, bundle: Bundle, session: Session) -> Report:
     hu = np.stack([one.hu for one in phantom.slices])
-    around = geometry.surroundings(len(hu), bundle.neighbours)
-    labels = {one.key: session.infer(hu[None, at])[0] for one, at in zip(phantom.slices, around, strict=True)}
+    labels = {}
+    for shown, answered in bundle.view.over(len(hu)):
+        labels |= zip((phantom.slices[i].key for i in answered), session.infer(hu[None, shown]), strict=False)
     stack = geometry.stack({one.key: one.plane for one in phantom.slices})
     return compose(stack, labels, bundle, session.identity, ())
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from runtime.geometry import surroundings
 from training.recipe import RecipeError
-from training.slices import MATRIX, Slices
+from training.slices import MATRIX, Slices, places
 from training.sources.split import by_fractions, check_no_leak, into_folds, survey, take
 
 if TYPE_CHECKING:
@@ -127,7 +126,7 @@ def collect(
     hu, labels = np.load(hu_path, mmap_mode="r"), np.load(labels_path, mmap_mode="r")
     counts = np.load(cases_path)
     first = np.cumsum(counts) - counts
-    stacks = [at + surroundings(count, recipe.input.neighbours) for at, count in zip(first, counts, strict=True)]
+    stacks = [at + places(count, recipe.input.view.shown) for at, count in zip(first, counts, strict=True)]
     return Slices(hu, labels, np.concatenate(stacks), len(recipe.classes))
 
 

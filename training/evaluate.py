@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import cc3d
 import numpy as np
 
-from runtime import geometry
 from training import card, metrics
 from training.coniglobus import measure_abc
 from training.detection import (
@@ -67,7 +66,7 @@ class Scored:
     lesions : by class, the true lesions
     false_parts : connected parts of at least 0.1 ml that touch no blood of any class
     reliability : of each slice's highest probability of each class of blood: does the slice show it?
-    slice_ms : median time of an inference, batch 1
+    slice_ms : median time of an inference, batch 1, by the slices that it answers
     shown : HU, truth and answer of the slice with the most blood, and the distances of its rows and columns
 
     """
@@ -104,10 +103,10 @@ def score(case: Case, hu: NDArray[np.int16], bundle: Bundle, session: Session) -
 
     """
     answers, slice_ms = [], []
-    for at in geometry.surroundings(len(hu), bundle.neighbours):
+    for shown, answered in bundle.view.over(len(hu)):
         started = time.perf_counter()
-        answers += session.infer(hu[None, at])
-        slice_ms.append(1000 * (time.perf_counter() - started))
+        answers += session.infer(hu[None, shown])[: len(answered)]
+        slice_ms.append(1000 * (time.perf_counter() - started) / bundle.view.answered)
     predicted, truth = np.stack([one.labels for one in answers]), case.labels
     classes = range(len(bundle.classes))
     counts = reduce(add, (count_classes(p, t, len(classes)) for p, t in zip(predicted, truth, strict=True)))

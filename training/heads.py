@@ -13,7 +13,7 @@ from runtime import geometry
 from training import anatomy, lesions, phantom
 from training.lesions import CLASSES, Lesion, PhantomError, bleed
 from training.phantom import Phantom, Scan, make, take
-from training.slices import MATRIX, Slices
+from training.slices import MATRIX, Slices, places
 from training.sources.case import Case
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from runtime.geometry import View
     from training.recipe import Phantoms
 
 LARGEST_ML = {
@@ -66,7 +67,7 @@ def _head(
     arguments: tuple[int, Phantoms, int],
 ) -> tuple[NDArray[np.int16], NDArray[np.uint8], NDArray[np.int64]]:
     """Slices of one head, their labels, and for each slice to learn from the places of it and its neighbours."""
-    seed, recipe, neighbours = arguments
+    seed, recipe, shown = arguments
     rng = np.random.default_rng(seed)
     while True:
         try:
@@ -76,25 +77,30 @@ def _head(
         scan = draw_scan(rng)
         count = len(scan.table_mm()[0])
         evenly = (np.arange(recipe.slices_per_head) + rng.random()) * count / recipe.slices_per_head
-        shown, around = np.unique(geometry.surroundings(count, neighbours)[evenly.astype(int)], return_inverse=True)
-        taken = take(head, scan, rng, only=shown)
+        taking, around = np.unique(places(count, shown)[evenly.astype(int)], return_inverse=True)
+        taken = take(head, scan, rng, only=taking)
         return np.stack([s.hu for s in taken.slices]), taken.labels, around
 
 
 def collect(
-    recipe: Phantoms, neighbours: int, folder: Path, *, validation: bool, on_head: Callable[[int, int], None]
+    recipe: Phantoms, shown: int, folder: Path, *, validation: bool, on_head: Callable[[int, int], None]
 ) -> Slices:
     """Generate (or reuse) the recipe's phantom slices under `folder`, with as many processes as there are cores.
 
     Training and validation heads come from different seeds. The files' name carries a hash of all that they depend on.
+
+    Parameters
+    ----------
+    shown : slices that the network sees at once
+
     """
     heads = recipe.validation_heads if validation else recipe.heads
     first = recipe.seed * 1_000_000 + (500_000 if validation else 0)
-    most = recipe.slices_per_head * (2 * neighbours + 1)  # of one head; rows that stay empty take no room on a disk
+    most = recipe.slices_per_head * shown  # of one head; rows that stay empty take no room on a disk
     makers = b"".join(
         Path(file).read_bytes() for file in (anatomy.__file__, lesions.__file__, phantom.__file__, __file__)
     )
-    identity = hashlib.sha256(f"{recipe!r} {neighbours} {validation}".encode() + makers).hexdigest()[:12]
+    identity = hashlib.sha256(f"{recipe!r} {shown} {validation}".encode() + makers).hexdigest()[:12]
     hu_path, around_path, labels_path = (folder / f"{kind}-{identity}.npy" for kind in ("hu", "around", "labels"))
     if not labels_path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +109,7 @@ def collect(
         partial = labels_path.with_suffix(".partial")
         around: list[NDArray[np.int64]] = []
         labels = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
-        jobs = [(first + i, recipe, neighbours) for i in range(heads)]
+        jobs = [(first + i, recipe, shown) for i in range(heads)]
         with multiprocessing.get_context("spawn").Pool() as pool:
             for i, (head_hu, head_labels, head_around) in enumerate(pool.imap(_head, jobs)):
                 rows = slice(i * most, i * most + len(head_hu))
@@ -161,12 +167,12 @@ def as_case(phantom: Phantom) -> Case:
     )
 
 
-def golden_slices(neighbours: int) -> NDArray[np.int16]:
-    """Slices for parity and self-tests: blood and none, thick and thin, tilted and straight.
+def golden_slices(view: View) -> NDArray[np.int16]:
+    """Views for parity and self-tests: blood and none, thick and thin, tilted and straight.
 
     Returns
     -------
-    ``(N, 2 * neighbours + 1, 320, 320)``
+    ``(N, shown, 320, 320)``
 
     """
     blood = tuple(Lesion(name, 12.0) for name in CLASSES[1:])
@@ -174,11 +180,9 @@ def golden_slices(neighbours: int) -> NDArray[np.int16]:
     clean = make((), Scan((1.25,), matrix=GOLDEN_MATRIX), seed=FIRST_UNSEEN - 2)
     shown = [int((bleeding.labels == c).sum(axis=(1, 2)).argmax()) for c in range(1, len(CLASSES))]
     middle = len(clean.slices) // 2
-    return np.concatenate(
-        [_between(bleeding, sorted(set(shown))[:2], neighbours), _between(clean, [middle], neighbours)]
-    )
+    return np.concatenate([_shown(bleeding, sorted(set(shown))[:2], view), _shown(clean, [middle], view)])
 
 
-def _between(phantom: Phantom, chosen: list[int], neighbours: int) -> NDArray[np.int16]:
+def _shown(phantom: Phantom, chosen: list[int], view: View) -> NDArray[np.int16]:
     hu = np.stack([one.hu for one in phantom.slices])
-    return hu[geometry.surroundings(len(hu), neighbours)[chosen]]
+    return hu[places(len(hu), view.shown)[chosen]]

@@ -8,8 +8,11 @@ from torch.nn import functional
 
 
 def soft_targets(labels: Tensor, classes: int, grid: int) -> Tensor:
-    """Label maps ``(N, H, W)`` -> share of each class in each pixel of the grid, ``(N, classes, G, G)`` float32."""
-    shares = torch.zeros(len(labels), classes, grid, grid)
+    """Share of each class in each pixel of the grid.
+
+    Label maps ``(N, H, W)`` -> ``(N, classes, G, G)`` float32, volumes ``(N, D, H, W)`` -> ``(N, classes, D, G, G)``.
+    """
+    shares = torch.zeros(len(labels), classes, *labels.shape[1:-2], grid, grid)
     for index in labels.flatten().bincount().nonzero().flatten().tolist():
         shares[:, index] = functional.adaptive_avg_pool2d((labels == index).to(torch.float32), grid)
     return shares
@@ -22,7 +25,7 @@ def loss(logits: Tensor, target: Tensor, terms: tuple[str, ...]) -> Tensor:
 
     Parameters
     ----------
-    logits, target : ``(N, classes, G, G)``; target holds shares that sum to 1
+    logits, target : ``(N, classes, [D,] G, G)``; target holds shares that sum to 1
 
     """
     log_probability = torch.log_softmax(logits, dim=1)
@@ -31,8 +34,9 @@ def loss(logits: Tensor, target: Tensor, terms: tuple[str, ...]) -> Tensor:
         total = total - (log_probability * target).sum(dim=1).mean()
     if "dice" in terms:
         probability, shown = log_probability[:, 1:].exp(), target[:, 1:]
-        both = (probability * shown).sum(dim=(0, 2, 3))
-        whole = probability.sum(dim=(0, 2, 3)) + shown.sum(dim=(0, 2, 3))
-        present = (shown.sum(dim=(0, 2, 3)) > 0).to(logits.dtype)
+        over = (0, *range(2, logits.ndim))
+        both = (probability * shown).sum(dim=over)
+        whole = probability.sum(dim=over) + shown.sum(dim=over)
+        present = (shown.sum(dim=over) > 0).to(logits.dtype)
         total = total + ((1 - (2 * both + 1) / (whole + 1)) * present).sum() / present.sum().clamp(min=1)
     return total

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from models import catalogue
 from runtime.errors import ScansideError
+from runtime.geometry import View
 from training.lesions import CLASSES
 
 if TYPE_CHECKING:
@@ -42,8 +43,14 @@ class Input(_Section):
     """What a slice is to the network: each window of it and of its neighbours is a channel."""
 
     windows_hu: Annotated[tuple[Range, ...], Field(min_length=1)]
-    neighbours: Annotated[int, Field(ge=0, le=4)] = 0  # slices on either side
+    neighbours: Annotated[int, Field(ge=0, le=4)] = 0  # slices on either side, for a network that sees them as channels
+    depth: Annotated[int | None, Field(ge=16, le=256)] = None  # slices of a volume, for a network of three dimensions
     grid: Annotated[int, Field(ge=32, le=1024)]
+
+    @property
+    def view(self) -> View:
+        """Of a volume, its outer quarters on either side are answered by the next."""
+        return View(self.depth, self.depth // 2) if self.depth else View(2 * self.neighbours + 1)
 
 
 class Phantoms(_Section):
@@ -175,12 +182,18 @@ class Recipe(_Section):
     @property
     def settings(self) -> dict[str, Any]:
         """All that the architecture is built with; a network for one class of blood may answer with one logit."""
-        shown = 2 * self.input.neighbours + 1
-        fixed = {"in_channels": shown * len(self.input.windows_hu), "classes": len(self.classes)}
+        depth, grid, windows = self.input.depth, self.input.grid, len(self.input.windows_hu)
+        fixed: dict[str, Any] = {
+            "in_channels": windows if depth else windows * self.input.view.shown,
+            "classes": len(self.classes),
+        }
+        if self.network.architecture == "unetr":  # its position embedding belongs to one size
+            fixed["size"] = (depth, grid, grid)
         return fixed | self.network.settings
 
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
+        self._check_depth()
         multiple = catalogue.side_multiple(self.network.architecture, **self.settings)
         wrong = [side for side in self.training.crop or () if side % multiple or side > self.input.grid]
         if wrong:
@@ -201,6 +214,19 @@ class Recipe(_Section):
                 f"data.classes names {', '.join(unknown)}; the recipe's classes are {', '.join(self.classes)}"
             )
         return self
+
+    def _check_depth(self) -> None:
+        """A volume goes with a network of three dimensions, and with nothing that is made for slices."""
+        name = self.network.architecture
+        if name not in catalogue.ARCHITECTURES:
+            return  # which the catalogue says better
+        volumetric = catalogue.ARCHITECTURES[name].dimensions == 3
+        if volumetric != (self.input.depth is not None):
+            raise ValueError(f"input.depth: {name} {'needs' if volumetric else 'has no use for'} one")
+        if volumetric and (self.input.neighbours or self.training.coarse_steps):
+            raise ValueError("input.neighbours and training.coarse_steps are for networks of two dimensions")
+        if self.input.depth and self.input.depth % (multiple := catalogue.side_multiple(name, **self.settings)):
+            raise ValueError(f"input.depth {self.input.depth} is no multiple of {multiple}")
 
 
 def load(path: Path) -> Recipe:

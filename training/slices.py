@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from runtime.geometry import View
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -23,7 +25,7 @@ class Slices:
     ----------
     hu : ``(M, 512, 512)`` int16
     labels : ``(M, 512, 512)`` uint8
-    around : ``(N, 2k + 1)``, for each slice to learn from its place in `hu` between those of its neighbours
+    around : ``(N, K)``, for each slice to learn from its place in `hu` between those of its neighbours
     classes : how many classes there are, background included
 
     """
@@ -39,7 +41,7 @@ class Slices:
     @property
     def own(self) -> NDArray[np.int64]:
         """Places of the slices to learn from, ``(N,)``."""
-        return self.around[:, self.around.shape[1] // 2]
+        return self.around[:, (self.around.shape[1] - 1) // 2]
 
     @cached_property
     def by_class(self) -> tuple[NDArray[np.int64], ...]:
@@ -74,3 +76,8 @@ class Slices:
 @lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+def places(count: int, shown: int) -> NDArray[np.int64]:
+    """Places of each slice of a stack among its neighbours, ``(count, shown)``; itself in the middle."""
+    return np.stack([around for around, _ in View(shown).over(count)])

@@ -56,7 +56,8 @@ COLUMNS = (
 def build(recipe: Recipe) -> HeadCT:
     """The recipe's network between its pre- and post-processing."""
     network = catalogue.build(recipe.network.architecture, **recipe.settings)
-    return HeadCT(network, recipe.input.windows_hu, recipe.input.grid, len(recipe.classes), recipe.input.neighbours)
+    view = recipe.input.view
+    return HeadCT(network, recipe.input.windows_hu, recipe.input.grid, len(recipe.classes), view.shown, view.answered)
 
 
 def train(recipe: Recipe, run: Path, data: Path | None = None) -> Path:
@@ -101,7 +102,8 @@ class _Loop:
             f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}" if torch.cuda.is_available() else "cpu"
         )
         torch.manual_seed(settings.seed)
-        self.graph = build(recipe).to(self.device, memory_format=torch.channels_last)
+        self.layout = torch.contiguous_format if recipe.input.depth else torch.channels_last
+        self.graph = build(recipe).to(self.device, memory_format=self.layout)
         self.network = DistributedDataParallel(self.graph.network) if self.world > 1 else self.graph.network
         self.optimiser = optimiser(settings, self.graph.parameters())
         self.schedule = schedule(settings, self.optimiser, self.steps)
@@ -155,12 +157,13 @@ class _Loop:
                 yield batch
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """HU ``(N, 2k + 1, H, W)`` and soft targets ``(N, classes, G, G)`` of one step: this process's share."""
+        """HU ``(N, K, H, W)`` and soft targets ``(N, classes, [K,] G, G)`` of one step: this process's share."""
         settings = self.recipe.training
         picked = self.training.pick(step, settings.batch, settings.sampling, settings.seed)[self.rank :: self.world]
         rng = np.random.default_rng((settings.seed, step, self.rank))
-        hu, labels = self.training.hu[self.training.around[picked]], self.training.labels[self.training.own[picked]]
-        hu, labels = augment(hu, labels, self.recipe.augmentation, rng)
+        shown = self.training.around[picked]
+        learnt = shown if self.graph.volumetric else self.training.own[picked]
+        hu, labels = augment(self.training.hu[shown], self.training.labels[learnt], self.recipe.augmentation, rng)
         return hu, soft_targets(labels, len(self.recipe.classes), self.recipe.input.grid)
 
     def _learn(self, hu: Tensor, target: Tensor) -> None:
@@ -173,7 +176,7 @@ class _Loop:
             x, target = _middle(x, settings.crop), _middle(target, settings.crop)
         self.graph.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            outputs = self.network(x.contiguous(memory_format=torch.channels_last))
+            outputs = self.network(x.contiguous(memory_format=self.layout))
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)  # PraNet's side outputs learn too
         cost = torch.stack([loss(self.graph.complete(one.float()), target, settings.loss) for one in outputs]).mean()
         self.graph.zero_grad(set_to_none=True)
@@ -231,9 +234,9 @@ class _Loop:
 
 
 def _middle(images: Tensor, sides: tuple[int, int]) -> Tensor:
-    """The middle of ``(N, C, H, W)``, of the given height and width."""
-    top, left = ((whole - side) // 2 for whole, side in zip(images.shape[2:], sides, strict=True))
-    return images[:, :, top : top + sides[0], left : left + sides[1]]
+    """The middle of ``(..., H, W)``, of the given height and width."""
+    top, left = ((whole - side) // 2 for whole, side in zip(images.shape[-2:], sides, strict=True))
+    return images[..., top : top + sides[0], left : left + sides[1]]
 
 
 def _is_shared() -> bool:
@@ -270,7 +273,7 @@ def _slices(recipe: Recipe, run: Path, data: Path | None, progress: Progress) ->
         return {
             side: heads.collect(
                 recipe.data,
-                recipe.input.neighbours,
+                recipe.input.view.shown,
                 folder,
                 validation=side == "validation",
                 on_head=bar(f"{side} phantoms"),
@@ -286,15 +289,16 @@ def _slices(recipe: Recipe, run: Path, data: Path | None, progress: Progress) ->
 
 
 @torch.no_grad()
-def dice_by_class(graph: HeadCT, validation: Slices, batch: int = 8) -> list[float]:
+def dice_by_class(graph: HeadCT, validation: Slices, batch: int = 4) -> list[float]:
     """Dice of each foreground class over all pixels of all slices; NaN where the slices show none of it."""
     graph.eval()
     device = next(graph.parameters()).device
     counted = []
+    first = (graph.shown - graph.answered) // 2
     for start in range(0, len(validation), batch):
-        hu = torch.from_numpy(validation.hu[validation.around[start : start + batch]]).to(device)
-        predicted = graph(hu)[0].cpu().numpy()
-        truth = validation.labels[validation.own[start : start + batch]]
+        shown = validation.around[start : start + batch]
+        predicted = graph(torch.from_numpy(validation.hu[shown]).to(device))[0].cpu().numpy()
+        truth = validation.labels[shown[:, first : first + graph.answered].ravel()]
         counted.append(count_classes(predicted, truth, validation.classes))
     return dice(total(counted)).tolist()[1:]
 

@@ -13,6 +13,7 @@ from dicom_node.analysis import Analyser, Series
 from dicom_node.gate import NotAnalysed, Reason
 from dicom_node.journal import SeriesState
 from runtime.bundle import open_bundle
+from runtime.geometry import View
 from runtime.types import ModelIdentity, Plane, Slice, SliceLabels
 
 MISSING = "closed after 10 s without a new slice"
@@ -24,13 +25,15 @@ class Recorder:
 
     identity = ModelIdentity("recorder", "1", "0" * 64, "fp32", "none", "nothing")
 
-    def __init__(self) -> None:
+    def __init__(self, view: View) -> None:
+        self.view = view
         self.shown: list[list[int]] = []
 
     def infer(self, hu: np.ndarray) -> list[SliceLabels]:
         self.shown += hu[:, :, 0, 0].tolist()
         voxels = np.eye(7, dtype=np.int64)[0] * hu[0, 0].size
-        return [SliceLabels(np.zeros(hu.shape[2:], np.uint8), voxels, np.eye(7, dtype=np.float32)[0]) for _ in hu]
+        answer = SliceLabels(np.zeros(hu.shape[2:], np.uint8), voxels, np.eye(7, dtype=np.float32)[0])
+        return [answer] * (len(hu) * self.view.answered)
 
     def close(self) -> None:
         pass
@@ -47,16 +50,16 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return writer.write([one(i) for i in range(SLICES)], tmp_path_factory.mktemp("series"))
 
 
-def analyser(neighbours: int, max_batch: int = 4) -> tuple[Analyser, Recorder]:
-    engine = Recorder()
-    bundle = dataclasses.replace(open_bundle(), neighbours=neighbours)
+def analyser(view: View, max_batch: int = 4) -> tuple[Analyser, Recorder]:
+    engine = Recorder(view)
+    bundle = dataclasses.replace(open_bundle(), view=view)
     return Analyser(bundle, engine, (), min_slices=5, min_coverage_mm=0, max_batch=max_batch), engine
 
 
 def test_a_slice_is_segmented_when_its_neighbours_are_there_and_only_the_ends_wait_for_the_close(
     paths: list[Path], tmp_path: Path
 ):
-    one, engine = analyser(neighbours=1)
+    one, engine = analyser(View(3))
     series = Series()
     for count, path in enumerate(paths, start=1):
         one.feed(series, [path])
@@ -66,7 +69,7 @@ def test_a_slice_is_segmented_when_its_neighbours_are_there_and_only_the_ends_wa
 
 
 def test_without_neighbours_a_slice_is_segmented_when_it_comes(paths: list[Path], tmp_path: Path):
-    one, engine = analyser(neighbours=0)
+    one, engine = analyser(View())
     series = Series()
     for count, path in enumerate(paths, start=1):
         one.feed(series, [path])
@@ -75,13 +78,23 @@ def test_without_neighbours_a_slice_is_segmented_when_it_comes(paths: list[Path]
     assert len(engine.shown) == SLICES
 
 
+def test_a_volume_is_segmented_when_the_series_closes(paths: list[Path], tmp_path: Path):
+    one, engine = analyser(View(6, 4))
+    series = Series()
+    one.feed(series, paths)
+    assert engine.shown == []
+    outcome = one.close(series, tmp_path, revision=1, missing=())
+    assert (outcome.state, outcome.report.slices) == (SeriesState.ANALYSED, SLICES)
+    assert engine.shown == [[0, 0, 1, 2, 3, 4], [3, 4, 5, 6, 7, 8], [7, 8, 8, 8, 8, 8]]
+
+
 @pytest.mark.parametrize("order", [range(SLICES)[::-1], (0, 2, 4, 6, 8, 1, 3, 5, 7), (5, 1, 8, 0, 3, 7, 2, 6, 4)])
 @pytest.mark.parametrize("together", [1, 2, SLICES])
 @pytest.mark.parametrize("neighbours", [1, 2])
 def test_in_any_order_the_last_word_on_a_slice_is_between_its_true_neighbours(
     paths: list[Path], order: tuple[int, ...], together: int, neighbours: int, tmp_path: Path
 ):
-    one, engine = analyser(neighbours, max_batch=2)  # so few that slices are forgotten and decoded again
+    one, engine = analyser(View(2 * neighbours + 1), max_batch=2)  # so few that slices are forgotten and decoded again
     series = Series()
     arriving = [paths[i] for i in order]
     for start in range(0, SLICES, together):
@@ -95,7 +108,7 @@ def test_in_any_order_the_last_word_on_a_slice_is_between_its_true_neighbours(
 def test_slices_of_several_sizes_are_no_stack(paths: list[Path], tmp_path: Path):
     plane = Plane((-8.0, -8.0, 100.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (1.0, 1.0), 5.0)
     (odd,) = writer.write([Slice("odd", plane, np.zeros((32, 32), np.int16))], tmp_path / "odd")
-    one, _ = analyser(neighbours=1)
+    one, _ = analyser(View(3))
     series = Series()
     one.feed(series, [*paths, odd])
     outcome = one.close(series, tmp_path, revision=1, missing=())
@@ -111,7 +124,5 @@ def test_slices_of_several_sizes_are_no_stack(paths: list[Path], tmp_path: Path)
     ],
 )
 def test_a_series_of_another_kind_lacks_nothing(reason: Reason, verdict: str, tmp_path: Path):
-    outcome = analyser(neighbours=0)[0].close(
-        Series(refused=[NotAnalysed(reason)]), tmp_path, revision=1, missing=(MISSING,)
-    )
+    outcome = analyser(View())[0].close(Series(refused=[NotAnalysed(reason)]), tmp_path, revision=1, missing=(MISSING,))
     assert outcome.reason == verdict

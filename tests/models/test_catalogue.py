@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,14 @@ def test_costs_of_real_networks_grow_with_the_picture(name: str):
 def test_the_catalogue_cannot_be_changed():
     with pytest.raises(TypeError):
         catalogue.ARCHITECTURES["mine"] = ARCHITECTURES["dr_unet"]
+
+
+def test_the_documented_table_is_the_catalogues():
+    page = (ROOT / "docs" / "models.md").read_text()
+    for name in ARCHITECTURES:
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` ") and "recipes/" in line]
+        with torch.device("meta"):
+            network = build(name)
+        assert f"| {parameters(network):,} |" in row
+        recipe = ROOT / "docs" / row.partition("](")[2].partition(")")[0]
+        assert tomllib.loads(recipe.read_text())["network"]["architecture"] == name

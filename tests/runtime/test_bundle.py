@@ -79,12 +79,15 @@ def test_a_key_that_is_missing_is_named(copy: Path, key: str, kind: str):
         open_bundle(copy)
 
 
-@pytest.mark.parametrize("count", [None, -1, "1"])
-def test_neighbours_must_be_a_count(copy: Path, count: object):
+@pytest.mark.parametrize(
+    "view",
+    [{}, {"shown": 3}, {"shown": 3, "answered": 0}, {"shown": "3", "answered": 1}, {"shown": True, "answered": 1}],
+)
+def test_a_view_is_two_counts(copy: Path, view: dict[str, object]):
     manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["input"]["neighbours"] = count
+    manifest["view"] = view
     (copy / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match=r"input.neighbours is .* not a count"):
+    with pytest.raises(BundleError, match=r"view is .* not two counts, shown and answered"):
         open_bundle(copy)
 
 
@@ -105,7 +108,7 @@ def test_the_engine_answers_the_golden_slices_one_by_one_and_in_a_batch():
 @pytest.mark.parametrize("shape", [(1, 256, 256), (2, 768, 512), (1, 1024, 1024)])
 def test_slices_of_any_size_keep_their_size(shape: tuple[int, int, int]):
     bundle = open_bundle()
-    hu = np.full((shape[0], 2 * bundle.neighbours + 1, *shape[1:]), -1000, np.int16)
+    hu = np.full((shape[0], bundle.view.shown, *shape[1:]), -1000, np.int16)
     answers = open_session(bundle).infer(hu)
     assert [answer.labels.shape for answer in answers] == [shape[1:]] * shape[0]
     assert all(not answer.labels.any() for answer in answers), "blood in air"

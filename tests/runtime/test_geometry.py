@@ -116,7 +116,24 @@ def test_a_stack_is_read_only():
         stacked([0, 5, 10]).thickness_mm[0] = 1
 
 
+def views(count: int, view: geometry.View) -> list[tuple[list[int], list[int]]]:
+    return [(shown.tolist(), answered.tolist()) for shown, answered in view.over(count)]
+
+
 def test_a_slice_lies_between_its_neighbours_and_beyond_the_end_is_the_last_again():
-    assert geometry.surroundings(4, 1).tolist() == [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 3]]
-    assert geometry.surroundings(2, 2).tolist() == [[0, 0, 0, 1, 1], [0, 0, 1, 1, 1]]
-    assert geometry.surroundings(3, 0).tolist() == [[0], [1], [2]]
+    assert views(3, geometry.View(3)) == [([0, 0, 1], [0]), ([0, 1, 2], [1]), ([1, 2, 2], [2])]
+    assert views(2, geometry.View(5)) == [([0, 0, 0, 1, 1], [0]), ([0, 0, 1, 1, 1], [1])]
+    assert views(2, geometry.View()) == [([0], [0]), ([1], [1])]
+
+
+def test_a_volume_answers_its_middle_and_leaves_none_out():
+    assert views(5, geometry.View(4, 2)) == [([0, 0, 1, 2], [0, 1]), ([1, 2, 3, 4], [2, 3]), ([3, 4, 4, 4], [4])]
+
+
+@given(count=st.integers(1, 60), answered=st.integers(1, 9), around=st.integers(0, 6))
+def test_views_answer_every_slice_once_and_show_it_in_its_place(count: int, answered: int, around: int):
+    view = geometry.View(answered + 2 * around, answered)
+    all_answered = [place for _, places in views(count, view) for place in places]
+    assert all_answered == list(range(count))
+    for shown, places in views(count, view):
+        assert shown[view.first : view.first + len(places)] == places

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from runtime.bundle import Bundle, open_bundle
+from runtime.geometry import View
 from runtime.types import ModelIdentity, SliceLabels
 from training import card, evaluate
 from training.heads import as_case
@@ -58,7 +59,7 @@ def case(labels: np.ndarray, name: str = "one", *, spacing: bool = True) -> Case
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    return dataclasses.replace(open_bundle(), neighbours=1)
+    return dataclasses.replace(open_bundle(), view=View(3))
 
 
 def scored(truth: np.ndarray, answer: np.ndarray, bundle: Bundle, **how: object) -> evaluate.Scored:

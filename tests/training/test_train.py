@@ -124,13 +124,13 @@ def test_every_recipe_that_ships_builds_its_network(path: Path):
     recipe = recipes.load(path)
     with torch.device("meta"):
         network = catalogue.build(recipe.network.architecture, **recipe.settings)
-    shown = 2 * recipe.input.neighbours + 1
-    assert network.config.in_channels == shown * len(recipe.input.windows_hu)
+    channels = 1 if recipe.input.depth else recipe.input.view.shown
+    assert network.config.in_channels == channels * len(recipe.input.windows_hu)
 
 
 def test_a_checkpoint_becomes_a_bundle_that_the_runtime_serves(checkpoint: Path, tmp_path: Path):
     recipe, graph = load_checkpoint(checkpoint)
-    hu = np.random.default_rng(0).integers(-1000, 1500, (2, 128, 128)).astype(np.int16)
+    hu = np.random.default_rng(0).integers(-1000, 1500, (2, 3, 128, 128)).astype(np.int16)
     parity = bundles.write(recipe, graph, CLASSES, hu, tmp_path / "bundle", minimum_ml=0.5)
     assert parity["passed"]
     bundle = open_bundle(tmp_path / "bundle")
@@ -216,3 +216,33 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes):
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(RecipeError, match="is no checkpoint"):
         load_checkpoint(tmp_path / "x.pt")
+
+
+def test_the_losses_are_monais():
+    """Dice over the foreground of a batch and cross-entropy with shares as targets, for slices and volumes alike."""
+    losses = pytest.importorskip("monai.losses", reason="compared with MONAI's: pip install monai")
+    generator = torch.Generator().manual_seed(3)
+    for shape in ((4, 3, 16, 12), (2, 3, 5, 8, 8)):
+        logits = torch.randn(shape, generator=generator)
+        target = torch.rand(shape, generator=generator)
+        target /= target.sum(dim=1, keepdim=True)
+        theirs = losses.DiceLoss(include_background=False, softmax=True, batch=True, smooth_nr=1, smooth_dr=1)
+        torch.testing.assert_close(loss(logits, target, ("dice",)), theirs(logits, target))
+        torch.testing.assert_close(
+            loss(logits, target, ("cross_entropy",)), torch.nn.functional.cross_entropy(logits, target)
+        )
+
+
+def test_several_processes_learn_together(checkpoint: Path, tmp_path: Path):
+    """PyTorch's own launcher; each takes its share of every batch, the first one writes."""
+    (tmp_path / "small.toml").write_text(SMALL)
+    shutil.copytree(checkpoint.parent / "slices", tmp_path / "run" / "slices")
+    launcher = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = ["-m", "scanside", "train", str(tmp_path / "small.toml"), "--out", str(tmp_path / "run")]
+    done = subprocess.run([*launcher, *command], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "2 x cpu" in (tmp_path / "run" / "MODEL_CARD.md").read_text()
+    state = torch.load(tmp_path / "run" / LAST, weights_only=True)
+    assert state["step"] == 6
+    alone = torch.load(checkpoint.parent / LAST, weights_only=True)
+    assert any(not torch.equal(alone["weights"][name], weight) for name, weight in state["weights"].items())
