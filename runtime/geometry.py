@@ -48,11 +48,10 @@ class View:
 
         Beyond an end of the stack, its last slice is shown again.
         """
-        views = []
-        for start in range(0, count, self.answered):
-            shown = np.clip(np.arange(self.shown) + start - self.first, 0, count - 1)
-            views.append((shown, np.arange(start, min(start + self.answered, count))))
-        return views
+        starts = np.arange(0, count, self.answered)
+        shown = np.clip(starts[:, None] + np.arange(self.shown) - self.first, 0, count - 1)
+        answered = (np.arange(start, min(start + self.answered, count)) for start in starts.tolist())
+        return list(zip(shown, answered, strict=True))
 
 
 def stack(planes: Mapping[str, Plane]) -> SliceStack:

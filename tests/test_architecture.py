@@ -17,6 +17,7 @@ ALLOWED = {
     "training": {"models", "runtime"},
     "export": {"models", "runtime"},
     "dicom_node": {"runtime"},
+    "benchmarks": {"export", "models", "runtime", "training"},
 }
 FORBIDDEN = {
     "runtime": {"pydicom", "pynetdicom", "highdicom", "torch", "onnx"},

@@ -299,3 +299,10 @@ def test_status_and_outbox_before_the_first_start_say_so(tmp_path: Path):
 def test_wrong_arguments_are_one_line_and_code_2(arguments: list[str], words: str, tmp_path: Path):
     (tmp_path / "note.txt").write_text("not DICOM")
     refused(scanside(*arguments, cwd=tmp_path), 2, words)
+
+
+def test_evaluate_wants_a_data_set_and_its_recipe_together(tmp_path: Path):
+    bundle = Path(commands.__file__).parent / "runtime" / "bundles" / "phantom-unet"
+    shown = scanside("evaluate", bundle, tmp_path)
+    assert shown.returncode == 2
+    assert "give both or neither" in " ".join(shown.stderr.replace("│", " ").split())

@@ -69,10 +69,9 @@ Scored on {summary["cases"]} cases of {summary["patients"]} patients, {summary["
 Through {summary["engine"]}. Intervals are 95 %, by bootstrap over patients; docs/metrics.md defines the metrics.
 
 {table(rows(summary))}
-{by_size}Without blood: {clean["without_findings"]} of {clean["cases"]} cases without a finding
-(specificity {_share(clean["specificity"])}); {_number(rate["estimate"], 2)} false parts of {least_ml} ml or more
-per case (at most {_number(rate["high"], 2)}), the largest false volume {_number(clean["largest_false_volume_ml"], 2)}
-ml.
+{by_size}Without blood: {clean["without_findings"]} of {clean["cases"]} cases without a finding (specificity
+{_share(clean["specificity"])}), {_number(rate["estimate"], 2)} false parts of {least_ml} ml or more per case (at most
+{_number(rate["high"], 2)}), the largest false volume {_number(clean["largest_false_volume_ml"], 2)} ml.
 A class of less than {max(bundle.minimum_volume_ml.values()):g} ml is mentioned in the report and is no finding.
 
 Calibration: a slice's highest probability of a class is off by {_number(calibration["expected_error"])} on average

@@ -215,19 +215,18 @@ def summarise(scored: Sequence[Scored], bundle: Bundle, session: Session, data: 
 
 def _of_class(c: int, scored: Sequence[Scored], patients: Sequence[Sequence[Scored]], bundle: Bundle) -> dict[str, Any]:
     shown = [one for one in scored if one.shows(c)]
-    minimum_ml = bundle.minimum_volume_ml[bundle.classes[c]]
+    name, without = bundle.classes[c], [one for one in scored if not one.shows(c)]
     pooled = metrics.total([one.counts for one in scored])
     far_mm = np.array([one.hausdorff_95_mm[c] for one in shown])
-    false_ml = [float(one.measured_ml[c]) for one in scored if not one.shows(c)]
     return {
         "cases": len(shown),
-        **{name: float(metric(pooled)[c]) for name, metric in METRICS.items()},
+        **{key: float(metric(pooled)[c]) for key, metric in METRICS.items()},
         "dice_of_cases": _over_patients(patients, partial(_mean_dice, c)),
         "hausdorff_95_mm": float(np.nanmean(far_mm)) if (~np.isnan(far_mm)).any() else None,
         "without_distance": int(np.isnan(far_mm).sum()),
-        **_of_volumes(c, shown, minimum_ml),
-        "false_findings": sum(ml >= minimum_ml for ml in false_ml),
-        "largest_false_volume_ml": max(false_ml, default=None),
+        **_of_volumes(c, shown, bundle.minimum_volume_ml[name]),
+        "false_findings": sum(name in _findings(one, bundle) for one in without),
+        "largest_false_volume_ml": max((float(one.measured_ml[c]) for one in without), default=None),
     }
 
 
@@ -311,7 +310,7 @@ def write(scored: Sequence[Scored], summary: dict[str, Any], bundle: Bundle, fol
     reliability = reduce(add, (one.reliability for one in scored))
     draw_reliability(reliability, title="a class anywhere in a slice").savefig(folder / "calibration.png")
     (folder / "overlays").mkdir(exist_ok=True)
-    worst = sorted(enumerate(scored), key=lambda item: np.nan_to_num(np.nanmean([1.0, *item[1].dice[1:]])))
+    worst = sorted(enumerate(scored), key=lambda item: np.nanmean([1.0, *item[1].dice[1:]]))  # 1: no blood, none seen
     for place, (number, one) in enumerate(worst[:OVERLAYS], start=1):
         hu, truth, predicted, spacing_mm = one.shown
         figure = draw_overlay(hu, truth, predicted, spacing_mm, names)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from runtime import geometry
-from training import anatomy, lesions, phantom
+from training import anatomy, lesions, phantom, trouble
 from training.lesions import CLASSES, Lesion, PhantomError, bleed
 from training.phantom import Phantom, Scan, make, take
 from training.slices import MATRIX, Slices, places
 from training.sources.case import Case
+from training.trouble import draw_trouble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ LARGEST_ML = {
     "contusion": 35,
 }
 SMALLEST_ML = 1.5
+ENDS = (0, 1, -2, -1)  # slices of every series: the cap of the skull and its base are seldom, and look like blood
 SHARES = np.array((1.0, 1.0, 1.0, 2.0, 1.0, 1.5)) / 7.5  # how often a class is drawn: the hard ones more often
 
 
@@ -69,16 +71,19 @@ def _head(
     """Slices of one head, their labels, and for each slice to learn from the places of it and its neighbours."""
     seed, recipe, shown = arguments
     rng = np.random.default_rng(seed)
+    wrong = draw_trouble(rng) if recipe.hard and rng.random() < recipe.hard else None
     while True:
         try:
-            head = bleed(draw_lesions(rng, recipe.bleed_free), rng)
+            head = bleed(draw_lesions(rng, recipe.bleed_free), rng, trouble=wrong)
         except PhantomError:
             continue  # more blood than this head has room for: draw again
         scan = draw_scan(rng)
         count = len(scan.table_mm()[0])
-        evenly = (np.arange(recipe.slices_per_head) + rng.random()) * count / recipe.slices_per_head
-        taking, around = np.unique(places(count, shown)[evenly.astype(int)], return_inverse=True)
-        taken = take(head, scan, rng, only=taking)
+        inner = recipe.slices_per_head - len(ENDS)
+        evenly = (np.arange(inner) + rng.random()) * count / inner
+        chosen = np.append(evenly.astype(int), np.array(ENDS) % count)
+        taking, around = np.unique(places(count, shown)[chosen], return_inverse=True)
+        taken = take(head, scan, rng, only=taking, trouble=wrong)
         return np.stack([s.hu for s in taken.slices]), taken.labels, around
 
 
@@ -97,9 +102,8 @@ def collect(
     heads = recipe.validation_heads if validation else recipe.heads
     first = recipe.seed * 1_000_000 + (500_000 if validation else 0)
     most = recipe.slices_per_head * shown  # of one head; rows that stay empty take no room on a disk
-    makers = b"".join(
-        Path(file).read_bytes() for file in (anatomy.__file__, lesions.__file__, phantom.__file__, __file__)
-    )
+    modules = (anatomy.__file__, lesions.__file__, trouble.__file__, phantom.__file__, __file__)
+    makers = b"".join(Path(file).read_bytes() for file in modules)
     identity = hashlib.sha256(f"{recipe!r} {shown} {validation}".encode() + makers).hexdigest()[:12]
     hu_path, around_path, labels_path = (folder / f"{kind}-{identity}.npy" for kind in ("hu", "around", "labels"))
     if not labels_path.exists():
@@ -129,23 +133,24 @@ UNSEEN_MM = ((5.0,), (4.0,), (2.5,), (1.25,), (4.0, 7.0))
 GOLDEN_MATRIX = 320  # a size that the graph resizes both ways and a bundle has room for
 
 
-def unseen(heads: int, bleed_free: int) -> Iterator[Case]:
-    """Heads that no recipe trains on, first those with blood.
+def unseen(heads: int, bleed_free: int, *, hard: bool = False) -> Iterator[Case]:
+    """Heads that no recipe trains on, first those with blood; all of them with trouble, or none.
 
     Every protocol in turn: 1.25 to 7 mm, one with a step change, half of them tilted up to 20 degrees.
     """
-    jobs = [(FIRST_UNSEEN + i, i < heads, i) for i in range(heads + bleed_free)]
+    jobs = [(FIRST_UNSEEN + i, i < heads, hard, i) for i in range(heads + bleed_free)]
     with multiprocessing.get_context("spawn").Pool(1) as pool:  # the engine takes the other core
         yield from pool.imap(_unseen, jobs)
 
 
-def _unseen(job: tuple[int, bool, int]) -> Case:
-    seed, bleeds, index = job
+def _unseen(job: tuple[int, bool, bool, int]) -> Case:
+    seed, bleeds, hard, index = job
     rng = np.random.default_rng(seed)
     scan = Scan(UNSEEN_MM[index % len(UNSEEN_MM)], tilt_deg=float(rng.uniform(-20, 20)) if index % 2 else 0.0)
     for attempt in range(1000):
         try:
-            return as_case(make(draw_lesions(rng, 0.0) if bleeds else (), scan, seed=seed + 1_000_000 * attempt))
+            blood = draw_lesions(rng, 0.0) if bleeds else ()
+            return as_case(make(blood, scan, seed=seed + 1_000_000 * attempt, hard=hard))
         except PhantomError:
             continue  # more blood than that head has room for
     raise PhantomError(f"no phantom for seed {seed}")

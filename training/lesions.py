@@ -10,11 +10,13 @@ from scipy import optimize
 
 from runtime.errors import ScansideError
 from training import anatomy
+from training.trouble import add_decoys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from training.anatomy import Anatomy, Field, Space
+    from training.trouble import Trouble
 
 CLASSES = ("background", "intracerebral", "subdural", "epidural", "subarachnoid", "intraventricular", "contusion")
 ABBREVIATIONS = {
@@ -80,7 +82,13 @@ class Head:
         }
 
 
-def bleed(lesions: tuple[Lesion, ...], rng: np.random.Generator, *, grid_mm: float = GRID_MM) -> Head:
+def bleed(
+    lesions: tuple[Lesion, ...],
+    rng: np.random.Generator,
+    *,
+    trouble: Trouble | None = None,
+    grid_mm: float = GRID_MM,
+) -> Head:
     """Grow a head and let it bleed, one class after the other, each where anatomy puts it."""
     wanted = {lesion.name: 0.0 for lesion in lesions}
     for lesion in lesions:
@@ -96,6 +104,8 @@ def bleed(lesions: tuple[Lesion, ...], rng: np.random.Generator, *, grid_mm: flo
         sulcus_width=rng.uniform(0.1, 0.28),
         shift_mm=-side * min(9.0, 0.08 * outside) * rng.uniform(0.3, 1),
     )
+    if trouble:
+        add_decoys(head, trouble, rng)
     hu, blood = head.hu.copy(), {}
     free = np.ones_like(hu)
     for name in CLASSES[1:]:
@@ -103,7 +113,7 @@ def bleed(lesions: tuple[Lesion, ...], rng: np.random.Generator, *, grid_mm: flo
             occupancy, oedema = _SHAPES[name](head, wanted[name], side, rng, free)
             hu += (np.float32(rng.uniform(17, 24)) - hu) * np.float32(0.8) * oedema * free * head.parenchyma
             speckle_hu, wavelength_mm = (4.0, (4, 9)) if name == "contusion" else (1.5, (9, 25))  # salt and pepper
-            value = np.float32(rng.uniform(*BLOOD_HU[name]))
+            value = np.float32(rng.uniform(*BLOOD_HU[name]) - (trouble.contrast_hu if trouble else 0))
             value = value + np.float32(speckle_hu) * anatomy.waves(space, rng, wavelength_mm, 4)
             hu += (value - hu) * occupancy
             free *= 1 - occupancy

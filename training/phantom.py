@@ -17,6 +17,7 @@ from scipy import ndimage, sparse
 from runtime.types import Plane, Slice
 from training import anatomy
 from training.lesions import CLASSES, Lesion, PhantomError, bleed
+from training.trouble import disturb, draw_trouble, move, wander
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from training.anatomy import Field, Space
     from training.lesions import Head
+    from training.trouble import Trouble
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,12 @@ class Phantom:
     seed: int
 
 
-def make(lesions: tuple[Lesion, ...] = (), scan: Scan | None = None, *, seed: int = 0) -> Phantom:
+def make(lesions: tuple[Lesion, ...] = (), scan: Scan | None = None, *, seed: int = 0, hard: bool = False) -> Phantom:
     """Make a phantom: the same arguments give the same phantom.
+
+    Parameters
+    ----------
+    hard : with trouble of some kind (`training.trouble`), drawn by the seed
 
     Raises
     ------
@@ -115,9 +121,10 @@ def make(lesions: tuple[Lesion, ...] = (), scan: Scan | None = None, *, seed: in
     """
     rng = np.random.default_rng(seed)
     scan = scan or Scan()
-    head = bleed(lesions, rng)
+    trouble = draw_trouble(rng) if hard else None
+    head = bleed(lesions, rng, trouble=trouble)
     _check_coverage(head, scan)
-    return take(head, scan, rng, seed=seed)
+    return take(head, scan, rng, seed=seed, trouble=trouble)
 
 
 def _check_coverage(head: Head, scan: Scan) -> None:
@@ -139,13 +146,20 @@ def _check_coverage(head: Head, scan: Scan) -> None:
 
 
 def take(
-    head: Head, scan: Scan, rng: np.random.Generator, *, seed: int = 0, only: NDArray[np.int64] | None = None
+    head: Head,
+    scan: Scan,
+    rng: np.random.Generator,
+    *,
+    seed: int = 0,
+    only: NDArray[np.int64] | None = None,
+    trouble: Trouble | None = None,
 ) -> Phantom:
     """Scan a head: slabs averaged through their thickness (partial volume), noise, Hounsfield units.
 
     Parameters
     ----------
     only : which of the scan's slices; None takes them all
+    trouble : what goes wrong meanwhile
 
     """
     position, thickness = scan.table_mm()
@@ -153,12 +167,16 @@ def take(
         position, thickness = position[only], thickness[only]
     # interpolated volumes: HU and the occupancy of each class that is there
     volumes = [head.hu, *head.blood.values()]
+    moved_mm = wander(trouble, len(position), rng) if trouble and trouble.motion_mm else None
     slices, labels = [], []
     for i, sampled in enumerate(_slabs(head.space, volumes, position, thickness, scan)):
-        hu = sampled[0] + _noise(rng, scan, float(thickness[i]))
+        hu, *occupancies = sampled if moved_mm is None else [move(image, moved_mm[i], scan) for image in sampled]
+        if trouble:
+            hu = disturb(hu, trouble, scan, float(position[i]), rng)
+        hu = hu + _noise(rng, scan, float(thickness[i]))
         plane = _plane(scan, float(position[i]), float(thickness[i]))
         slices.append(Slice(str(i), plane, np.clip(np.rint(hu), -1024, 3071).astype(np.int16)))
-        occupancy = np.stack(sampled[1:]) if head.blood else np.zeros((0, *hu.shape), np.float32)
+        occupancy = np.stack(occupancies) if head.blood else np.zeros((0, *hu.shape), np.float32)
         labels.append(_binarise(occupancy, [CLASSES.index(name) for name in head.blood]))
     return Phantom(tuple(slices), np.stack(labels), head.truth_ml, scan.tilt_deg, seed)
 

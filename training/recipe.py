@@ -59,8 +59,9 @@ class Phantoms(_Section):
     kind: Literal["phantoms"] = "phantoms"
     heads: Annotated[int, Field(ge=1)]
     validation_heads: Annotated[int, Field(ge=1)]
-    slices_per_head: Annotated[int, Field(ge=4)]
+    slices_per_head: Annotated[int, Field(ge=5)]  # of them the two outermost at either end
     bleed_free: Annotated[float, Field(ge=0, le=1)]
+    hard: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of heads with trouble: motion, metal, decoys, old blood
     seed: int
 
 

@@ -124,6 +124,7 @@ def test_a_slice_lies_between_its_neighbours_and_beyond_the_end_is_the_last_agai
     assert views(3, geometry.View(3)) == [([0, 0, 1], [0]), ([0, 1, 2], [1]), ([1, 2, 2], [2])]
     assert views(2, geometry.View(5)) == [([0, 0, 0, 1, 1], [0]), ([0, 0, 1, 1, 1], [1])]
     assert views(2, geometry.View()) == [([0], [0]), ([1], [1])]
+    assert views(0, geometry.View(3)) == [], "a series of nothing but refused images"
 
 
 def test_a_volume_answers_its_middle_and_leaves_none_out():

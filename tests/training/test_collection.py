@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,9 +18,6 @@ from training.recipe import RecipeError
 from training.slices import MATRIX, Slices
 from training.sources.case import Case, Entry
 from training.train import load_checkpoint, train
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 RECIPE = """
 name = "coco"
@@ -137,3 +134,21 @@ def test_every_slice_comes_once_an_epoch_and_a_step_depends_on_nothing_before_it
     assert sorted(drawn) == list(range(10))
     assert (slices.pick(7, 5, "shuffled", seed=3) == slices.pick(7, 5, "shuffled", seed=3)).all()
     assert (slices.pick(1, 5, "shuffled", seed=4) != slices.pick(1, 5, "shuffled", seed=3)).any()
+
+
+def test_a_side_that_is_not_there_is_named(recipe: recipes.Recipe, coco: Path):
+    assert len(collection.side(recipe, coco, "all", recipe.classes)) == 12
+    assert len(collection.side(recipe, coco, "validation", recipe.classes)) == 4
+    with pytest.raises(RecipeError, match="has no test side: choose from training, validation, all"):
+        collection.side(recipe, coco, "test", recipe.classes)
+
+
+def test_a_bundle_of_other_classes_is_refused(recipe: recipes.Recipe, coco: Path):
+    with pytest.raises(RecipeError, match="coco has the classes background, subdural; the bundle background, epidural"):
+        collection.side(recipe, coco, "all", ("background", "epidural"))
+
+
+def test_a_recipe_of_phantoms_reads_no_data(coco: Path):
+    phantoms = recipes.load(Path(collection.__file__).parent / "recipes" / "phantom-unet.toml")
+    with pytest.raises(RecipeError, match="reads no data set"):
+        collection.side(phantoms, coco, "all", phantoms.classes)

@@ -111,6 +111,10 @@ def test_pictures_have_no_millilitres(bundle: Bundle):
     assert "volume_icc" not in one
     assert one["hausdorff_95_mm"] is None
     assert "lesions found by size" not in card.of_bundle(summary, bundle)
+    clean = [scored(blocks(), blocks(4), bundle, name="clean", spacing=False)]
+    summary = evaluate.summarise([*cases, *clean], bundle, Oracle(blocks(6)), "pictures")
+    assert (summary["bleed_free"]["specificity"], one["false_findings"]) == (0, 0)
+    assert summary["classes"][CLASSES[1]]["false_findings"] == 1, "any pixel of it"
 
 
 def test_everything_is_written_and_no_patient_is_named(bundle: Bundle, tmp_path: Path):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from runtime import geometry
-from training.lesions import CLASSES, Lesion, PhantomError
-from training.phantom import Phantom, Scan, make
+from training.lesions import CLASSES, Lesion, PhantomError, bleed
+from training.phantom import Phantom, Scan, make, take
+from training.trouble import Trouble
 
 GEOMETRIES = {
     "5 mm": Scan((5.0,)),
@@ -137,3 +138,47 @@ def test_a_scan_that_misses_blood_is_refused():
 def test_more_blood_than_there_is_room_for_is_refused():
     with pytest.raises(PhantomError, match="this head has room for"):
         make((Lesion("subarachnoid", 150), Lesion("subarachnoid", 150)), seed=1)
+
+
+def test_a_hard_phantom_is_the_same_head_with_trouble():
+    blood = (Lesion("epidural", 20.0), Lesion("contusion", 8.0))
+    easy, hard = (make(blood, Scan((5.0,), matrix=128), seed=11, hard=hard) for hard in (False, True))
+    assert hard.truth_ml == pytest.approx({"epidural": 20.0, "contusion": 8.0}, rel=2e-3)
+    assert (np.stack([s.hu for s in easy.slices]) != np.stack([s.hu for s in hard.slices])).any()
+    again = make(blood, Scan((5.0,), matrix=128), seed=11, hard=True)
+    assert all((a.hu == b.hu).all() for a, b in zip(hard.slices, again.slices, strict=True))
+
+
+def head_of(trouble: Trouble, lesions: tuple[Lesion, ...] = ()) -> Phantom:
+    rng = np.random.default_rng(5)
+    return take(bleed(lesions, rng, trouble=trouble), Scan((5.0,), matrix=128, noise_hu=0.5), rng, trouble=trouble)
+
+
+def test_metal_streaks_across_the_slices_that_it_lies_in_and_leaves_the_others_alone():
+    clip = (18.0, -12.0, -28.0)
+    without, with_ = (np.stack([s.hu for s in head_of(Trouble(metal=m)).slices]) for m in (None, clip))
+    change = np.abs(with_.astype(int) - without).mean(axis=(1, 2))
+    away = np.array([abs(s.plane.origin_lps[2] - clip[2]) for s in head_of(Trouble()).slices])
+    assert change[away < 4].min() > 3 * change[away > 12].max()
+    assert with_[away < 4].max() == 3071
+
+
+def test_pale_blood_is_less_dense_and_decoys_are_no_blood():
+    lesions = (Lesion("intracerebral", 30.0),)
+    fresh, pale = (head_of(Trouble(contrast_hu=c), lesions) for c in (0, 14))
+    means = [
+        np.mean([s.hu[m > 0].mean() for s, m in zip(p.slices, p.labels, strict=True) if (m > 0).sum() > 30])
+        for p in (fresh, pale)
+    ]
+    assert means[0] - means[1] == pytest.approx(14, abs=3)
+    spotted = head_of(Trouble(calcifications=4, cavities=2))
+    assert not spotted.labels.any()
+
+
+def test_masks_move_with_a_head_that_moves():
+    """Blood stays where its mask is: the mean density under the mask is that of blood."""
+    moving = head_of(Trouble(motion_mm=3.0), (Lesion("intracerebral", 40.0),))
+    shown = [s.hu[m == 1].mean() for s, m in zip(moving.slices, moving.labels, strict=True) if (m == 1).sum() > 100]
+    assert min(shown) > 55
+    ml = sum((m == 1).sum() * (230 / 128) ** 2 * 5 / 1000 for m in moving.labels)
+    assert ml == pytest.approx(40, rel=0.03)

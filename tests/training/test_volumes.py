@@ -37,7 +37,7 @@ depth = 16
 kind = "phantoms"
 heads = 2
 validation_heads = 1
-slices_per_head = 4
+slices_per_head = 6
 bleed_free = 0
 seed = 1
 [training]

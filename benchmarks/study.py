@@ -1,0 +1,190 @@
+"""Every 2D network under the same conditions on phantoms that are hard to read: one table, one picture.
+
+::
+
+    python -m benchmarks.study --out benchmarks/results/networks
+
+The network alone is the paper's. Data, steps, optimiser and input are the same for all, because the papers' protocols
+(40 epochs at a rate of 1e-5 on a thousand patients, say) cannot be shortened to what fits here: at a thirtieth of their
+length they learn nothing. So this says which network learns most from little, and what it costs to run; not which paper
+is right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from export import bundle as bundles
+from models import catalogue
+from runtime.bundle import open_bundle
+from runtime.session import open_session
+from training import evaluate, heads
+from training.figures import COLOURS, DARK
+from training.recipe import Recipe
+from training.train import load_checkpoint, train
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from training.sources.case import Case
+
+ALIKE = {
+    "data": {
+        "kind": "phantoms", "heads": 240, "validation_heads": 12, "slices_per_head": 16, "bleed_free": 0.15,
+        "hard": 0.6, "seed": 40961,
+    },
+    "input": {"windows_hu": [[0.0, 90.0], [-60.0, 140.0], [-200.0, 1000.0]]},
+    "training": {
+        "batch": 8, "sampling": "by_class", "optimiser": "adamw", "schedule": "one_cycle", "learning_rate": 2e-3,
+        "weight_decay": 1e-4, "precision": "bfloat16", "seed": 7,
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network: what it costs, what it scores (over the classes' means), and how long it took to learn."""
+
+    network: str
+    parameters: int
+    gflops: float
+    slice_ms: float
+    dice: float
+    hausdorff_95_mm: float
+    volume_icc: float
+    abc_icc: float
+    specificity: float
+    training_s: float
+
+
+def recipe_of(network: str, steps: int, grid: int) -> Recipe:
+    """The network with its own settings under the conditions that all share."""
+    return Recipe.model_validate(
+        {
+            "name": network,
+            "version": "study",
+            "training_data": "hard synthetic head CT phantoms only",
+            "network": {"architecture": network},
+            **ALIKE,
+            "input": ALIKE["input"] | {"grid": grid},
+            "training": ALIKE["training"] | {"steps": steps, "validate_every": steps},
+        }
+    )
+
+
+def study(network: str, runs: Path, cases: Sequence[Case], steps: int, grid: int) -> tuple[Row, dict[str, Any]]:
+    """Train a network, export it, and score its bundle on the cases."""
+    recipe, run = recipe_of(network, steps, grid), runs / network
+    run.mkdir(parents=True, exist_ok=True)
+    shared = runs / "slices"
+    shared.mkdir(exist_ok=True)
+    if not (run / "slices").exists():
+        (run / "slices").symlink_to(shared.resolve(), target_is_directory=True)
+    started = time.monotonic()
+    best = train(recipe, run)
+    took = time.monotonic() - started
+    _, graph = load_checkpoint(best)
+    folder = run / f"bundle-{int(time.time())}"
+    bundles.write(recipe, graph, recipe.classes, heads.golden_slices(recipe.input.view), folder, minimum_ml=0.5)
+    bundle = open_bundle(folder)
+    session = open_session(bundle)
+    scored = [evaluate.score(case, case.images, bundle, session) for case in cases]
+    summary = evaluate.summarise(scored, bundle, session, "hard synthetic phantoms that no network trained on")
+    classes = summary["classes"].values()
+    row = Row(
+        network=network,
+        parameters=catalogue.parameters(graph.network),
+        gflops=round(catalogue.gflops(graph.network, (1, recipe.settings["in_channels"], grid, grid)), 2),
+        slice_ms=summary["slice_ms"],
+        dice=_mean([one["dice"] for one in classes]),
+        hausdorff_95_mm=_mean([one["hausdorff_95_mm"] for one in classes]),
+        volume_icc=_mean([(one.get("volume_icc") or {}).get("estimate") for one in classes]),
+        abc_icc=_mean([(one.get("abc_icc") or {}).get("estimate") for one in classes]),
+        specificity=summary["bleed_free"]["specificity"],
+        training_s=round(took, 1),
+    )
+    return row, summary
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return round(float(np.mean(known)), 4) if known else float("nan")
+
+
+def machine() -> dict[str, str | int]:
+    """What this ran on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {"cpu": model, "threads": torch.get_num_threads(), "gpu": gpu, "torch": torch.__version__}
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Accuracy against latency; the area of a mark is the network's parameters."""
+    from matplotlib.figure import Figure  # noqa: PLC0415  # a second to import, at the end of an hour
+
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for place, row in enumerate(rows):
+        axes.scatter(row.slice_ms, row.dice, s=row.parameters / 1e5, color=COLOURS[place % len(COLOURS)], alpha=0.7)
+        axes.annotate(
+            row.network, (row.slice_ms, row.dice), xytext=(6, 4), textcoords="offset points", color=DARK, fontsize=8
+        )
+    axes.set(
+        xscale="log", xlabel="ms a slice, batch 1, on the processor", ylabel="mean Dice of six classes",
+        title="Hard phantoms, all networks trained alike",
+    )  # fmt: skip
+    axes.grid(alpha=0.3)
+    figure.savefig(path)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--out", type=Path, default=Path("benchmarks/results/networks"))
+    arguments.add_argument("--runs", type=Path, default=Path("runs/study"), help="checkpoints; what is there goes on")
+    arguments.add_argument("--steps", type=int, default=300)
+    arguments.add_argument("--grid", type=int, default=128)
+    arguments.add_argument("--heads", type=int, default=24)
+    arguments.add_argument("--bleed-free", type=int, default=12)
+    arguments.add_argument("networks", nargs="*", help="default: all of two dimensions")
+    asked = arguments.parse_args()
+    names = asked.networks or [name for name, one in catalogue.ARCHITECTURES.items() if one.dimensions == 2]
+    cases = list(heads.unseen(asked.heads, asked.bleed_free, hard=True))
+    asked.out.mkdir(parents=True, exist_ok=True)
+    console, rows, summaries = Console(), [], {}
+    for name in names:
+        row, summaries[name] = study(name, asked.runs, cases, asked.steps, asked.grid)
+        rows.append(row)
+        console.print(row)
+        write(rows, summaries, vars(asked), asked.out)  # after each: an hour's work is not lost
+
+
+def write(rows: Sequence[Row], summaries: dict[str, Any], asked: dict[str, Any], folder: Path) -> None:
+    """``results.json``, ``table.csv`` and ``accuracy-latency.png``, best Dice first."""
+    ranked = sorted(rows, key=lambda row: -row.dice)
+    told = {"asked": {key: str(value) for key, value in asked.items()}, "alike": ALIKE, "machine": machine()}
+    results = {**told, "rows": [vars(row) for row in ranked], "summaries": summaries}
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    with (folder / "table.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(vars(ranked[0])))
+        writer.writeheader()
+        writer.writerows(vars(row) for row in ranked)
+    draw(ranked, folder / "accuracy-latency.png")
+
+
+if __name__ == "__main__":
+    main()

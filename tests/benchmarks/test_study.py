@@ -1,0 +1,39 @@
+"""The study of networks: one small round of it leaves results that can be read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import study
+from models import catalogue
+from training.heads import as_case
+from training.lesions import Lesion
+from training.phantom import Scan, make
+
+
+def test_every_network_of_two_dimensions_fits_the_common_conditions():
+    for name, one in catalogue.ARCHITECTURES.items():
+        if one.dimensions == 2:
+            assert study.recipe_of(name, steps=10, grid=128).settings["classes"] == 7
+
+
+def test_a_round_trains_exports_scores_and_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    small = {"heads": 2, "validation_heads": 1, "slices_per_head": 6, "bleed_free": 0.0}
+    monkeypatch.setitem(study.ALIKE, "data", study.ALIKE["data"] | small)
+    blood = (Lesion("epidural", 15.0), Lesion("contusion", 10.0))
+    cases = [as_case(make(blood, Scan((7.0,), matrix=128), seed=seed, hard=True)) for seed in (1, 2)]
+    rows, summaries = [], {}
+    for name in ("res_unet", "dr_unet"):
+        row, summaries[name] = study.study(name, tmp_path / "runs", cases, steps=2, grid=64)
+        rows.append(row)
+    made = sorted((tmp_path / "runs" / "slices").glob("hu-*.npy"))
+    assert len(made) == 2, "training and validation slices, made once for both networks"
+    study.write(rows, summaries, {"steps": 2}, tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {row["network"] for row in results["rows"]} == {"res_unet", "dr_unet"}
+    assert all(row["slice_ms"] > 0 and 0 <= row["dice"] <= 1 for row in results["rows"])
+    assert results["machine"]["torch"]
+    assert (tmp_path / "accuracy-latency.png").read_bytes().startswith(b"\x89PNG")
