@@ -445,9 +445,11 @@ def export(
     from training.heads import golden_slices
     from training.train import load_checkpoint
 
-    recipe, graph = load_checkpoint(checkpoint)
+    recipe, graph, learnt_from = load_checkpoint(checkpoint)
     golden = golden_slices(recipe.input.view)
-    parity = bundles.write(recipe, graph, recipe.classes, golden, bundle, minimum_ml=minimum_ml)
+    parity = bundles.write(
+        recipe, graph, recipe.classes, golden, bundle, minimum_ml=minimum_ml, learnt_from=learnt_from
+    )
     out.print_json(data=parity)
 
 
@@ -477,19 +479,19 @@ def evaluate(
         raise typer.BadParameter("a data set and the recipe that reads it go together: give both or neither")
     opened = open_bundle(bundle)
     if data is None or recipe is None:
-        cases, total, shows_hu = phantoms.unseen(heads, bleed_free, hard=hard), heads + bleed_free, None
+        cases, total, source = phantoms.unseen(heads, bleed_free, hard=hard), heads + bleed_free, None
         kind = "hard synthetic phantoms" if hard else "synthetic phantoms"
         said = f"{kind} that no recipe trains on; they say nothing about human heads"
     else:
         read = recipes.load(recipe)
-        listed = collection.side(read, data, side, opened.classes)
-        cases, total, shows_hu = (entry.load() for entry in listed), len(listed), getattr(read.data, "shows_hu", None)
+        listed = collection.side(read, data, side, opened)
+        cases, total, source = (entry.load() for entry in listed), len(listed), read.data
         said = f"the {side} part of a data set, read by the recipe {read.name} {read.version}"
     session = open_session(opened)
     scored = []
     with _progress("cases", total) as advance:
         for case in cases:
-            scored.append(evaluation.score(case, collection.to_hu(case, shows_hu), opened, session))
+            scored.append(evaluation.score(case, collection.to_hu(case, source), opened, session))
             advance(1)
     summary = evaluation.summarise(scored, opened, session, said)
     if folder:

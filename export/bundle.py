@@ -35,6 +35,7 @@ def write(
     folder: Path,
     *,
     minimum_ml: float,
+    learnt_from: str | None = None,
 ) -> dict[str, Any]:
     """Export a trained network into `folder` and prove that ONNX Runtime answers as PyTorch does.
 
@@ -42,6 +43,7 @@ def write(
     ----------
     golden_hu : ``(N, shown, H, W)`` views, for parity and self-test; with blood and without
     minimum_ml : operating point, the smallest volume of a class that counts as a finding
+    learnt_from : `training.collection.fingerprint` of the patients; None for phantoms
 
     Returns
     -------
@@ -71,6 +73,7 @@ def write(
         "view": dataclasses.asdict(recipe.input.view),
         "precisions": {"fp32": "model.onnx"},
         "minimum_volume_ml": dict.fromkeys(classes[1:], minimum_ml),
+        "learnt_from": learnt_from,
     }
     seal(folder, manifest)
     parity = _parity(folder, golden_hu, expected)

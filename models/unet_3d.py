@@ -19,7 +19,7 @@ from monai.networks import nets
 class UNet3DConfig:
     """Widths of the five levels, finest first, and the last one before the head.
 
-    Depth, height and width of the input must be multiples of 16: a series is padded with empty slices.
+    Depth, height and width of the input must be multiples of 16: beyond its end a series' last slice is repeated.
     """
 
     in_channels: int = 1

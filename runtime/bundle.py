@@ -48,6 +48,8 @@ class Bundle:
     view : how many slices the network sees at once, and how many of them it answers
     precisions : file name of the graph of each precision
     minimum_volume_ml : per class, the volume under which nothing is reported as a finding
+    learnt_from : a hash of which patients were learnt from and which chose the weights, so that an evaluation can tell
+        whether it divides them alike; None for phantoms. It names none of them
 
     """
 
@@ -61,6 +63,7 @@ class Bundle:
     view: View
     precisions: Mapping[str, str]
     minimum_volume_ml: Mapping[str, float]
+    learnt_from: str | None = None
 
     def graph(self, precision: str) -> Path:
         """Path of the ONNX graph of a precision."""
@@ -116,6 +119,7 @@ def open_bundle(folder: Path | None = None) -> Bundle:
         view=View(**manifest["view"]),
         precisions=manifest["precisions"],
         minimum_volume_ml=manifest["minimum_volume_ml"],
+        learnt_from=manifest.get("learnt_from"),
     )
 
 

@@ -126,6 +126,16 @@ class SliceStack:
         areas = np.array([plane.pixel_area_mm2 for plane in self.planes])
         return areas * self.thickness_mm / 1000.0
 
+    @property
+    def origin_mm(self) -> NDArray[np.float64]:
+        """Where the first voxel of each slice lies, ``(N, 3)``: along the normal, the rows' axis and the columns'.
+
+        From the first slice on; in even steps and without tilt the latter two stay 0.
+        """
+        first = self.planes[0]
+        axes = np.stack([first.normal_lps, first.column_lps, first.row_lps])  # the next row lies along the column
+        return (np.array([plane.origin_lps for plane in self.planes]) - first.origin_lps) @ axes.T
+
 
 @dataclass(frozen=True, slots=True)
 class SliceLabels:

@@ -53,7 +53,12 @@ def of_bundle(summary: dict[str, Any], bundle: Bundle) -> str:
     """The card of a bundle: what the bundle is, what it has seen, what it scores, what it must not be used for."""
     clean, calibration = summary["bleed_free"], summary["calibration"]
     least_ml = clean["least_part_ml"]
-    rate = clean["false_parts_per_case"] or {"estimate": None, "high": None}
+    false = ""
+    if rate := clean["false_parts_per_case"]:
+        false = f""", {rate["estimate"]:.2f} false parts of {least_ml} ml or more per case (at most
+{rate["high"]:.2f}, 95 % by Poisson), the largest false volume {clean["largest_false_volume_ml"]:.2f} ml"""
+    reasons = ", ".join(f"{count} slices: {reason}" for reason, count in summary["slices_left_out"].items())
+    left_out = f"Left out: {reasons}. " if reasons else ""
     found = [
         {"class": name, **{_size(s): f"{s['found']}/{s['lesions']}" for s in one["lesions_by_size"]}}
         for name, one in summary["classes"].items()
@@ -66,12 +71,12 @@ def of_bundle(summary: dict[str, Any], bundle: Bundle) -> str:
 What it finds in a human head is not validated by anything and must not guide anybody's care.
 
 Scored on {summary["cases"]} cases of {summary["patients"]} patients, {summary["slices"]} slices: {summary["data"]}.
-Through {summary["engine"]}. Intervals are 95 %, by bootstrap over patients; docs/metrics.md defines the metrics.
+Through {summary["engine"]}. {left_out}The interval of the Dice is 95 %, by bootstrap over patients; docs/metrics.md
+defines the metrics.
 
 {table(rows(summary))}
 {by_size}Without blood: {clean["without_findings"]} of {clean["cases"]} cases without a finding (specificity
-{_share(clean["specificity"])}), {_number(rate["estimate"], 2)} false parts of {least_ml} ml or more per case (at most
-{_number(rate["high"], 2)}), the largest false volume {_number(clean["largest_false_volume_ml"], 2)} ml.
+{_share(clean["specificity"]) or "unknown"}){false}.
 A class of less than {max(bundle.minimum_volume_ml.values()):g} ml is mentioned in the report and is no finding.
 
 Calibration: a slice's highest probability of a class is off by {_number(calibration["expected_error"])} on average

@@ -30,7 +30,7 @@ from training.detection import (
 )
 from training.figures import draw_bland_altman, draw_overlay, draw_reliability, draw_violins
 from training.metrics import Counts, count_classes
-from training.statistics import Interval, bland_altman, bootstrap, by_patient, icc
+from training.statistics import Interval, bland_altman, bootstrap, by_patient, icc, volume_error_percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -57,17 +57,19 @@ class Scored:
 
     Attributes
     ----------
-    name, patient : of the case; the patient is never written anywhere
+    name, patient : of the case: the data set's own name for it is written, what the split takes for the patient is not
     slices : how many it has
     counts : voxels, over the whole case
     truth_ml, measured_ml : volumes; NaN where the case has no spacing
     abc_ml : ABC/2 of the truth's parts, what a reader with a perfect eye and a ruler would say
     hausdorff_95_mm : NaN where either mask is empty, or the case has no spacing
+    hausdorff_mm : ``(C, 2)``, directed, from the answer to the truth and back; NaN as above
     lesions : by class, the true lesions
-    false_parts : connected parts of at least 0.1 ml that touch no blood of any class
+    false_parts : connected parts of at least 0.1 ml that touch no blood of any class; NaN without spacing
     reliability : of each slice's highest probability of each class of blood: does the slice show it?
     slice_ms : median time of an inference, batch 1, by the slices that it answers
     shown : HU, truth and answer of the slice with the most blood, and the distances of its rows and columns
+    left_out : slices that the source has and the case has not, by reason
 
     """
 
@@ -79,11 +81,13 @@ class Scored:
     measured_ml: NDArray[np.float64]
     abc_ml: NDArray[np.float64]
     hausdorff_95_mm: NDArray[np.float64]
+    hausdorff_mm: NDArray[np.float64]
     lesions: tuple[tuple[Match, ...], ...]
-    false_parts: NDArray[np.int64]
+    false_parts: NDArray[np.float64]
     reliability: Reliability
     slice_ms: float
     shown: tuple[NDArray[np.int16], NDArray[np.uint8], NDArray[np.uint8], tuple[float, float]]
+    left_out: tuple[tuple[str, int], ...] = ()
 
     @property
     def dice(self) -> NDArray[np.float64]:
@@ -114,15 +118,17 @@ def score(case: Case, hu: NDArray[np.int16], bundle: Bundle, session: Session) -
     shows = np.stack([(truth == c).any(axis=(1, 2)) for c in classes[1:]], axis=1)
     voxel_ml = case.voxel_ml
     unknown = np.full(len(classes), np.nan)
-    truth_ml, measured_ml, abc_ml, far_mm = (unknown.copy() for _ in range(4))
+    truth_ml, measured_ml, abc_ml, far_mm, false_parts = (unknown.copy() for _ in range(5))
+    farthest_mm = np.full((len(classes), 2), np.nan)
     lesions: list[tuple[Match, ...]] = [()] * len(classes)
-    false_parts = np.zeros(len(classes), np.int64)
     if voxel_ml is not None and case.spacing_mm is not None:
         thickness_mm = np.full(len(hu), case.spacing_mm[0]) if case.thickness_mm is None else case.thickness_mm
         for c in classes[1:]:
             there, said = truth == c, predicted == c
             truth_ml[c], measured_ml[c] = (voxel_ml @ mask.sum(axis=(1, 2)) for mask in (there, said))
-            far_mm[c] = metrics.hausdorff_95_mm(said, there, case.spacing_mm)
+            far_mm[c] = metrics.hausdorff_95_mm(said, there, case.spacing_mm, case.origin_mm)
+            for way, (source, target) in enumerate(((said, there), (there, said))):
+                farthest_mm[c, way] = metrics.directed_hausdorff_mm(source, target, case.spacing_mm, case.origin_mm)
             lesions[c] = match_lesions(said, there, voxel_ml)
             false_parts[c] = count_false_parts(said, truth > 0, voxel_ml, least_ml=LEAST_PART_ML)
             abc_ml[c] = _abc_ml(there, case.spacing_mm[1:], thickness_mm, voxel_ml)
@@ -137,11 +143,13 @@ def score(case: Case, hu: NDArray[np.int16], bundle: Bundle, session: Session) -
         measured_ml=measured_ml,
         abc_ml=abc_ml,
         hausdorff_95_mm=far_mm,
+        hausdorff_mm=farthest_mm,
         lesions=tuple(lesions),
         false_parts=false_parts,
         reliability=bin_probabilities(evidence.clip(0, 1), shows),
         slice_ms=float(np.median(slice_ms)),
         shown=(hu[most].copy(), truth[most].copy(), predicted[most], spacing),
+        left_out=case.excluded,
     )
 
 
@@ -179,7 +187,8 @@ def summarise(scored: Sequence[Scored], bundle: Bundle, session: Session, data: 
         }
         for name, metric in METRICS.items()
     }
-    rate = false_positive_rate([int(one.false_parts.sum()) for one in clean]) if clean else None
+    measured = [one for one in clean if not np.isnan(one.measured_ml[1:]).any()]
+    rate = false_positive_rate([int(one.false_parts[1:].sum()) for one in measured]) if measured else None
     reliability = reduce(add, (one.reliability for one in scored))
     return _plain(
         {
@@ -189,6 +198,7 @@ def summarise(scored: Sequence[Scored], bundle: Bundle, session: Session, data: 
             "cases": len(scored),
             "patients": len(patients),
             "slices": sum(one.slices for one in scored),
+            "slices_left_out": _left_out(scored),
             "slice_ms": float(np.median([one.slice_ms for one in scored])),
             "minimum_volume_ml": dict(bundle.minimum_volume_ml),
             "classes": {name: _of_class(c, scored, patients, bundle) for c, name in enumerate(bundle.classes) if c},
@@ -199,7 +209,7 @@ def summarise(scored: Sequence[Scored], bundle: Bundle, session: Session, data: 
                 "specificity": float(np.mean([not one for one in said])) if clean else None,
                 "false_parts_per_case": rate and _interval(rate),
                 "least_part_ml": LEAST_PART_ML,
-                "largest_false_volume_ml": max((float(np.nansum(one.measured_ml)) for one in clean), default=None),
+                "largest_false_volume_ml": max((float(one.measured_ml[1:].sum()) for one in measured), default=None),
             },
             "calibration": {
                 "of": "each slice's highest probability of each class, against whether the slice shows the class",
@@ -213,6 +223,13 @@ def summarise(scored: Sequence[Scored], bundle: Bundle, session: Session, data: 
     )
 
 
+def _left_out(scored: Sequence[Scored]) -> dict[str, int]:
+    reasons = dict[str, int]()
+    for reason, slices in (each for one in scored for each in one.left_out):
+        reasons[reason] = reasons.get(reason, 0) + slices
+    return reasons
+
+
 def _of_class(c: int, scored: Sequence[Scored], patients: Sequence[Sequence[Scored]], bundle: Bundle) -> dict[str, Any]:
     shown = [one for one in scored if one.shows(c)]
     name, without = bundle.classes[c], [one for one in scored if not one.shows(c)]
@@ -222,7 +239,12 @@ def _of_class(c: int, scored: Sequence[Scored], patients: Sequence[Sequence[Scor
         "cases": len(shown),
         **{key: float(metric(pooled)[c]) for key, metric in METRICS.items()},
         "dice_of_cases": _over_patients(patients, partial(_mean_dice, c)),
-        "hausdorff_95_mm": float(np.nanmean(far_mm)) if (~np.isnan(far_mm)).any() else None,
+        "hausdorff_95_mm": _known_mean(far_mm),
+        "hausdorff_mm": {
+            "directed_to_truth": _known_mean(np.array([one.hausdorff_mm[c, 0] for one in shown])),
+            "directed_to_answer": _known_mean(np.array([one.hausdorff_mm[c, 1] for one in shown])),
+            "symmetric": _known_mean(np.array([one.hausdorff_mm[c].max() for one in shown])),
+        },
         "without_distance": int(np.isnan(far_mm).sum()),
         **_of_volumes(c, shown, bundle.minimum_volume_ml[name]),
         "false_findings": sum(name in _findings(one, bundle) for one in without),
@@ -246,7 +268,9 @@ def _of_volumes(c: int, shown: Sequence[Scored], minimum_ml: float) -> dict[str,
             "mean": float(error.mean()),
             "mean_absolute": float(np.abs(error).mean()),
             "worst": float(error[np.abs(error).argmax()]),
+            "mean_percent": float(volume_error_percent(measured, truth).mean()),
         },
+        "bland_altman_ml": _agreement(measured, truth),
         "volume_icc": _interval(icc(np.stack([measured, truth], 1)).agreement) if enough else None,
         "abc_icc": _interval(icc(np.stack([abc, truth], 1)).agreement) if enough else None,
         "within_10_percent_or_1.5_ml": float(within.mean()),
@@ -257,6 +281,19 @@ def _of_volumes(c: int, shown: Sequence[Scored], minimum_ml: float) -> dict[str,
             for stratum in stratify((match for one in measurable for match in one.lesions[c]), SIZES_ML)
         ],
     }
+
+
+def _agreement(measured: NDArray[np.float64], truth: NDArray[np.float64]) -> dict[str, dict[str, float]] | None:
+    """Bias and 95 % limits of agreement, over cases."""
+    if len(truth) < 2:
+        return None
+    found = bland_altman(measured, truth)
+    return {name: _interval(getattr(found, name)) for name in ("bias", "lower", "upper")}
+
+
+def _known_mean(values: NDArray[np.float64]) -> float | None:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else None
 
 
 def _mean_dice(c: int, patients: Sequence[Sequence[Scored]]) -> float:
@@ -291,8 +328,8 @@ def _plain(value: Any) -> Any:
 def write(scored: Sequence[Scored], summary: dict[str, Any], bundle: Bundle, folder: Path) -> None:
     """Scores, a table, every case's own row, and figures, into `folder`.
 
-    ``scores.json``, ``scores.md``, ``cases.csv``, ``dice.png`` (violins), ``bland-altman.png``, ``calibration.png``
-    and ``overlays/``: the most different of the cases, worst first.
+    ``scores.json``, ``scores.md``, ``cases.csv``, ``dice.png`` (violins), ``bland-altman/`` by class,
+    ``calibration.png`` and ``overlays/``: the most different of the cases, worst first.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "scores.json").write_text(json.dumps(summary, indent=2) + "\n")
@@ -301,20 +338,27 @@ def write(scored: Sequence[Scored], summary: dict[str, Any], bundle: Bundle, fol
     names = bundle.classes
     by_class = {name: np.array([one.dice[c] for one in scored if one.shows(c)]) for c, name in enumerate(names) if c}
     draw_violins(by_class, title=f"{bundle.name} {bundle.version}").savefig(folder / "dice.png")
-    volumes = [(one.measured_ml[c], one.truth_ml[c]) for one in scored for c in range(1, len(names)) if one.shows(c)]
-    pairs = np.array([pair for pair in volumes if not np.isnan(pair).any()]).reshape(-1, 2)
-    if len(pairs) > 1:
-        draw_bland_altman(bland_altman(*pairs.T), title="volumes by class and case").savefig(
-            folder / "bland-altman.png"
-        )
+    for c, name in enumerate(names):  # a class at a time: the volumes of one head are no independent cases
+        volumes = [(one.measured_ml[c], one.truth_ml[c]) for one in scored if c and one.shows(c)]
+        pairs = np.array([pair for pair in volumes if not np.isnan(pair).any()]).reshape(-1, 2)
+        if len(pairs) > 1:
+            (folder / "bland-altman").mkdir(exist_ok=True)
+            figure = draw_bland_altman(bland_altman(*pairs.T), title=name)
+            figure.savefig(folder / "bland-altman" / f"{name.replace(' ', '-')}.png")
     reliability = reduce(add, (one.reliability for one in scored))
     draw_reliability(reliability, title="a class anywhere in a slice").savefig(folder / "calibration.png")
     (folder / "overlays").mkdir(exist_ok=True)
-    worst = sorted(enumerate(scored), key=lambda item: np.nanmean([1.0, *item[1].dice[1:]]))  # 1: no blood, none seen
+    worst = sorted(enumerate(scored), key=lambda item: _mean_of_case(item[1]))
     for place, (number, one) in enumerate(worst[:OVERLAYS], start=1):
         hu, truth, predicted, spacing_mm = one.shown
         figure = draw_overlay(hu, truth, predicted, spacing_mm, names)
         figure.savefig(folder / "overlays" / f"{place:02d}-case-{number + 1}.png")
+
+
+def _mean_of_case(one: Scored) -> float:
+    """Mean Dice over the classes that the truth or the answer shows; 1 where neither shows any."""
+    known = one.dice[1:][~np.isnan(one.dice[1:])]
+    return float(known.mean()) if known.size else 1.0
 
 
 def _write_cases(scored: Sequence[Scored], classes: Sequence[str], path: Path) -> None:
@@ -328,7 +372,8 @@ def _write_cases(scored: Sequence[Scored], classes: Sequence[str], path: Path) -
                 if c and (one.shows(c) or one.counts.false_positive[c]):
                     values = (one.dice[c], one.truth_ml[c], one.measured_ml[c], one.abc_ml[c], one.hausdorff_95_mm[c])
                     told = ["" if np.isnan(value) else f"{value:.4f}" for value in values]
-                    writer.writerow([number, one.name, name, *told, one.false_parts[c]])
+                    parts = "" if np.isnan(one.false_parts[c]) else int(one.false_parts[c])
+                    writer.writerow([number, one.name, name, *told, parts])
 
 
 def _bleeds(one: Scored) -> bool:

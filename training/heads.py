@@ -169,6 +169,7 @@ def as_case(phantom: Phantom) -> Case:
         quantity="HU",
         spacing_mm=(float(np.median(stack.thickness_mm)), row_mm, column_mm),
         thickness_mm=stack.thickness_mm.copy(),
+        origin_mm=stack.origin_mm,
     )
 
 

@@ -191,7 +191,10 @@ def find_surface(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def surface_distances_mm(
-    source: NDArray[np.bool_], target: NDArray[np.bool_], spacing_mm: Sequence[float]
+    source: NDArray[np.bool_],
+    target: NDArray[np.bool_],
+    spacing_mm: Sequence[float],
+    origin_mm: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
     """Distance in mm from each surface voxel of `source` to the nearest surface voxel of `target`, centre to centre.
 
@@ -201,8 +204,9 @@ def surface_distances_mm(
     Parameters
     ----------
     source, target : ``(H, W)`` or ``(N, H, W)``
-    spacing_mm : distance between neighbours as (row, column) or (slice, row, column). A series whose step changes has
-        no slice spacing: measure its slices one by one
+    spacing_mm : distance between neighbours as (row, column) or (slice, row, column)
+    origin_mm : ``(N, 3)``, where each slice's first voxel lies, in the order of `spacing_mm`, instead of its even
+        steps: for a series whose step changes or whose gantry is tilted
 
     Returns
     -------
@@ -217,14 +221,21 @@ def surface_distances_mm(
     spacing = np.asarray(spacing_mm, dtype=np.float64)
     if spacing.shape != (source.ndim,) or not (spacing > 0).all():
         raise ValueError(f"a mask with {source.ndim} axes needs {source.ndim} positive spacings, not {spacing_mm}")
-    from_mm, to_mm = (_surface_points(mask) * spacing for mask in (source, target))
+    points = [_surface_points(mask) for mask in (source, target)]
+    if origin_mm is None:
+        from_mm, to_mm = (at * spacing for at in points)
+    else:
+        from_mm, to_mm = (at * spacing * (0, 1, 1) + origin_mm[at[:, 0]] for at in points)
     if not len(from_mm) or not len(to_mm):
         return np.zeros(0)
     return KDTree(to_mm).query(from_mm)[0]
 
 
 def directed_hausdorff_mm(
-    source: NDArray[np.bool_], target: NDArray[np.bool_], spacing_mm: Sequence[float]
+    source: NDArray[np.bool_],
+    target: NDArray[np.bool_],
+    spacing_mm: Sequence[float],
+    origin_mm: NDArray[np.float64] | None = None,
 ) -> np.float64:
     """Directed Hausdorff distance h(source, target) in mm: the "dHD" of paper 000; h of paper 004, equation 6.
 
@@ -237,28 +248,42 @@ def directed_hausdorff_mm(
     the distances; report how many pairs had none. None of the papers says what it did
 
     """
-    return _farthest(surface_distances_mm(source, target, spacing_mm))
+    return _farthest(surface_distances_mm(source, target, spacing_mm, origin_mm))
 
 
-def hausdorff_mm(first: NDArray[np.bool_], second: NDArray[np.bool_], spacing_mm: Sequence[float]) -> np.float64:
+def hausdorff_mm(
+    first: NDArray[np.bool_],
+    second: NDArray[np.bool_],
+    spacing_mm: Sequence[float],
+    origin_mm: NDArray[np.float64] | None = None,
+) -> np.float64:
     """Hausdorff distance max(h(G, P), h(P, G)) in mm: paper 004, equation 6. NaN as in `directed_hausdorff_mm`."""
-    return _hausdorff(first, second, spacing_mm, 100)
+    return _hausdorff(first, second, spacing_mm, origin_mm, 100)
 
 
-def hausdorff_95_mm(first: NDArray[np.bool_], second: NDArray[np.bool_], spacing_mm: Sequence[float]) -> np.float64:
+def hausdorff_95_mm(
+    first: NDArray[np.bool_],
+    second: NDArray[np.bool_],
+    spacing_mm: Sequence[float],
+    origin_mm: NDArray[np.float64] | None = None,
+) -> np.float64:
     """HD95 in mm: the larger of the two directions' 95th percentiles. NaN as in `directed_hausdorff_mm`.
 
     As MONAI computes it. Paper 004 says that "the HD value is usually multiplied by 95%"; taken literally that is
     ``0.95 * hausdorff_mm(...)``, which removes no outlier. Others pool both directions before the percentile.
     """
-    return _hausdorff(first, second, spacing_mm, 95)
+    return _hausdorff(first, second, spacing_mm, origin_mm, 95)
 
 
 def _hausdorff(
-    first: NDArray[np.bool_], second: NDArray[np.bool_], spacing_mm: Sequence[float], percentile: float
+    first: NDArray[np.bool_],
+    second: NDArray[np.bool_],
+    spacing_mm: Sequence[float],
+    origin_mm: NDArray[np.float64] | None,
+    percentile: float,
 ) -> np.float64:
-    there = _farthest(surface_distances_mm(first, second, spacing_mm), percentile)
-    back = _farthest(surface_distances_mm(second, first, spacing_mm), percentile)
+    there = _farthest(surface_distances_mm(first, second, spacing_mm, origin_mm), percentile)
+    back = _farthest(surface_distances_mm(second, first, spacing_mm, origin_mm), percentile)
     return np.maximum(there, back)
 
 

@@ -66,7 +66,7 @@ def optimiser(settings: Training, parameters: Iterable[nn.Parameter]) -> torch.o
 
 
 def schedule(settings: Training, optimiser: torch.optim.Optimizer, steps: int) -> Any:
-    """One cycle (Smith & Topin, arXiv:1708.07120), a cut after epochs without a better Dice, or none."""
+    """One cycle (Smith & Topin, arXiv:1708.07120), a cut after epochs without a better Dice or loss, or none."""
     if settings.schedule == "one_cycle":
         return lr_scheduler.OneCycleLR(
             optimiser,
@@ -76,5 +76,7 @@ def schedule(settings: Training, optimiser: torch.optim.Optimizer, steps: int) -
             cycle_momentum=settings.optimiser != "muon",
         )
     if settings.schedule == "plateau":
-        return lr_scheduler.ReduceLROnPlateau(optimiser, mode="max", factor=settings.factor, patience=settings.patience)
+        # PyTorch cuts when more than `patience` epochs were no better; papers say after how many it is cut
+        mode = "max" if settings.watch == "dice" else "min"
+        return lr_scheduler.ReduceLROnPlateau(optimiser, mode, factor=settings.factor, patience=settings.patience - 1)
     return None

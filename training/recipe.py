@@ -5,7 +5,8 @@ from __future__ import annotations
 import tomllib
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models import catalogue
 from runtime.errors import ScansideError
@@ -16,7 +17,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Names = dict[str, str]  # a source's own name of a class -> the recipe's; "background" leaves it out
-Range = tuple[float, float]
+
+
+def _rising(ends: tuple[float, float]) -> tuple[float, float]:
+    if not ends[0] < ends[1]:
+        raise ValueError(f"{list(ends)}: the first must be less than the second")
+    return ends
+
+
+Rising = Annotated[tuple[float, float], AfterValidator(_rising)]
 Side = Annotated[int, Field(ge=32)]
 
 
@@ -42,7 +51,7 @@ class Network(_Section):
 class Input(_Section):
     """What a slice is to the network: each window of it and of its neighbours is a channel."""
 
-    windows_hu: Annotated[tuple[Range, ...], Field(min_length=1)]
+    windows_hu: Annotated[tuple[Rising, ...], Field(min_length=1)]
     neighbours: Annotated[int, Field(ge=0, le=4)] = 0  # slices on either side, for a network that sees them as channels
     depth: Annotated[int | None, Field(ge=16, le=256)] = None  # slices of a volume, for a network of three dimensions
     grid: Annotated[int, Field(ge=32, le=1024)]
@@ -70,7 +79,8 @@ class _Pictures(_Section):
 
     classes: Names
     patient: str
-    shows_hu: Range
+    shows_hu: Rising
+    grey: Rising | None = Field(None, description="values that count as black and white: 0 and 255, or say so")
 
 
 class Coco(_Pictures):
@@ -89,6 +99,7 @@ class Dicom(_Section):
     kind: Literal["dicom"]
     classes: Names
     unmasked: Literal["refuse", "skip", "negative"] = "refuse"
+    shows_hu: Rising | None = None  # for MR: its 1st and 99th percentile stand for these
 
 
 class Nifti(_Section):
@@ -98,12 +109,17 @@ class Nifti(_Section):
     images: str = "images"
     masks: str = "masks"
     mask_suffix: str = ""
-    shows_hu: Range | None = Field(None, description="for what is no CT: the values that count as 0 and 255")
+    shows_hu: Rising | None = None  # for what is no CT: its 1st and 99th percentile stand for these
+    only_with_blood: bool = False  # slices without are left out of training and validation
+    assume: str | None = None  # directions of a file whose header has none, such as "LAS"
+    pair_by: Literal["affine", "index"] = "affine"
 
 
 class CtIch(_Section):
     kind: Literal["ct_ich"]
     classes: Names
+    assume: str | None = None
+    pair_by: Literal["affine", "index"] = "affine"
 
 
 Data = Annotated[Phantoms | Coco | Pairs | Dicom | Nifti | CtIch, Field(discriminator="kind")]
@@ -112,10 +128,10 @@ Data = Annotated[Phantoms | Coco | Pairs | Dicom | Nifti | CtIch, Field(discrimi
 class Split(_Section):
     """By patient. Fractions for training, validation and, if there are three, test; or one turn of a k-fold."""
 
-    fractions: tuple[float, ...] | None = None
+    fractions: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     folds: Annotated[int, Field(ge=2)] | None = None
     fold: Annotated[int, Field(ge=0)] = 0
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _one_way(self) -> Split:
@@ -152,10 +168,12 @@ class Training(_Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     schedule: Literal["constant", "one_cycle", "plateau"]
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    patience: Annotated[int, Field(ge=0)] = 10
+    patience: Annotated[int, Field(ge=1)] = 10  # validations in a row without a better value, after which it cuts
+    watch: Literal["dice", "loss"] = "dice"  # of the validation side, or of the training
     precision: Literal["float32", "bfloat16"] = "float32"
+    clip_norm: Annotated[float, Field(gt=0)] | None = None  # of all gradients together
     validate_every: Annotated[int, Field(ge=1)] | None = None  # steps; None: once an epoch
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _one_length(self) -> Training:
@@ -195,6 +213,7 @@ class Recipe(_Section):
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
         self._check_depth()
+        self._check_network()
         multiple = catalogue.side_multiple(self.network.architecture, **self.settings)
         wrong = [side for side in self.training.crop or () if side % multiple or side > self.input.grid]
         if wrong:
@@ -216,6 +235,24 @@ class Recipe(_Section):
             )
         return self
 
+    def _check_network(self) -> None:
+        """What the recipe says twice must agree, and the architecture must take its settings."""
+        channels, classes = self.settings["in_channels"], self.settings["classes"]
+        shown = len(self.input.windows_hu) * (1 if self.input.depth else self.input.view.shown)
+        if channels != shown:
+            raise ValueError(f"network.in_channels is {channels}; windows and neighbours make {shown}")
+        if classes != len(self.classes) and (classes, len(self.classes)) != (1, 2):
+            raise ValueError(f"network.classes is {classes}; the recipe has {len(self.classes)}, background included")
+        if self.data.kind in ("coco", "pairs") and self.input.view.shown > 1:
+            raise ValueError(f"input: {self.data.kind} has single pictures, which have no neighbours and no depth")
+        if self.network.architecture not in catalogue.ARCHITECTURES:
+            return
+        try:
+            with torch.device("meta"):
+                catalogue.build(self.network.architecture, **self.settings)
+        except (ValueError, RuntimeError, TypeError, IndexError) as error:
+            raise ValueError(f"network: {self.network.architecture} does not take these settings: {error}") from None
+
     def _check_depth(self) -> None:
         """A volume goes with a network of three dimensions, and with nothing that is made for slices."""
         name = self.network.architecture
@@ -226,6 +263,8 @@ class Recipe(_Section):
             raise ValueError(f"input.depth: {name} {'needs' if volumetric else 'has no use for'} one")
         if volumetric and (self.input.neighbours or self.training.coarse_steps):
             raise ValueError("input.neighbours and training.coarse_steps are for networks of two dimensions")
+        if volumetric and name == "unetr" and self.training.crop:
+            raise ValueError("training.crop: the position embedding of unetr belongs to the whole grid")
         if self.input.depth and self.input.depth % (multiple := catalogue.side_multiple(name, **self.settings)):
             raise ValueError(f"input.depth {self.input.depth} is no multiple of {multiple}")
 

@@ -1,8 +1,8 @@
-"""Training slices: one square size, Hounsfield units, memory-mapped, drawn by step, each with its neighbours."""
+"""Training slices: one size, Hounsfield units, memory-mapped, drawn by step, each with its neighbours."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
@@ -11,9 +11,11 @@ import numpy as np
 from runtime.geometry import View
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
-MATRIX = 512
+MATRIX = 512  # of phantoms, and of what comes in several sizes
 SHOWN_PIXELS = 20  # a slice with fewer pixels of a class does not count as showing it
 
 
@@ -23,10 +25,11 @@ class Slices:
 
     Attributes
     ----------
-    hu : ``(M, 512, 512)`` int16
-    labels : ``(M, 512, 512)`` uint8
-    around : ``(N, K)``, for each slice to learn from its place in `hu` between those of its neighbours
+    hu : ``(M, H, W)`` int16
+    labels : ``(M, H, W)`` uint8
+    around : ``(N, K)``, for each view to learn from the places in `hu` of the slices that it shows
     classes : how many classes there are, background included
+    left_out : slices that the source has and these have not, by reason
 
     """
 
@@ -34,13 +37,14 @@ class Slices:
     labels: NDArray[np.uint8]
     around: NDArray[np.int64]
     classes: int
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.around)
 
     @property
     def own(self) -> NDArray[np.int64]:
-        """Places of the slices to learn from, ``(N,)``."""
+        """Place of the slice in the middle of each view, ``(N,)``."""
         return self.around[:, (self.around.shape[1] - 1) // 2]
 
     @cached_property

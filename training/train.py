@@ -13,8 +13,9 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from pickle import UnpicklingError  # torch.load raises it; weights_only: nothing is unpickled but tensors
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -41,7 +42,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from training.slices import Slices
+    from training.sources.case import Entry
 
+T = TypeVar("T")
 SAVE_EVERY_S = 60
 BEST, LAST = "best.pt", "last.pt"
 COLUMNS = (
@@ -75,14 +78,18 @@ def train(recipe: Recipe, run: Path, data: Path | None = None) -> Path:
     path of the best checkpoint
 
     """
-    with _group() as rank, Progress(*COLUMNS, console=Console(stderr=True), disable=rank > 0) as progress:
+    with _group(recipe) as rank, Progress(*COLUMNS, console=Console(stderr=True), disable=rank > 0) as progress:
         run.mkdir(parents=True, exist_ok=True)
+        divided = _of_first(lambda: _divided(recipe, data))
         if rank > 0:
             _together()  # the first process reads the data; the others find it made
-        sides = _slices(recipe, run, data, progress)
+        slices = _slices(recipe, run, data, divided, progress)
         if rank == 0:
             _together()
-        loop = _Loop(recipe, run, sides["training"], sides["validation"])
+        if not any(slices["validation"].labels[at].any() for at in slices["validation"].own):
+            raise RecipeError("no slice of the validation side shows any class: nothing would choose the best weights")
+        learnt_from = collection.fingerprint(divided) if divided else None
+        loop = _Loop(recipe, run, slices["training"], slices["validation"], learnt_from)
         loop.resume()
         loop.run(progress)
         return run / BEST
@@ -91,8 +98,11 @@ def train(recipe: Recipe, run: Path, data: Path | None = None) -> Path:
 class _Loop:
     """One run: what learns, how far it has come, and how it is kept."""
 
-    def __init__(self, recipe: Recipe, run: Path, training: Slices, validation: Slices) -> None:
+    def __init__(
+        self, recipe: Recipe, run: Path, training: Slices, validation: Slices, learnt_from: str | None
+    ) -> None:
         self.recipe, self.folder, self.training, self.validation = recipe, run, training, validation
+        self.learnt_from = learnt_from
         settings = recipe.training
         per_epoch = -(-len(training) // settings.batch)
         self.steps = settings.steps or per_epoch * (settings.epochs or 0)
@@ -115,15 +125,20 @@ class _Loop:
 
         Raises
         ------
-        RecipeError : the folder holds a run of another recipe
+        RecipeError : the folder holds a run of another recipe, or of other patients
 
         """
         path = self.folder / LAST
         if not path.exists():
             return
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         if state["recipe"] != self.recipe.model_dump(mode="json"):
             raise RecipeError(f"{self.folder} holds a run of another recipe: choose another folder with --out")
+        if state["learnt_from"] != self.learnt_from:
+            raise RecipeError(
+                f"{self.folder} holds a run that divided other patients: choose another folder with --out, or take "
+                "back what was added to or removed from the data"
+            )
         self.graph.load_state_dict(state["weights"])
         self.optimiser.load_state_dict(state["optimiser"])
         if self.schedule:
@@ -160,7 +175,7 @@ class _Loop:
         """HU ``(N, K, H, W)`` and soft targets ``(N, classes, [K,] G, G)`` of one step: this process's share."""
         settings = self.recipe.training
         picked = self.training.pick(step, settings.batch, settings.sampling, settings.seed)[self.rank :: self.world]
-        rng = np.random.default_rng((settings.seed, step, self.rank))
+        rng = np.random.default_rng((settings.seed, step, self.rank + 1))  # 0 would be that of `pick`
         shown = self.training.around[picked]
         learnt = shown if self.graph.volumetric else self.training.own[picked]
         hu, labels = augment(self.training.hu[shown], self.training.labels[learnt], self.recipe.augmentation, rng)
@@ -181,22 +196,24 @@ class _Loop:
         cost = torch.stack([loss(self.graph.complete(one.float()), target, settings.loss) for one in outputs]).mean()
         self.graph.zero_grad(set_to_none=True)
         cost.backward()
-        torch.nn.utils.clip_grad_norm_(self.graph.parameters(), 1.0)
+        if settings.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.graph.parameters(), settings.clip_norm)
         self.optimiser.step()
         if isinstance(self.schedule, torch.optim.lr_scheduler.OneCycleLR):
             self.schedule.step()
         self.running += (cost.item() - self.running) / min(self.step, 50)
 
     def _validate(self) -> None:
-        """Score, keep the best, draw the curves; every process scores alike, the first one writes."""
-        scores = dice_by_class(self.graph, self.validation)
-        mean = float(np.nanmean(scores))
-        if isinstance(self.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            self.schedule.step(mean)
+        """Score, keep the best, draw the curves: the first process does, for batch norm's statistics are its own."""
         names = self.recipe.classes[1:]
+        scores = _of_first(lambda: dice_by_class(self.graph, self.validation))
+        mean = float(np.nanmean(scores))
+        loss_ = _of_first(lambda: self.running)
+        if isinstance(self.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self.schedule.step(mean if self.recipe.training.watch == "dice" else loss_)
         rate = self.optimiser.param_groups[0]["lr"]
         named = {f"dice_{name}": score for name, score in zip(names, scores, strict=True)}
-        self.rows.append({"step": self.step, "loss": self.running, "learning_rate": rate, **named})
+        self.rows.append({"step": self.step, "loss": loss_, "learning_rate": rate, **named})
         if self.rank == 0:
             write_curves(self.rows, names, self.folder)
             (self.folder / "MODEL_CARD.md").write_text(card.of_run(self.recipe, self.rows, self._facts()))
@@ -205,9 +222,12 @@ class _Loop:
             self._save(BEST)
 
     def _facts(self) -> dict[str, str]:
+        sides = (self.training.left_out, self.validation.left_out)
+        left_out = {reason: sum(side.get(reason, 0) for side in sides) for reason in {**sides[0], **sides[1]}}
         return {
             "parameters": f"{catalogue.parameters(self.graph):,}",
             "slices": f"{len(self.training):,} to learn from, {len(self.validation):,} to validate on",
+            "left out": ", ".join(f"{count:,} slices: {reason}" for reason, count in left_out.items()) or "nothing",
             "steps": f"{self.step:,} of {self.steps:,}",
             "machine": f"{self.world} x {self.device.type}, PyTorch {torch.__version__}",
         }
@@ -217,6 +237,7 @@ class _Loop:
             return
         state = {
             "recipe": self.recipe.model_dump(mode="json"),
+            "learnt_from": self.learnt_from,
             "weights": self.graph.state_dict(),
             "step": self.step,
             "best": self.best,
@@ -248,59 +269,85 @@ def _together() -> None:
         distributed.barrier()
 
 
+def _of_first(make: Callable[[], T]) -> T:
+    """What the first process makes, in every process."""
+    if not _is_shared():
+        return make()
+    made = [make() if distributed.get_rank() == 0 else None]
+    distributed.broadcast_object_list(made)
+    return made[0]  # type: ignore[return-value]
+
+
 @contextmanager
-def _group() -> Iterator[int]:
+def _group(recipe: Recipe) -> Iterator[int]:
     """Join the processes that torchrun started; alone, be the first of one. Gives this process's rank."""
     if "RANK" not in os.environ:
         yield 0
         return
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if recipe.training.batch % (world := int(os.environ["WORLD_SIZE"])):
+        raise RecipeError(f"training.batch {recipe.training.batch} can't be shared evenly by {world} processes")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # one process reads the data and scores while the others wait
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=1))
     try:
         yield distributed.get_rank()
     finally:
         distributed.destroy_process_group()
 
 
-def _slices(recipe: Recipe, run: Path, data: Path | None, progress: Progress) -> dict[str, Slices]:
+def _divided(recipe: Recipe, data: Path | None) -> dict[str, tuple[Entry, ...]] | None:
+    """Cases by side; None of phantoms, which come from two seeds."""
+    if isinstance(recipe.data, Phantoms) or recipe.split is None:
+        return None
+    if data is None:
+        raise RecipeError(f"{recipe.name} learns from {recipe.data.kind} data: say where it is, after the recipe")
+    return collection.divide(collection.entries(recipe.data, recipe.classes, data), recipe.split)
+
+
+def _slices(
+    recipe: Recipe,
+    run: Path,
+    data: Path | None,
+    divided: dict[str, tuple[Entry, ...]] | None,
+    progress: Progress,
+) -> dict[str, Slices]:
     """Training and validation slices, made now or by an earlier run."""
 
     def bar(what: str) -> Callable[[int, int], None]:
         task = progress.add_task(what, total=None, visible=False)
         return lambda done, total: progress.update(task, completed=done, total=total, visible=done < total)
 
-    folder = run / "slices"
+    folder, sides = run / "slices", ("training", "validation")
     if isinstance(recipe.data, Phantoms):
+        shown = recipe.input.view.shown
         return {
             side: heads.collect(
-                recipe.data,
-                recipe.input.view.shown,
-                folder,
-                validation=side == "validation",
-                on_head=bar(f"{side} phantoms"),
+                recipe.data, shown, folder, validation=side == "validation", on_head=bar(f"{side} phantoms")
             )
-            for side in ("training", "validation")
+            for side in sides
         }
-    if data is None:
-        raise RecipeError(f"{recipe.name} learns from {recipe.data.kind} data: say where it is, after the recipe")
-    sides = collection.divide(collection.entries(recipe.data, recipe.classes, data), recipe.split)
+    files = collection.state(data, besides=run)
     return {
-        side: collection.collect(listed, recipe, folder, side, bar(f"{side} cases")) for side, listed in sides.items()
+        side: collection.collect(divided[side], recipe, files, folder, side, bar(f"{side} cases")) for side in sides
     }
 
 
 @torch.no_grad()
 def dice_by_class(graph: HeadCT, validation: Slices, batch: int = 4) -> list[float]:
-    """Dice of each foreground class over all pixels of all slices; NaN where the slices show none of it."""
+    """Dice of each foreground class over all pixels of the slices that the views answer; NaN where none shows it."""
     graph.eval()
     device = next(graph.parameters()).device
     counted = []
     first = (graph.shown - graph.answered) // 2
     for start in range(0, len(validation), batch):
         shown = validation.around[start : start + batch]
+        answered = shown[:, first : first + graph.answered]
+        once = np.diff(answered, axis=1, prepend=-1).ravel() > 0  # beyond the end of a stack its last slice is repeated
         predicted = graph(torch.from_numpy(validation.hu[shown]).to(device))[0].cpu().numpy()
-        truth = validation.labels[shown[:, first : first + graph.answered].ravel()]
-        counted.append(count_classes(predicted, truth, validation.classes))
-    return dice(total(counted)).tolist()[1:]
+        counted.append(count_classes(predicted[once], validation.labels[answered.ravel()[once]], validation.classes))
+    counts = total(counted)
+    return np.where(counts.true_positive + counts.false_negative > 0, dice(counts), np.nan).tolist()[1:]
 
 
 def write_curves(rows: list[dict[str, float]], names: tuple[str, ...], folder: Path) -> None:
@@ -314,8 +361,16 @@ def write_curves(rows: list[dict[str, float]], names: tuple[str, ...], folder: P
     draw_training(steps, [row["loss"] for row in rows], dice_, title="").savefig(folder / "curves.png", dpi=120)
 
 
-def load_checkpoint(path: Path) -> tuple[Recipe, HeadCT]:
-    """Recipe and network of a checkpoint, in evaluation mode. Weights only: nothing in the file is executed.
+class Checkpoint(NamedTuple):
+    """A recipe, its network in evaluation mode, and the fingerprint of the patients that it learnt from."""
+
+    recipe: Recipe
+    graph: HeadCT
+    learnt_from: str | None
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint. Weights only: nothing in the file is executed.
 
     Raises
     ------
@@ -325,8 +380,9 @@ def load_checkpoint(path: Path) -> tuple[Recipe, HeadCT]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         recipe = Recipe.model_validate(state["recipe"])
+        weights, learnt_from = state["weights"], state["learnt_from"]
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, EOFError, UnpicklingError) as error:
         raise RecipeError(f"{path} is no checkpoint of `scanside train`: {error}") from None
     graph = build(recipe)
-    graph.load_state_dict(state["weights"])
-    return recipe, graph.eval()
+    graph.load_state_dict(weights)
+    return Checkpoint(recipe, graph.eval(), learnt_from)

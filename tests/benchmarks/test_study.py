@@ -31,9 +31,13 @@ def test_a_round_trains_exports_scores_and_tells(tmp_path: Path, monkeypatch: py
         rows.append(row)
     made = sorted((tmp_path / "runs" / "slices").glob("hu-*.npy"))
     assert len(made) == 2, "training and validation slices, made once for both networks"
-    study.write(rows, summaries, {"steps": 2}, tmp_path)
+    study.write(rows, summaries, {"steps": 2, "grid": 64, "heads": 2, "bleed_free": 0}, tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     assert {row["network"] for row in results["rows"]} == {"res_unet", "dr_unet"}
     assert all(row["slice_ms"] > 0 and 0 <= row["dice"] <= 1 for row in results["rows"])
     assert results["machine"]["torch"]
     assert (tmp_path / "accuracy-latency.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "README.md").read_text()
+    assert all(f"| `{row.network}` | {row.dice:.3f} |" in page for row in rows)
+    again, _ = study.study("dr_unet", tmp_path / "runs", cases, steps=2, grid=64)
+    assert again.training_s == rows[1].training_s, "of the whole run, which is not done again"

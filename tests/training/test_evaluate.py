@@ -115,9 +115,12 @@ def test_pictures_have_no_millilitres(bundle: Bundle):
     summary = evaluate.summarise([*cases, *clean], bundle, Oracle(blocks(6)), "pictures")
     assert (summary["bleed_free"]["specificity"], one["false_findings"]) == (0, 0)
     assert summary["classes"][CLASSES[1]]["false_findings"] == 1, "any pixel of it"
+    unknown = (summary["bleed_free"]["false_parts_per_case"], summary["bleed_free"]["largest_false_volume_ml"])
+    assert unknown == (None, None), "not none, as if the clean picture were clean"
+    assert "false parts" not in card.of_bundle(summary, bundle)
 
 
-def test_everything_is_written_and_no_patient_is_named(bundle: Bundle, tmp_path: Path):
+def test_everything_is_written_and_what_the_split_takes_for_the_patient_is_not(bundle: Bundle, tmp_path: Path):
     cases = [scored(blocks(size, 5), blocks(6, 5), bundle, name=f"case-{size}") for size in (4, 6, 8)]
     cases = [dataclasses.replace(one, patient="DOE^JANE") for one in cases]
     summary = evaluate.summarise(cases, bundle, Oracle(blocks()), "blocks")
@@ -132,9 +135,10 @@ def test_everything_is_written_and_no_patient_is_named(bundle: Bundle, tmp_path:
         "01-case-1.png",
         "02-case-3.png",
         "03-case-2.png",
-        "bland-altman.png",
         "calibration.png",
         "dice.png",
+        f"{CLASSES[1]}.png",
+        f"{CLASSES[2]}.png",
     ]
     for path in tmp_path.rglob("*.png"):
         with Image.open(path) as picture:
@@ -142,6 +146,28 @@ def test_everything_is_written_and_no_patient_is_named(bundle: Bundle, tmp_path:
     words = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     words.append(card.of_bundle(summary, bundle).encode())
     assert not any(b"DOE" in text for text in words)
+
+
+def test_distances_follow_a_step_that_changes_and_a_tilt(bundle: Bundle):
+    """Truth on slice 3, answer on slice 5: 4 + 7 mm apart, and shifted by the tilt."""
+    truth, answer = (np.zeros((10, SIDE, SIDE), np.uint8) for _ in range(2))
+    truth[3, 20:30, 20:30] = answer[5, 20:30, 20:30] = 1
+    along = np.array([0, 4, 8, 12, 16, 23, 30, 37, 44, 51.0])
+    one = dataclasses.replace(case(truth), origin_mm=np.stack([along, 0.4 * along, 0 * along], axis=1))
+    scored = evaluate.score(one, one.images, bundle, Oracle(answer))
+    # 11 mm along the normal; 4.4 mm down the rows, of which whole rows of 2 mm may be made good within the square
+    assert scored.hausdorff_mm[1] == pytest.approx(np.hypot(11, 4.4), abs=0.01)
+    assert scored.hausdorff_95_mm[1] == pytest.approx(np.hypot(11, 4.4), abs=0.01)
+    even = evaluate.score(case(truth), one.images, bundle, Oracle(answer))
+    assert even.hausdorff_mm[1] == pytest.approx(10), "two steps of 5 mm"
+
+
+def test_what_a_source_leaves_out_is_told(bundle: Bundle):
+    one = dataclasses.replace(case(blocks(6)), excluded=(("no mask", 3),))
+    cases = [evaluate.score(one, one.images, bundle, Oracle(blocks(6)))] * 2
+    summary = evaluate.summarise(cases, bundle, Oracle(blocks(6)), "blocks")
+    assert summary["slices_left_out"] == {"no mask": 6}
+    assert "Left out: 6 slices: no mask." in card.of_bundle(summary, bundle)
 
 
 def test_a_phantom_is_a_case_in_the_order_of_its_stack():

@@ -18,11 +18,13 @@ from models import catalogue
 from runtime.bundle import open_bundle
 from runtime.errors import BundleError
 from runtime.session import open_session, self_test
+from training import optimisers
 from training import recipe as recipes
 from training.lesions import CLASSES
 from training.losses import loss, soft_targets
 from training.recipe import RecipeError
-from training.train import LAST, build, load_checkpoint, train
+from training.slices import Slices
+from training.train import LAST, build, dice_by_class, load_checkpoint, train
 
 SHIPPED_RECIPE = Path(__file__).parents[2] / "training" / "recipes" / "phantom-unet.toml"
 SMALL = """
@@ -129,7 +131,7 @@ def test_every_recipe_that_ships_builds_its_network(path: Path):
 
 
 def test_a_checkpoint_becomes_a_bundle_that_the_runtime_serves(checkpoint: Path, tmp_path: Path):
-    recipe, graph = load_checkpoint(checkpoint)
+    recipe, graph, _ = load_checkpoint(checkpoint)
     hu = np.random.default_rng(0).integers(-1000, 1500, (2, 3, 128, 128)).astype(np.int16)
     parity = bundles.write(recipe, graph, CLASSES, hu, tmp_path / "bundle", minimum_ml=0.5)
     assert parity["passed"]
@@ -145,7 +147,7 @@ def test_a_checkpoint_becomes_a_bundle_that_the_runtime_serves(checkpoint: Path,
 def test_a_graph_that_is_not_the_network_leaves_no_bundle(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    recipe, graph = load_checkpoint(checkpoint)
+    recipe, graph, _ = load_checkpoint(checkpoint)
     other = build(recipe).eval()
     real = bundles.to_onnx
     monkeypatch.setattr(bundles, "to_onnx", lambda _: real(other))
@@ -201,6 +203,12 @@ def test_the_shipped_recipe_is_a_recipe():
             "training.crop 96 is no multiple of 4 up to input.grid 64",
         ),
         (SMALL.replace("coarse_steps = 3", "coarse_steps = 6"), "coarse_steps must be fewer than the 6 steps"),
+        (SMALL.replace("[4, 8]", "[4, 8]\nin_channels = 3"), "network.in_channels is 3; windows and neighbours make 6"),
+        (SMALL.replace("[4, 8]", "[4, 8]\nclasses = 2"), "network.classes is 2; the recipe has 7"),
+        (SMALL.replace("[4, 8]", "[4, 8]\nwidth = 3"), "(?s)network: .*width"),
+        (SMALL.replace('"res_unet"', '"ema_attention_unet"'), "network: ema_attention_unet does not take these"),
+        (SMALL.replace("[0, 90]", "[90, 90]"), "(?s)windows_hu.*the first must be less than the second"),
+        (SMALL.replace("seed = 1", "seed = -1"), "(?s)training.seed.*greater than or equal to 0"),
         (SMALL.replace("batch", "bach"), "(?s)training.batch.*training.bach"),
         ("[[[", "no valid TOML"),
     ],
@@ -233,16 +241,72 @@ def test_the_losses_are_monais():
         )
 
 
-def test_several_processes_learn_together(checkpoint: Path, tmp_path: Path):
-    """PyTorch's own launcher; each takes its share of every batch, the first one writes."""
-    (tmp_path / "small.toml").write_text(SMALL)
-    shutil.copytree(checkpoint.parent / "slices", tmp_path / "run" / "slices")
+def launch(recipe: str, checkpoint: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Train in two processes by PyTorch's own launcher."""
+    (folder / "small.toml").write_text(recipe)
+    shutil.copytree(checkpoint.parent / "slices", folder / "run" / "slices")
     launcher = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = ["-m", "scanside", "train", str(tmp_path / "small.toml"), "--out", str(tmp_path / "run")]
-    done = subprocess.run([*launcher, *command], capture_output=True, text=True, timeout=300, check=False)
+    command = ["-m", "scanside", "train", str(folder / "small.toml"), "--out", str(folder / "run")]
+    return subprocess.run([*launcher, *command], capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_several_processes_learn_together(checkpoint: Path, tmp_path: Path):
+    """Each takes its share of every batch, the first one scores, cuts the rate for all, and writes."""
+    plateau = SMALL.replace("one_cycle", "plateau").replace("validate_every = 3", "validate_every = 1\npatience = 1")
+    done = launch(plateau, checkpoint, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "2 x cpu" in (tmp_path / "run" / "MODEL_CARD.md").read_text()
     state = torch.load(tmp_path / "run" / LAST, weights_only=True)
     assert state["step"] == 6
     alone = torch.load(checkpoint.parent / LAST, weights_only=True)
     assert any(not torch.equal(alone["weights"][name], weight) for name, weight in state["weights"].items())
+    assert len(state["rows"]) == 6
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(checkpoint: Path, tmp_path: Path):
+    done = launch(SMALL.replace("batch = 2", "batch = 3"), checkpoint, tmp_path)
+    assert done.returncode != 0
+    assert "training.batch 3 can't be shared evenly by 2 processes" in done.stderr
+
+
+def test_how_a_slice_is_turned_says_nothing_of_how_it_was_drawn(
+    recipe: recipes.Recipe, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Two streams: one generator for both would turn slices that were drawn by class one way, the others the other."""
+    drawn = []
+
+    def stop(*arguments: np.random.Generator) -> None:
+        drawn.append(arguments[-1].random())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.train.augment", stop)
+    shutil.rmtree(checkpoint.parent / "again", ignore_errors=True)
+    (checkpoint.parent / "again").mkdir()
+    (checkpoint.parent / "again" / "slices").symlink_to(checkpoint.parent / "slices")
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, checkpoint.parent / "again")
+    assert drawn[0] != np.random.default_rng((recipe.training.seed, 1)).random()
+
+
+def test_a_class_that_validation_lacks_does_not_choose_the_weights(recipe: recipes.Recipe):
+    """Its Dice is unknown, whatever the network says."""
+    hu = np.zeros((2, 64, 64), np.int16)
+    labels = np.zeros((2, 64, 64), np.uint8)
+    labels[0, 10:40, 10:40] = 2
+    graph = build(recipe.model_copy(update={"input": recipe.input.model_copy(update={"neighbours": 0})}))
+    scores = dice_by_class(graph, Slices(hu, labels, np.arange(2)[:, None], len(CLASSES)))
+    assert [np.isnan(score) for score in scores] == [True, False, True, True, True, True]
+    nothing = Slices(hu, np.zeros_like(labels), np.arange(2)[:, None], len(CLASSES))
+    assert np.isnan(dice_by_class(graph, nothing)).all()
+
+
+def test_a_rate_is_cut_after_as_many_validations_as_the_recipe_says():
+    settings = recipes.load(SHIPPED_RECIPE.parent / "att-focus-net.toml").training
+    weights = [torch.nn.Parameter(torch.zeros(2, 2))]
+    learner = optimisers.optimiser(settings, weights)
+    plan = optimisers.schedule(settings, learner, steps=10)
+    rates = []
+    for dice in (0.5, 0.4, 0.4, 0.4, 0.4):
+        plan.step(dice)
+        rates.append(learner.param_groups[0]["lr"] / settings.learning_rate)
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01]), "two epochs, as Peng et al. say"

@@ -62,7 +62,7 @@ def recipe(folder: Path, text: str = VOLUMES) -> recipes.Recipe:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of a network for volumes."""
     run = tmp_path_factory.mktemp("run")
-    made, graph = load_checkpoint(train(recipe(run), run))
+    made, graph, _ = load_checkpoint(train(recipe(run), run))
     bundles.write(made, graph, made.classes, heads.golden_slices(made.input.view), run / "bundle", minimum_ml=0.5)
     return run / "bundle"
 

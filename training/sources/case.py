@@ -30,6 +30,8 @@ class Case:
     quantity : ``"HU"`` or ``"grey"``: what the values of `images` are
     spacing_mm : distance between slices along their normal (the median where it varies), between rows, between
         columns; None where a picture has none
+    origin_mm : ``(N, 3)`` float64, where each slice's first voxel lies along the normal, the rows' axis and the
+        columns': what a step that varies and a tilt do; None where slices lie on one another in even steps. Read-only
     thickness_mm : ``(N,)`` float64, what of the normal's axis belongs to each slice, where that is known, read-only
     excluded : (reason, slices) of what the source has and this case has not
     notes : sentences on what else is to be known of this case
@@ -43,6 +45,7 @@ class Case:
     quantity: Quantity
     spacing_mm: tuple[float, float, float] | None = None
     thickness_mm: NDArray[np.float64] | None = field(default=None, repr=False)
+    origin_mm: NDArray[np.float64] | None = field(default=None, repr=False)
     excluded: tuple[tuple[str, int], ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -58,6 +61,10 @@ class Case:
             if self.thickness_mm.shape != (len(self.images),):
                 raise TypeError(f"{self.name}: {self.thickness_mm.shape} thicknesses of {len(self.images)} slices")
             self.thickness_mm.setflags(write=False)
+        if self.origin_mm is not None:
+            if self.origin_mm.shape != (len(self.images), 3):
+                raise TypeError(f"{self.name}: origins {self.origin_mm.shape} of {len(self.images)} slices")
+            self.origin_mm.setflags(write=False)
         self.images.setflags(write=False)
         self.labels.setflags(write=False)
 

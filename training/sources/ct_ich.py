@@ -149,6 +149,7 @@ def _load(
         quantity="HU",
         spacing_mm=volume.spacing_mm,
         thickness_mm=np.full(len(kept), volume.spacing_mm[0]),
+        origin_mm=np.array(kept)[:, None] * np.array([volume.spacing_mm[0], 0.0, 0.0]),
         excluded=tuple(excluded.items()),
     )
 

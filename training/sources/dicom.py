@@ -229,6 +229,7 @@ def _load(name: str, series: _Series, classes: Mapping[str | int, int]) -> Case:
         quantity="HU" if series.sop_class == CTImageStorage else "grey",
         spacing_mm=(_step_mm(stack), row_mm, column_mm),
         thickness_mm=stack.thickness_mm,
+        origin_mm=stack.origin_mm,
         excluded=(("lies where another slice lies", len(stack.repeated)),) if stack.repeated else (),
         notes=tuple(notes),
     )

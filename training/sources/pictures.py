@@ -61,7 +61,7 @@ def read_mask(path: Path, classes: Mapping[int, int] | None = None) -> NDArray[n
         return map_values(np.asarray(picture).astype(np.int32), classes, path)
     values = read_grey(path)
     full_scale = 255 if values.dtype == np.uint8 else 32767
-    labels = (values > full_scale / 2).astype(np.uint8)
+    labels = (values > (full_scale / 2 if values.max() > 1 else 0)).astype(np.uint8)  # 0 and 1 are meant so
     if values.any() and not labels.any():
         raise SourceError(
             path,

@@ -145,7 +145,7 @@ BROKEN = {
         lambda at: Image.fromarray(np.full((9, 13), 40000, np.uint16)).save(at / "images/1_a.png"),
         "values up to 40000",
     ),
-    "dark mask": (lambda at: Image.fromarray(MASK // 255).save(at / "masks/1_a.png"), "these look like class indices"),
+    "dark mask": (lambda at: Image.fromarray(MASK // 100).save(at / "masks/1_a.png"), "these look like class indices"),
 }
 
 
