@@ -30,31 +30,35 @@ def to_onnx(graph: HeadCT) -> onnx.ModelProto:
 
     Raises
     ------
-    ExportError : batch norm or dropout in training mode, or a graph that ONNX's checker refuses. Batch norm behind a
-        concatenation has no convolution to fold into and stays, with its constants
+    ExportError : batch norm or dropout in training mode, an operator that ONNX has not, or a graph that its checker
+        refuses. Batch norm behind a concatenation has no convolution to fold into and stays, with its constants
 
     """
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # of the tracing exporter, which is the one that writes opset 17
-        torch.onnx.export(
-            graph.eval(),
-            (torch.zeros(2, graph.shown, 2 * graph.grid, 2 * graph.grid, dtype=torch.int32),),
-            buffer,
-            input_names=["hu"],
-            output_names=["labels", "voxels", "evidence"],
-            dynamic_axes={
-                "hu": {0: "N", 2: "H", 3: "W"},
-                "labels": {0: "answered", 1: "H", 2: "W"},
-                "voxels": {0: "answered"},
-                "evidence": {0: "answered"},
-            },
-            opset_version=OPSET,
-            do_constant_folding=True,
-            dynamo=False,  # the tracing exporter writes opset 17 directly; the newer one converts down from 18
-        )
+        # of the tracing exporter, which is the one that writes opset 17
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", message="ONNX export mode is set to TrainingMode.EVAL")  # an error below
+        try:
+            torch.onnx.export(
+                graph.eval(),
+                (torch.zeros(2, graph.shown, 2 * graph.grid, 2 * graph.grid, dtype=torch.int32),),
+                buffer,
+                input_names=["hu"],
+                output_names=["labels", "voxels", "evidence"],
+                dynamic_axes={
+                    "hu": {0: "N", 2: "H", 3: "W"},
+                    "labels": {0: "answered", 1: "H", 2: "W"},
+                    "voxels": {0: "answered"},
+                    "evidence": {0: "answered"},
+                },
+                opset_version=OPSET,
+                do_constant_folding=True,
+                dynamo=False,  # the tracing exporter writes opset 17 directly; the newer one converts down from 18
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            reason = str(error).partition("\n")[0]
+            raise ExportError(f"ONNX of opset {OPSET} can't say what the network computes: {reason}") from error
     model = onnx.load_from_string(buffer.getvalue())
     left = sorted({node.op_type for node in model.graph.node if _is_training(node)})
     if left:
