@@ -479,6 +479,7 @@ def evaluate(
         raise typer.BadParameter("a data set and the recipe that reads it go together: give both or neither")
     opened = open_bundle(bundle)
     if data is None or recipe is None:
+        phantoms.check_classes(opened.classes)
         cases, total, source = phantoms.unseen(heads, bleed_free, hard=hard), heads + bleed_free, None
         kind = "hard synthetic phantoms" if hard else "synthetic phantoms"
         said = f"{kind} that no recipe trains on; they say nothing about human heads"

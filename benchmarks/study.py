@@ -93,7 +93,7 @@ def recipe_of(network: str, steps: int, grid: int) -> Recipe:
 
 def study(network: str, runs: Path, cases: Sequence[Case], steps: int, grid: int) -> tuple[Row, dict[str, Any]]:
     """Train a network, export it, and score its bundle on the cases."""
-    recipe, run = recipe_of(network, steps, grid), runs / network
+    recipe, run = recipe_of(network, steps, grid), runs / f"{network}-{steps}-{grid}"
     run.mkdir(parents=True, exist_ok=True)
     shared = runs / "slices"
     shared.mkdir(exist_ok=True)
@@ -187,7 +187,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--out", type=Path, default=Path("benchmarks/results/networks"))
-    arguments.add_argument("--runs", type=Path, default=Path("runs/study"), help="checkpoints; what is there goes on")
+    arguments.add_argument("--runs", type=Path, default=Path("runs/study"), help="what is there is not trained again")
     arguments.add_argument("--steps", type=int, default=300)
     arguments.add_argument("--grid", type=int, default=128)
     arguments.add_argument("--heads", type=int, default=24)

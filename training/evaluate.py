@@ -1,7 +1,7 @@
 """What a bundle scores on cases with a known truth, through the very runtime that serves it.
 
-Every case is segmented slice by slice, measured by its own geometry and compared with its truth; the summary has the
-metrics of docs/metrics.md with intervals over patients, and every case's own row stands beside it.
+Every case is segmented view by view as the node does, measured by its own geometry and compared with its truth; the
+summary has the metrics of docs/metrics.md, and every case's own row stands beside it.
 """
 
 from __future__ import annotations

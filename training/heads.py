@@ -128,6 +128,18 @@ def collect(
     return Slices(*arrays, classes=len(CLASSES))
 
 
+def check_classes(classes: tuple[str, ...]) -> None:
+    """Refuse a model of other classes: a phantom's truth has those of `training.lesions`, in their order.
+
+    Raises
+    ------
+    PhantomError
+
+    """
+    if classes != CLASSES:
+        raise PhantomError(f"phantoms show {', '.join(CLASSES[1:])}; the model has {', '.join(classes[1:])}: use data")
+
+
 FIRST_UNSEEN = 900_000_000  # far from any training seed
 UNSEEN_MM = ((5.0,), (4.0,), (2.5,), (1.25,), (4.0, 7.0))
 GOLDEN_MATRIX = 320  # a size that the graph resizes both ways and a bundle has room for

@@ -112,7 +112,7 @@ def bleed(
         if name in wanted:
             occupancy, oedema = _SHAPES[name](head, wanted[name], side, rng, free)
             hu += (np.float32(rng.uniform(17, 24)) - hu) * np.float32(0.8) * oedema * free * head.parenchyma
-            speckle_hu, wavelength_mm = (4.0, (4, 9)) if name == "contusion" else (1.5, (9, 25))  # salt and pepper
+            speckle_hu, wavelength_mm = (8.0, (4, 9)) if name == "contusion" else (1.5, (9, 25))  # salt and pepper
             value = np.float32(rng.uniform(*BLOOD_HU[name]) - (trouble.contrast_hu if trouble else 0))
             value = value + np.float32(speckle_hu) * anatomy.waves(space, rng, wavelength_mm, 4)
             hu += (value - hu) * occupancy

@@ -66,7 +66,7 @@ def optimiser(settings: Training, parameters: Iterable[nn.Parameter]) -> torch.o
 
 
 def schedule(settings: Training, optimiser: torch.optim.Optimizer, steps: int) -> Any:
-    """One cycle (Smith & Topin, arXiv:1708.07120), a cut after epochs without a better Dice or loss, or none."""
+    """One cycle (Smith & Topin, arXiv:1708.07120), a cut after validations without a better Dice or loss, or none."""
     if settings.schedule == "one_cycle":
         return lr_scheduler.OneCycleLR(
             optimiser,

@@ -243,6 +243,8 @@ class Recipe(_Section):
             raise ValueError(f"network.in_channels is {channels}; windows and neighbours make {shown}")
         if classes != len(self.classes) and (classes, len(self.classes)) != (1, 2):
             raise ValueError(f"network.classes is {classes}; the recipe has {len(self.classes)}, background included")
+        if self.data.kind == "phantoms" and self.classes != CLASSES:
+            raise ValueError(f"classes: phantoms have {', '.join(CLASSES)}, in this order")
         if self.data.kind in ("coco", "pairs") and self.input.view.shown > 1:
             raise ValueError(f"input: {self.data.kind} has single pictures, which have no neighbours and no depth")
         if self.network.architecture not in catalogue.ARCHITECTURES:

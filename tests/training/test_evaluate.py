@@ -15,8 +15,8 @@ from runtime.bundle import Bundle, open_bundle
 from runtime.geometry import View
 from runtime.types import ModelIdentity, SliceLabels
 from training import card, evaluate
-from training.heads import as_case
-from training.lesions import CLASSES, Lesion
+from training.heads import as_case, check_classes
+from training.lesions import CLASSES, Lesion, PhantomError
 from training.phantom import Scan, make
 from training.sources.case import Case
 
@@ -168,6 +168,12 @@ def test_what_a_source_leaves_out_is_told(bundle: Bundle):
     summary = evaluate.summarise(cases, bundle, Oracle(blocks(6)), "blocks")
     assert summary["slices_left_out"] == {"no mask": 6}
     assert "Left out: 6 slices: no mask." in card.of_bundle(summary, bundle)
+
+
+def test_phantoms_do_not_score_a_model_of_other_classes():
+    check_classes(open_bundle().classes)
+    with pytest.raises(PhantomError, match="the model has subdural: use data"):
+        check_classes(("background", "subdural"))
 
 
 def test_a_phantom_is_a_case_in_the_order_of_its_stack():

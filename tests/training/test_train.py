@@ -209,6 +209,7 @@ def test_the_shipped_recipe_is_a_recipe():
         (SMALL.replace('"res_unet"', '"ema_attention_unet"'), "network: ema_attention_unet does not take these"),
         (SMALL.replace("[0, 90]", "[90, 90]"), "(?s)windows_hu.*the first must be less than the second"),
         (SMALL.replace("seed = 1", "seed = -1"), "(?s)training.seed.*greater than or equal to 0"),
+        ('classes = ["background", "subdural"]' + SMALL, "classes: phantoms have background, intracerebral"),
         (SMALL.replace("batch", "bach"), "(?s)training.batch.*training.bach"),
         ("[[[", "no valid TOML"),
     ],
