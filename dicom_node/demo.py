@@ -171,7 +171,7 @@ def _tell(
     return {
         "ok": ok,
         "findings": [
-            {"class": name, "volume_ml": round(found.get(name, 0.0), 2), "truth_ml": round(truth_ml.get(name, 0.0), 2)}
+            {"class": name, "volume_ml": round(found.get(name, 0.0), 3), "truth_ml": round(truth_ml.get(name, 0.0), 3)}
             for name in sorted({*found, *truth_ml}, key=lambda name: -max(found.get(name, 0), truth_ml.get(name, 0)))
         ],
         "decision": report["decision"],
