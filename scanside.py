@@ -53,7 +53,7 @@ def main() -> None:
     try:
         app()
     except ModuleNotFoundError as error:
-        if error.name not in {"torch", "onnx", "onnxscript", "matplotlib"}:
+        if error.name not in RESEARCH:
             raise
         _end(f"{error.name} is not installed: in scanside's checkout, pip install '.[train,export]'", 3)
     except ScansideError as error:
@@ -66,6 +66,7 @@ def main() -> None:
         _end(f"{place}{error.strerror}; {REMEDIES.get(error.errno or 0, 'name another path')}", 3)
 
 
+RESEARCH = {"torch", "onnx", "onnxscript", "matplotlib", "nibabel", "pycocotools", "monai", "einops"}
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 REMEDIES = {
     errno.ENOTDIR: "there is a file where a folder should be: name another path",
@@ -460,8 +461,8 @@ def evaluate(
     recipe: Annotated[Path | None, typer.Option(help="The recipe that says how the data is read and divided.")] = None,
     side: Annotated[str, typer.Option(help="Its part: test, validation, training or all.")] = "test",
     folder: Annotated[Path | None, typer.Option("--out", help="Folder for scores, table, cases and figures.")] = None,
-    heads: Annotated[int, typer.Option(help="Phantoms with blood.")] = 60,
-    bleed_free: Annotated[int, typer.Option(help="Phantoms without.")] = 40,
+    heads: Annotated[int | None, typer.Option(min=0, help="Phantoms with blood (60).")] = None,
+    bleed_free: Annotated[int | None, typer.Option(min=0, help="Phantoms without (40).")] = None,
     hard: Annotated[bool, typer.Option(help="Phantoms that are hard to read.")] = False,
     seal: Annotated[bool, typer.Option(help="Keep scores and model card in the bundle.")] = False,
     as_json: Json = False,
@@ -477,9 +478,14 @@ def evaluate(
 
     if (data is None) != (recipe is None):
         raise typer.BadParameter("a data set and the recipe that reads it go together: give both or neither")
+    if data is not None and (heads is not None or bleed_free is not None or hard):
+        raise typer.BadParameter("--heads, --bleed-free and --hard are of phantoms: leave them out, or the data set")
     opened = open_bundle(bundle)
     if data is None or recipe is None:
         phantoms.check_classes(opened.classes)
+        heads, bleed_free = 60 if heads is None else heads, 40 if bleed_free is None else bleed_free
+        if heads + bleed_free == 0:
+            raise typer.BadParameter("--heads 0 --bleed-free 0 leaves nothing to score")
         cases, total, source = phantoms.unseen(heads, bleed_free, hard=hard), heads + bleed_free, None
         kind = "hard synthetic phantoms" if hard else "synthetic phantoms"
         said = f"{kind} that no recipe trains on; they say nothing about human heads"

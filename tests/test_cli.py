@@ -16,6 +16,7 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import CTImageStorage
 
 import scanside as commands
+from runtime.bundle import SHIPPED
 
 CORPUS = Path(__file__).parents[2] / "shared" / "corpus"
 real_data = pytest.mark.skipif(
@@ -302,7 +303,20 @@ def test_wrong_arguments_are_one_line_and_code_2(arguments: list[str], words: st
 
 
 def test_evaluate_wants_a_data_set_and_its_recipe_together(tmp_path: Path):
-    bundle = Path(commands.__file__).parent / "runtime" / "bundles" / "phantom-unet"
-    shown = scanside("evaluate", bundle, tmp_path)
+    shown = scanside("evaluate", SHIPPED, tmp_path)
     assert shown.returncode == 2
     assert "give both or neither" in " ".join(shown.stderr.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["DATA", "--recipe", "r.toml", "--hard"], "are of phantoms"),
+        (["DATA", "--recipe", "r.toml", "--heads", "3"], "are of phantoms"),
+        (["--heads", "0", "--bleed-free", "0"], "leaves nothing to score"),
+    ],
+)
+def test_evaluate_refuses_options_that_would_do_nothing(options: list[str], message: str):
+    shown = scanside("evaluate", SHIPPED, *options)
+    assert shown.returncode == 2
+    assert message in " ".join(shown.stderr.replace("│", " ").split())

@@ -59,6 +59,7 @@ def of_bundle(summary: dict[str, Any], bundle: Bundle) -> str:
 {rate["high"]:.2f}, 95 % by Poisson), the largest false volume {clean["largest_false_volume_ml"]:.2f} ml"""
     reasons = ", ".join(f"{count} slices: {reason}" for reason, count in summary["slices_left_out"].items())
     left_out = f"Left out: {reasons}. " if reasons else ""
+    left_out += "".join(f"{count} cases: {note}. " for note, count in summary["notes"].items())
     found = [
         {"class": name, **{_size(s): f"{s['found']}/{s['lesions']}" for s in one["lesions_by_size"]}}
         for name, one in summary["classes"].items()

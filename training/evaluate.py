@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import time
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial, reduce
 from operator import add
@@ -70,6 +71,7 @@ class Scored:
     slice_ms : median time of an inference, batch 1, by the slices that it answers
     shown : HU, truth and answer of the slice with the most blood, and the distances of its rows and columns
     left_out : slices that the source has and the case has not, by reason
+    notes : what else the source says of the case, such as lossy compression
 
     """
 
@@ -88,6 +90,7 @@ class Scored:
     slice_ms: float
     shown: tuple[NDArray[np.int16], NDArray[np.uint8], NDArray[np.uint8], tuple[float, float]]
     left_out: tuple[tuple[str, int], ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def dice(self) -> NDArray[np.float64]:
@@ -150,6 +153,7 @@ def score(case: Case, hu: NDArray[np.int16], bundle: Bundle, session: Session) -
         slice_ms=float(np.median(slice_ms)),
         shown=(hu[most].copy(), truth[most].copy(), predicted[most], spacing),
         left_out=case.excluded,
+        notes=case.notes,
     )
 
 
@@ -199,6 +203,7 @@ def summarise(scored: Sequence[Scored], bundle: Bundle, session: Session, data: 
             "patients": len(patients),
             "slices": sum(one.slices for one in scored),
             "slices_left_out": _left_out(scored),
+            "notes": Counter(note for one in scored for note in one.notes),
             "slice_ms": float(np.median([one.slice_ms for one in scored])),
             "minimum_volume_ml": dict(bundle.minimum_volume_ml),
             "classes": {name: _of_class(c, scored, patients, bundle) for c, name in enumerate(bundle.classes) if c},
@@ -224,10 +229,10 @@ def summarise(scored: Sequence[Scored], bundle: Bundle, session: Session, data: 
 
 
 def _left_out(scored: Sequence[Scored]) -> dict[str, int]:
-    reasons = dict[str, int]()
-    for reason, slices in (each for one in scored for each in one.left_out):
-        reasons[reason] = reasons.get(reason, 0) + slices
-    return reasons
+    reasons = Counter[str]()
+    for one in scored:
+        reasons.update(dict(one.left_out))
+    return dict(reasons)
 
 
 def _of_class(c: int, scored: Sequence[Scored], patients: Sequence[Sequence[Scored]], bundle: Bundle) -> dict[str, Any]:

@@ -163,11 +163,11 @@ def test_distances_follow_a_step_that_changes_and_a_tilt(bundle: Bundle):
 
 
 def test_what_a_source_leaves_out_is_told(bundle: Bundle):
-    one = dataclasses.replace(case(blocks(6)), excluded=(("no mask", 3),))
+    one = dataclasses.replace(case(blocks(6)), excluded=(("no mask", 3),), notes=("a step of 9.00 mm",))
     cases = [evaluate.score(one, one.images, bundle, Oracle(blocks(6)))] * 2
     summary = evaluate.summarise(cases, bundle, Oracle(blocks(6)), "blocks")
     assert summary["slices_left_out"] == {"no mask": 6}
-    assert "Left out: 6 slices: no mask." in card.of_bundle(summary, bundle)
+    assert "Left out: 6 slices: no mask. 2 cases: a step of 9.00 mm." in card.of_bundle(summary, bundle)
 
 
 def test_phantoms_do_not_score_a_model_of_other_classes():
