@@ -47,8 +47,8 @@ ALIKE = {
     },
     "input": {"windows_hu": [[0.0, 90.0], [-60.0, 140.0], [-200.0, 1000.0]]},
     "training": {
-        "batch": 8, "sampling": "by_class", "optimiser": "adamw", "schedule": "one_cycle", "learning_rate": 2e-3,
-        "weight_decay": 1e-4, "clip_norm": 1.0, "precision": "bfloat16", "seed": 7,
+        "batch": 8, "sampling": "by_class", "optimiser": "muon", "schedule": "one_cycle", "learning_rate": 2e-2,
+        "weight_decay": 1e-2, "clip_norm": 1.0, "precision": "bfloat16", "seed": 7,
     },
 }  # fmt: skip
 
