@@ -202,7 +202,7 @@ def main() -> None:
         row, summaries[name] = study(name, asked.runs, cases, asked.steps, asked.grid)
         rows.append(row)
         console.print(row)
-        write(rows, summaries, vars(asked), asked.out)  # after each: an hour's work is not lost
+        write(rows, summaries, vars(asked), asked.out)  # after each: hours of work are not lost
 
 
 PAGE = """# Networks alike, on phantoms that are hard to read

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -166,12 +167,12 @@ def collect(
         for first, count in zip(np.cumsum([0, *counts[:-1]]), counts, strict=True)
         for shown, _ in recipe.input.view.over(count)
     ]
-    around, left_out = np.stack(views), json.loads(told_path.read_text())
-    if getattr(recipe.data, "only_with_blood", False):
-        middle = around[:, (around.shape[1] - 1) // 2]
-        bleeds = np.array([labels[at].any() for at in middle])
-        around, left_out = around[bleeds], left_out | {"shows no blood": int((~bleeds).sum())}
-    return Slices(hu, labels, around, len(recipe.classes), left_out)
+    slices = Slices(hu, labels, np.stack(views), len(recipe.classes), json.loads(told_path.read_text()))
+    if not getattr(recipe.data, "only_with_blood", False):
+        return slices
+    bleeds = np.array([labels[at].any() for at in slices.own])
+    left_out = {**slices.left_out, "shows no blood": int((~bleeds).sum())}
+    return replace(slices, around=slices.around[bleeds], left_out=left_out)
 
 
 def _write_raw(

@@ -129,9 +129,12 @@ def score(case: Case, hu: NDArray[np.int16], bundle: Bundle, session: Session) -
         for c in classes[1:]:
             there, said = truth == c, predicted == c
             truth_ml[c], measured_ml[c] = (voxel_ml @ mask.sum(axis=(1, 2)) for mask in (there, said))
-            far_mm[c] = metrics.hausdorff_95_mm(said, there, case.spacing_mm, case.origin_mm)
-            for way, (source, target) in enumerate(((said, there), (there, said))):
-                farthest_mm[c, way] = metrics.directed_hausdorff_mm(source, target, case.spacing_mm, case.origin_mm)
+            ways_mm = [
+                metrics.surface_distances_mm(*pair, case.spacing_mm, case.origin_mm)
+                for pair in ((said, there), (there, said))
+            ]
+            farthest_mm[c] = [metrics.farthest(way) for way in ways_mm]
+            far_mm[c] = np.max([metrics.farthest(way, 95) for way in ways_mm])
             lesions[c] = match_lesions(said, there, voxel_ml)
             false_parts[c] = count_false_parts(said, truth > 0, voxel_ml, least_ml=LEAST_PART_ML)
             abc_ml[c] = _abc_ml(there, case.spacing_mm[1:], thickness_mm, voxel_ml)

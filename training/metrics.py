@@ -248,7 +248,7 @@ def directed_hausdorff_mm(
     the distances; report how many pairs had none. None of the papers says what it did
 
     """
-    return _farthest(surface_distances_mm(source, target, spacing_mm, origin_mm))
+    return farthest(surface_distances_mm(source, target, spacing_mm, origin_mm))
 
 
 def hausdorff_mm(
@@ -282,12 +282,13 @@ def _hausdorff(
     origin_mm: NDArray[np.float64] | None,
     percentile: float,
 ) -> np.float64:
-    there = _farthest(surface_distances_mm(first, second, spacing_mm, origin_mm), percentile)
-    back = _farthest(surface_distances_mm(second, first, spacing_mm, origin_mm), percentile)
+    there = farthest(surface_distances_mm(first, second, spacing_mm, origin_mm), percentile)
+    back = farthest(surface_distances_mm(second, first, spacing_mm, origin_mm), percentile)
     return np.maximum(there, back)
 
 
-def _farthest(distances_mm: NDArray[np.float64], percentile: float = 100) -> np.float64:
+def farthest(distances_mm: NDArray[np.float64], percentile: float = 100) -> np.float64:
+    """Largest of the distances, or a percentile of them; NaN where there is none."""
     return np.percentile(distances_mm, percentile) if len(distances_mm) else np.float64(np.nan)
 
 
