@@ -86,7 +86,7 @@ def train(recipe: Recipe, run: Path, data: Path | None = None) -> Path:
         slices = _slices(recipe, run, data, divided, progress)
         if rank == 0:
             _together()
-        if not any(slices["validation"].labels[at].any() for at in slices["validation"].own):
+        if not any(slices["validation"].labels[shown].any() for shown in slices["validation"].around):
             raise RecipeError("no slice of the validation side shows any class: nothing would choose the best weights")
         learnt_from = collection.fingerprint(divided) if divided else None
         loop = _Loop(recipe, run, slices["training"], slices["validation"], learnt_from)
