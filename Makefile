@@ -28,7 +28,7 @@ $(VENV)/installed: pyproject.toml
 $(TEST_VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(TEST_VENV)
 	$(TEST_VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,export]' \
-		'pytest>=8.3' 'hypothesis>=6.120' 'pytest-timeout>=2.3' 'ruff>=0.9'
+		'pytest>=8.3' 'hypothesis>=6.120' 'pytest-timeout>=2.3' 'ruff>=0.9' 'tritonclient[grpc]>=2.50'
 	touch $@
 
 clean:

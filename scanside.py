@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 outbox = typer.Typer(help="What the node still owes to its destinations.", no_args_is_help=True)
 app.add_typer(outbox, name="outbox")
+bundles = typer.Typer(help="A model bundle: what it is, who vouches for it.", no_args_is_help=True)
+app.add_typer(bundles, name="bundle")
 
 out = Console()
 err = Console(stderr=True)
@@ -33,6 +35,12 @@ err = Console(stderr=True)
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else.")]
 ConfigFile = Annotated[Path, typer.Option("--config", help="Configuration, see `scanside config --example`.")]
 BundleFolder = Annotated[Path | None, typer.Option(help="Model bundle; default: the one that ships.")]
+BundleArgument = Annotated[Path | None, typer.Argument(help="A bundle; default: the one that ships.")]
+SampleFolder = Annotated[
+    Path | None,
+    typer.Argument(help="DICOM series, or .npz with hu, spacing_mm and thickness_mm; left out: phantoms never seen."),
+]
+PhantomHeads = Annotated[int, typer.Option(min=3, help="How many phantoms, where no samples are named.")]
 Seed = Annotated[int, typer.Option(min=0, help="Another head.")]
 Lesions = Annotated[
     list[str] | None,
@@ -241,6 +249,7 @@ def analyse(
     folder: Annotated[Path, typer.Argument(help="DICOM files, any depth.")],
     target: Annotated[Path, typer.Option("--out", help="Results, one folder per series.")],
     bundle: BundleFolder = None,
+    precision: Annotated[str, typer.Option(help="fp32, or one that `scanside verify` has passed.")] = "fp32",
     min_slices: Annotated[int, typer.Option(min=1, help="A series with fewer is not analysed.")] = 5,
     as_json: Json = False,
 ) -> None:
@@ -255,7 +264,7 @@ def analyse(
     series, others = folders.find(folder)
     folders.prepare(target)
     opened = open_bundle(bundle)
-    session = open_session(opened)
+    session = open_session(opened, precision=precision)
     self_test(session, opened)
     usual = Config()
     analyser = Analyser(
@@ -435,22 +444,30 @@ def models(as_json: Json = False) -> None:
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="best.pt of a training run.")],
+    checkpoint: Annotated[Path, typer.Argument(help="best.pt of a training run, or an ONNX network from elsewhere.")],
     bundle: Annotated[Path, typer.Option("--out", help="Folder of the new bundle.")],
     minimum_ml: Annotated[
         float, typer.Option(help="Operating point: smallest volume of a class that is a finding.")
     ] = 0.5,
+    contract: Annotated[Path | None, typer.Option(help="TOML that says what an ONNX network sees and answers.")] = None,
 ) -> None:
     """Turn a checkpoint into a bundle: ONNX, golden slices, parity with PyTorch (needs the `export` extra)."""
     from export import bundle as bundles
+    from export import foreign
+    from training import recipe as recipes
     from training.heads import golden_slices
     from training.train import load_checkpoint
 
-    recipe, graph, learnt_from = load_checkpoint(checkpoint)
-    golden = golden_slices(recipe.input.view)
-    parity = bundles.write(
-        recipe, graph, recipe.classes, golden, bundle, minimum_ml=minimum_ml, learnt_from=learnt_from
-    )
+    if (checkpoint.suffix == ".onnx") != (contract is not None):
+        raise typer.BadParameter("an ONNX network and its --contract go together: give both or neither")
+    if contract is None:
+        said, graph, learnt_from = load_checkpoint(checkpoint)
+        model = None
+    else:
+        said, learnt_from = recipes.load(contract, recipes.Contract), "unknown"
+        graph, model = foreign.surround(checkpoint, said)
+    golden = golden_slices(said.input.view)
+    parity = bundles.write(said, graph, golden, bundle, minimum_ml=minimum_ml, learnt_from=learnt_from, model=model)
     out.print_json(data=parity)
 
 
@@ -468,7 +485,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a bundle on cases whose truth is known (needs the `export` extra)."""
-    from export import bundle as bundles
+    from runtime import seal as sealing
     from runtime.bundle import open_bundle
     from runtime.session import open_session
     from training import card, collection
@@ -505,7 +522,7 @@ def evaluate(
         evaluation.write(scored, summary, opened, folder)
     if seal:
         told = {"scores.json": json.dumps(summary, indent=2) + "\n", "MODEL_CARD.md": card.of_bundle(summary, opened)}
-        bundles.add(bundle, told)
+        sealing.add(bundle, told)
     if as_json:
         print(json.dumps(summary, indent=2))
         return
@@ -515,12 +532,145 @@ def evaluate(
 
 
 @app.command()
-def verify(bundle: BundleFolder = None, as_json: Json = False) -> None:
-    """Check a bundle's hashes and let the engine answer its golden slices."""
+def calibrate(
+    bundle: Annotated[Path, typer.Argument(help="A bundle; its INT8 and FP16 graphs are written into it.")],
+    data: SampleFolder = None,
+    heads: PhantomHeads = 24,
+    slices: Annotated[int, typer.Option(min=8, help="Slices to measure ranges on.")] = 64,
+    limits: Annotated[
+        list[str] | None, typer.Option("--budget", help="NAME=NUMBER of the bundle's budget, such as dice=0.99.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Folder for a table and a picture of the search.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a bundle's FP16 and INT8 graphs from what flows through it on samples (needs the `export` extra)."""
+    from calibration import report
+    from calibration.calibrate import calibrate as measure
+    from calibration.calibrate import parse_budget, write
+    from runtime.bundle import open_bundle
+    from training.heads import FIRST_CALIBRATION
+
+    opened = open_bundle(bundle)
+    budget = parse_budget(limits or (), opened.budget)
+    series = list(_series(opened, data, heads, FIRST_CALIBRATION))
+    with _stages() as on_stage:
+        made = measure(opened, series, count=slices, budget=budget, on_stage=on_stage)
+    write(opened, made, budget)
+    if folder:
+        report.write(made, folder)
+    if as_json:
+        print(json.dumps(made.report, indent=2))
+        return
+    _print(report.rows(made))
+    out.print(f"now: scanside verify {bundle}", highlight=False)
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path | None, typer.Argument(help="A bundle; default: the one that ships.")] = None,
+    data: SampleFolder = None,
+    heads: PhantomHeads = 12,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge, and leave the bundle as it is.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Hold every precision of a bundle against FP32 on series held out; the node serves what passes.
+
+    Exit code 1 where one fails (needs the `export` extra).
+    """
+    import dataclasses
+
+    from calibration import report
+    from calibration.verify import check_held_out, record
+    from calibration.verify import verify as judge
+    from dicom_node.config import Config
+    from runtime.bundle import open_bundle
+    from runtime.triage import Rule
+    from training.heads import FIRST_VERIFICATION
+
+    opened = open_bundle(bundle)
+    series = list(_series(opened, data, heads, FIRST_VERIFICATION))
+    check_held_out(series, opened)
+    with _progress("series", len(series)) as advance:
+        verdicts = judge(
+            opened, series, [Rule(rule.level, rule.classes, rule.volume_ml) for rule in Config().triage], advance
+        )
+    if not dry_run:
+        record(opened, verdicts, series)
+    if as_json:
+        print(json.dumps({name: dataclasses.asdict(one) for name, one in verdicts.items()}, indent=2))
+    else:
+        _print(report.verdict_rows(verdicts))
+        for name, one in verdicts.items():
+            for reason in one.reasons:
+                out.print(f"{name}: {reason}", style="red", markup=False, highlight=False)
+    if not all(one.passed for one in verdicts.values()):
+        raise typer.Exit(1)
+
+
+# a bundle as a thing
+
+
+@bundles.command("show")
+def bundle_show(bundle: BundleArgument = None, as_json: Json = False) -> None:
+    """Say what a bundle is, whether it is whole, and what each of its precisions is worth."""
+    from runtime import signature
+    from runtime.bundle import open_bundle
+
+    told = signature.describe(open_bundle(bundle))
+    if as_json:
+        print(json.dumps(told, indent=2))
+        return
+    precisions = told.pop("precisions")
+    _print([told])
+    _print(precisions)
+
+
+@bundles.command("diff")
+def bundle_diff(first: Path, second: Path, as_json: Json = False) -> None:
+    """Show what two bundles' manifests say differently; exit code 1 where they do."""
+    from runtime.bundle import differences, open_bundle
+
+    found = differences(open_bundle(first), open_bundle(second))
+    if as_json:
+        print(json.dumps(found, indent=2))
+    elif found:
+        table = Table(*found[0])
+        for one in found:
+            table.add_row(*one.values())
+        out.print(table)
+    if found:
+        raise typer.Exit(1)
+
+
+@bundles.command("sign")
+def bundle_sign(
+    bundle: Path, key: Annotated[Path, typer.Option(help="Ed25519 private key: openssl genpkey -algorithm ed25519.")]
+) -> None:
+    """Vouch for a bundle as it is; whatever changes it later takes the signature away."""
+    from runtime import signature
+    from runtime.bundle import open_bundle
+
+    signature.sign(open_bundle(bundle).folder, key)
+    out.print(f"signed: {bundle}", highlight=False)
+
+
+@bundles.command("verify")
+def bundle_verify(
+    bundle: BundleArgument = None,
+    keys: Annotated[
+        list[Path] | None, typer.Option("--key", help="Ed25519 public key that must have signed it.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check a bundle's hashes and signature, and let the engine answer its golden slices: no samples needed."""
+    from runtime import signature
     from runtime.bundle import open_bundle
     from runtime.session import open_session, self_test
 
     opened = open_bundle(bundle)
+    signed_by = str(signature.check(opened.folder, keys)) if keys else None
     session = open_session(opened)
     told = {
         "bundle": str(opened.folder),
@@ -529,10 +679,24 @@ def verify(bundle: BundleFolder = None, as_json: Json = False) -> None:
         "digest": opened.digest,
         "intended_use": opened.intended_use,
         "training_data": opened.training_data,
+        "signed_by": signed_by,
         "backend": session.identity.backend,
         "self_test_worst_disagreement": self_test(session, opened),
     }
     print(json.dumps(told, indent=2)) if as_json else _print([told])
+
+
+@bundles.command("triton")
+def bundle_triton(
+    bundle: Path,
+    repository: Annotated[Path, typer.Option("--out", help="Model repository; the model gets a folder in it.")],
+    precision: Annotated[str, typer.Option(help="fp32, or one that `scanside verify` has passed.")] = "fp32",
+) -> None:
+    """Write a model repository for NVIDIA Triton (needs the `export` extra)."""
+    from export import triton
+    from runtime.bundle import open_bundle
+
+    out.print(f"{triton.write(open_bundle(bundle), precision, repository)}", highlight=False)
 
 
 # how things are shown
@@ -551,6 +715,69 @@ def _show_others(fate: str, paths: list[Path]) -> None:
         names = ", ".join([*(path.name for path in paths[:3]), *["..."][: len(paths) - 3 > 0]])
         what = "file that is" if len(paths) == 1 else "files that are"
         out.print(f"{fate}: {len(paths)} {what} no DICOM ({names})", style="dim", markup=False, highlight=False)
+
+
+def _series(bundle: Any, data: Path | None, heads: int, first: int) -> Iterator[Any]:
+    """Whole series to measure on: of a folder, or phantoms where the bundle was made of them."""
+    from calibration.samples import SampleError, Series, read_arrays
+    from training import heads as phantoms
+
+    if data is None:
+        if bundle.learnt_from is not None:
+            raise SampleError(f"{bundle.name} was not trained on phantoms: name a folder with DICOM series")
+        phantoms.check_classes(bundle.classes)
+        with _progress("phantoms", heads) as advance:
+            for case in phantoms.unseen(heads - heads // 4, heads // 4, first=first):
+                yield Series.of(case.name, case.images, case.spacing_mm[1:], case.thickness_mm, "phantom")
+                advance(1)
+        return
+    arrays = sorted(data.rglob("*.npz")) if data.is_dir() else [data]
+    yield from map(read_arrays, arrays)
+    if data.is_dir():
+        yield from _dicom_series(data, or_none=bool(arrays))
+
+
+def _dicom_series(folder: Path, *, or_none: bool) -> Iterator[Any]:
+    import hashlib
+
+    from calibration.samples import Series
+    from dicom_node import folder as folders
+
+    try:
+        found, _ = folders.find(folder)
+    except folders.FolderError:
+        if or_none:
+            return
+        raise
+    with _progress("series", len(found)) as advance:
+        for (_, series_uid), paths in found.items():
+            name = f"series {hashlib.sha256(series_uid.encode()).hexdigest()[:12]}"
+            slices, scanner, refused = folders.slices(paths)
+            if refused:
+                reasons = ", ".join(f"{count} {reason.value}" for reason, count in refused.items())
+                err.print(f"{name}: left out: {reasons}", style="yellow", markup=False, highlight=False)
+            if slices:
+                yield Series.stacked(name, slices, scanner)
+            advance(1)
+
+
+def _stages() -> Any:
+    """Progress of work in stages, each with steps of its own, on a terminal; elsewhere nothing."""
+    from contextlib import contextmanager
+
+    from rich.progress import Progress
+
+    @contextmanager
+    def bars() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
+        with Progress(console=err, disable=not err.is_terminal) as progress:
+
+            def begin(what: str, total: int) -> Callable[[int], None]:
+                task = progress.add_task(what, total=total)
+                return lambda count: progress.advance(task, count)
+
+            yield begin
+
+    return bars()
 
 
 def _journal(config: Path) -> Any:

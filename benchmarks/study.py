@@ -16,6 +16,7 @@ import argparse
 import csv
 import json
 import platform
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from training.sources.case import Case
 
+TOOK = "training_s"  # beside a whole run: the seconds that it took
 ALIKE = {
     "data": {
         "kind": "phantoms", "heads": 240, "validation_heads": 12, "slices_per_head": 16, "bleed_free": 0.15,
@@ -91,15 +93,15 @@ def recipe_of(network: str, steps: int, grid: int) -> Recipe:
     )
 
 
-def study(network: str, runs: Path, cases: Sequence[Case], steps: int, grid: int) -> tuple[Row, dict[str, Any]]:
-    """Train a network, export it, and score its bundle on the cases."""
+def learn(network: str, runs: Path, steps: int, grid: int) -> Path:
+    """Train a network into its folder of `runs`, or find it trained there; one that was broken off starts again."""
     recipe, run = recipe_of(network, steps, grid), runs / f"{network}-{steps}-{grid}"
     run.mkdir(parents=True, exist_ok=True)
     shared = runs / "slices"
     shared.mkdir(exist_ok=True)
     if not (run / "slices").exists():
         (run / "slices").symlink_to(shared.resolve(), target_is_directory=True)
-    took = run / "training_s"  # of a whole run: one that was broken off starts again
+    took = run / TOOK
     if not took.exists():
         (run / LAST).unlink(missing_ok=True)
         for validation in (True, False):
@@ -107,19 +109,27 @@ def study(network: str, runs: Path, cases: Sequence[Case], steps: int, grid: int
         started = time.monotonic()
         train(recipe, run)
         took.write_text(f"{time.monotonic() - started:.1f}")
-    graph = load_checkpoint(run / BEST).graph
-    folder = run / f"bundle-{int(time.time())}"
-    bundles.write(recipe, graph, recipe.classes, heads.golden_slices(recipe.input.view), folder, minimum_ml=0.5)
-    bundle = open_bundle(folder)
-    session = open_session(bundle)
-    scored = [evaluate.score(case, case.images, bundle, session) for case in cases]
-    summary = evaluate.summarise(scored, bundle, session, "hard synthetic phantoms that no network trained on")
+    return run
+
+
+def score(run: Path, cases: Sequence[Case]) -> tuple[Row, dict[str, Any]]:
+    """Export a trained network, and score its bundle on the cases, one slice at a time."""
+    checkpoint = load_checkpoint(run / BEST)
+    recipe, graph = checkpoint.recipe, checkpoint.graph
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made) / "bundle"
+        bundles.write(recipe, graph, heads.golden_slices(recipe.input.view), folder, minimum_ml=0.5)
+        bundle = open_bundle(folder)
+        session = open_session(bundle)
+        scored = [evaluate.score(case, case.images, bundle, session) for case in cases]
+        summary = evaluate.summarise(scored, bundle, session, "hard synthetic phantoms that no network trained on")
     classes = summary["classes"].values()
     dice = bootstrap(by_patient(scored, [one.patient for one in scored]), _dice, seed=0, resamples=1000)
+    grid, channels = recipe.input.grid, recipe.settings["in_channels"]
     row = Row(
-        network=network,
+        network=recipe.name,
         parameters=catalogue.parameters(graph.network),
-        gflops=round(catalogue.gflops(graph.network, (1, recipe.settings["in_channels"], grid, grid)), 2),
+        gflops=round(catalogue.gflops(graph.network, (1, channels, grid, grid)), 2),
         slice_ms=summary["slice_ms"],
         dice=round(dice.estimate, 4),
         dice_low=round(dice.low, 4),
@@ -130,7 +140,7 @@ def study(network: str, runs: Path, cases: Sequence[Case], steps: int, grid: int
         specificity=summary["bleed_free"]["specificity"],
         missed=sum(one["without_distance"] for one in classes),
         lesions=sum(one["cases"] for one in classes),
-        training_s=float(took.read_text()),
+        training_s=float((run / TOOK).read_text()),
     )
     return row, summary
 
@@ -195,14 +205,15 @@ def main() -> None:
     arguments.add_argument("networks", nargs="*", help="default: all of two dimensions")
     asked = arguments.parse_args()
     names = asked.networks or [name for name, one in catalogue.ARCHITECTURES.items() if one.dimensions == 2]
+    runs = {name: learn(name, asked.runs, asked.steps, asked.grid) for name in names}  # hours
     cases = list(heads.unseen(asked.heads, asked.bleed_free, hard=True))
     asked.out.mkdir(parents=True, exist_ok=True)
     console, rows, summaries = Console(), [], {}
-    for name in names:
-        row, summaries[name] = study(name, asked.runs, cases, asked.steps, asked.grid)
+    for name, run in runs.items():  # all after one another, so that the milliseconds are of one quiet machine
+        row, summaries[name] = score(run, cases)
         rows.append(row)
         console.print(row)
-        write(rows, summaries, vars(asked), asked.out)  # after each: hours of work are not lost
+    write(rows, summaries, vars(asked), asked.out)
 
 
 PAGE = """# Networks alike, on phantoms that are hard to read

@@ -16,6 +16,7 @@ from pynetdicom.sop_class import Verification
 
 from dicom_node.receiver import PORT_REMEDIES
 from dicom_node.sender import PeerError, associate
+from runtime import signature
 from runtime.bundle import open_bundle
 from runtime.errors import BackendError, BundleError, InferenceError, SelfTestFailed
 from runtime.triage import RuleError, check_rules
@@ -185,17 +186,21 @@ def _model(config: Config, is_sound: Callable[..., bool]) -> Iterator[Item]:
         return
     try:
         bundle = open_bundle(config.model.bundle)
+        if config.model.trusted_keys:
+            signature.check(bundle.folder, config.model.trusted_keys)
     except BundleError as error:
         yield Item("bundle", False, "environment", str(error))
         yield from _triage_without_bundle(config)
         return
     yield Item("bundle", True, "environment", f"{bundle.name} {bundle.version}, every hash as its manifest says")
     yield from _triage(config, bundle)
-    if not is_sound("model.backend", "model.threads"):
+    if not is_sound("model.backend", "model.threads", "model.precision"):
         return
     try:
-        session = open_session(bundle, config.model.backend, threads=config.model.threads)
-    except BackendError as error:
+        session = open_session(
+            bundle, config.model.backend, precision=config.model.precision, threads=config.model.threads
+        )
+    except (BackendError, BundleError) as error:
         yield Item("engine", False, "environment", str(error))
         return
     try:

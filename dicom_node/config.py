@@ -103,6 +103,16 @@ class Model(_Section):
     backend: Literal["auto", "onnxruntime"] = Field(
         "auto", description="Inference engine; auto takes the best one here."
     )
+    precision: Literal["fp32", "fp16", "int8", "int8-cpu"] = Field(
+        "fp32",
+        description="One that the bundle has and `scanside verify` has passed; int8-cpu is the fast one without a GPU.",
+    )
+    trusted_keys: tuple[Folder, ...] = Field(
+        (),
+        description="Public keys (Ed25519, PEM), relative to this file's folder: only bundles that one of them signed "
+        "are served. Empty: any whole bundle.",
+        examples=[["keys/hospital.pem"]],
+    )
     threads: int = Field(0, ge=0, description="CPU threads for inference; 0: all cores.")
     max_batch: int = Field(4, ge=1, description="Most slices in one inference. A batch never waits to fill.")
 
@@ -226,10 +236,11 @@ def examine(path: Path) -> tuple[Config, list[Mistake]]:
         config = _what_is_sound(table, error)
     folder = path.absolute().parent
     bundle = config.model.bundle and folder / config.model.bundle
+    keys = tuple(folder / key for key in config.model.trusted_keys)
     located = config.model_copy(
         update={
             "node": config.node.model_copy(update={"folder": folder / config.node.folder}),
-            "model": config.model.model_copy(update={"bundle": bundle}),
+            "model": config.model.model_copy(update={"bundle": bundle, "trusted_keys": keys}),
         }
     )
     return located, mistakes

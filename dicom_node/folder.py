@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pydicom
 
+from dicom_node import decode
 from dicom_node.analysis import Analyser, Outcome, Series
+from dicom_node.gate import NotAnalysed, Reason
 from dicom_node.uids import derive
 from runtime.errors import ScansideError
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pydicom.dataset import Dataset
+
+    from runtime.types import Slice
 
 
 class FolderError(ScansideError):
@@ -61,6 +65,28 @@ def find(folder: Path) -> tuple[dict[tuple[str, str], list[Path]], list[Path]]:
     if not series:
         raise FolderError(f"{folder}: no DICOM file in it ({len(others)} other files)")
     return {key: [path for _, path in sorted(found)] for key, found in series.items()}, others
+
+
+def slices(paths: list[Path]) -> tuple[list[Slice], str, dict[Reason, int]]:
+    """Decode the slices of one series.
+
+    Returns
+    -------
+    the slices, the scanner's Manufacturer and ManufacturerModelName, and how many images were turned away and why
+
+    """
+    decoded, scanner = {}, ""
+    refused: Counter[Reason] = Counter()
+    for path in paths:
+        try:
+            header, slice_ = decode.read(path)
+        except NotAnalysed as refusal:
+            refused[refusal.reason] += 1
+            continue
+        decoded.setdefault(slice_.key, slice_)
+        named = (str(header.get(keyword) or "") for keyword in ("Manufacturer", "ManufacturerModelName"))
+        scanner = scanner or " ".join(name for name in named if name)
+    return list(decoded.values()), scanner, refused
 
 
 def _instance_number(header: Dataset) -> int:

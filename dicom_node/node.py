@@ -211,6 +211,8 @@ def _opening(config: Config) -> dict[str, Any]:
         "do": "open",
         "bundle": str(config.model.bundle) if config.model.bundle else None,
         "backend": config.model.backend,
+        "precision": config.model.precision,
+        "trusted_keys": [str(key) for key in config.model.trusted_keys],
         "threads": config.model.threads,
         "max_batch": config.model.max_batch,
         "min_slices": config.series.min_slices,

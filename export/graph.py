@@ -10,12 +10,13 @@ import onnx
 import torch
 from onnx import checker
 
+from export.lint import OPSET
 from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
-    from models.graph import HeadCT
+    from torch import Tensor, nn
 
-OPSET = 17  # the newest that TensorRT 8.6 reads, and every later one and ONNX Runtime do too
+    from models.graph import HeadCT
 
 
 class ExportError(ScansideError):
@@ -30,28 +31,41 @@ def to_onnx(graph: HeadCT) -> onnx.ModelProto:
 
     Raises
     ------
-    ExportError : batch norm or dropout in training mode, an operator that ONNX has not, or a graph that its checker
-        refuses. Batch norm behind a concatenation has no convolution to fold into and stays, with its constants
+    ExportError : an operator that ONNX has not, or a graph that its checker refuses; `export.lint` looks closer. Batch
+        norm behind a concatenation has no convolution to fold into and stays, with its constants
+
+    """
+    hu = torch.zeros(2, graph.shown, 2 * graph.grid, 2 * graph.grid, dtype=torch.int32)
+    sizes = {"labels": {0: "answered", 1: "H", 2: "W"}, "voxels": {0: "answered"}, "evidence": {0: "answered"}}
+    return traced(graph.eval(), (hu,), {"hu": {0: "N", 2: "H", 3: "W"}}, sizes)
+
+
+def traced(
+    module: nn.Module,
+    arguments: tuple[Tensor, ...],
+    inputs: dict[str, dict[int, str]],
+    outputs: dict[str, dict[int, str]],
+) -> onnx.ModelProto:
+    """Trace a module with these arguments; of inputs and outputs by name, the axes of any size.
+
+    Raises
+    ------
+    ExportError : as of `to_onnx`
 
     """
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # of the tracing exporter, which is the one that writes opset 17
         warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.filterwarnings("ignore", message="ONNX export mode is set to TrainingMode.EVAL")  # an error below
+        warnings.filterwarnings("ignore", message="ONNX export mode is set to TrainingMode.EVAL")  # the lint finds it
         try:
             torch.onnx.export(
-                graph.eval(),
-                (torch.zeros(2, graph.shown, 2 * graph.grid, 2 * graph.grid, dtype=torch.int32),),
+                module,
+                arguments,
                 buffer,
-                input_names=["hu"],
-                output_names=["labels", "voxels", "evidence"],
-                dynamic_axes={
-                    "hu": {0: "N", 2: "H", 3: "W"},
-                    "labels": {0: "answered", 1: "H", 2: "W"},
-                    "voxels": {0: "answered"},
-                    "evidence": {0: "answered"},
-                },
+                input_names=list(inputs),
+                output_names=list(outputs),
+                dynamic_axes=inputs | outputs,
                 opset_version=OPSET,
                 do_constant_folding=True,
                 dynamo=False,  # the tracing exporter writes opset 17 directly; the newer one converts down from 18
@@ -60,16 +74,8 @@ def to_onnx(graph: HeadCT) -> onnx.ModelProto:
             reason = str(error).partition("\n")[0]
             raise ExportError(f"ONNX of opset {OPSET} can't say what the network computes: {reason}") from error
     model = onnx.load_from_string(buffer.getvalue())
-    left = sorted({node.op_type for node in model.graph.node if _is_training(node)})
-    if left:
-        raise ExportError(f"{', '.join(left)} of training in the exported graph: call eval() before export")
     try:
         checker.check_model(model, full_check=True)
     except checker.ValidationError as error:
         raise ExportError(f"ONNX's checker refuses the graph: {error}") from error
     return model
-
-
-def _is_training(node: onnx.NodeProto) -> bool:
-    trains = any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute)
-    return node.op_type == "Dropout" or (node.op_type == "BatchNormalization" and trains)

@@ -72,7 +72,11 @@ class HeadCT(nn.Module):
         evidence : ``(N * A, classes)`` float32, highest probability of each class on the network's grid
 
         """
-        logits = self.complete(self.network(self.prepare(hu)))
+        return self.answer(self.network(self.prepare(hu)), hu)
+
+    def answer(self, logits: Tensor, hu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What `forward` returns, from the network's own logits; of `hu` only the size is asked for."""
+        logits = self.complete(logits)
         if self.volumetric:
             first = (self.shown - self.answered) // 2
             logits = logits[:, :, first : first + self.answered].transpose(1, 2).flatten(0, 1)

@@ -3,10 +3,14 @@
 ::
 
     BUNDLE/
-      manifest.json    name, version, classes, input contract, operating point, SHA-256 of every other file
-      model.onnx       HU in, labels, voxel counts and evidence out (fp32)
+      manifest.json    name, version, classes, input, operating point, budget, rulings, SHA-256 of every other file
+      model.onnx       HU in, labels, voxel counts and evidence out: FP32
+      model.fp16.onnx, model.int8.onnx (for TensorRT), model.int8-cpu.onnx (for ONNX Runtime's CPU kernels)
+      weights.bin      the tensors of all of them, each once
       golden.npz       slices, and the answers that PyTorch gave on them: parity, and the self-test at every start
-      parity.json      how far the graph is from PyTorch
+      parity.json      how far the FP32 graph is from PyTorch
+      calibration.json how the other precisions came about: samples, ranges, layers left out
+      verdicts.json    how far they are from FP32 on series held out
       scores.json      what it scores on data it never saw
       MODEL_CARD.md    the same for people
 """
@@ -17,19 +21,21 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runtime.errors import BundleError, BundleTampered
+from runtime.errors import BundleError, BundleTampered, NotVerified
 from runtime.geometry import View
+from runtime.manifest import Manifest, read
+from runtime.verdict import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-FORMAT = "scanside-bundle/1"
+SIGNATURE = "manifest.sig"  # Ed25519 over manifest.json, which holds the hashes of all the rest
 SHIPPED = Path(__file__).parent / "bundles" / "phantom-unet"
 
 
@@ -46,10 +52,10 @@ class Bundle:
     intended_use : what it is for, and what it is not
     classes : class names by index; 0 is background
     view : how many slices the network sees at once, and how many of them it answers
-    precisions : file name of the graph of each precision
     minimum_volume_ml : per class, the volume under which nothing is reported as a finding
     learnt_from : a hash of which patients were learnt from and which chose the weights, so that an evaluation can tell
         whether it divides them alike; None for phantoms. It names none of them
+    manifest : all that it says of itself
 
     """
 
@@ -61,16 +67,47 @@ class Bundle:
     training_data: str
     classes: tuple[str, ...]
     view: View
-    precisions: Mapping[str, str]
     minimum_volume_ml: Mapping[str, float]
-    learnt_from: str | None = None
+    learnt_from: str | None
+    manifest: Manifest
+
+    @property
+    def budget(self) -> Budget:
+        """How far from FP32 its other precisions may be."""
+        return Budget(**self.manifest.budget.model_dump())
 
     def graph(self, precision: str) -> Path:
         """Path of the ONNX graph of a precision."""
-        try:
-            return self.folder / self.precisions[precision]
-        except KeyError:
-            raise BundleError(f"{self.folder}: no {precision} graph, only {', '.join(self.precisions)}") from None
+        files: dict[str, str] = {**self.manifest.precisions}
+        if precision not in files:
+            raise BundleError(f"{self.folder}: no {precision} graph, only {', '.join(files)}: `scanside calibrate` it")
+        return self.folder / files[precision]
+
+    def sha256(self, precision: str) -> str:
+        """SHA-256 of a precision's graph and of the weights that it refers to."""
+        files = (self.graph(precision).name, self.manifest.weights)
+        return hashlib.sha256("".join(self.manifest.files[name] for name in files if name).encode()).hexdigest()
+
+    def check_ruling(self, precision: str) -> None:
+        """Refuse a precision that `scanside verify` has not passed in these very bytes.
+
+        FP32 is what the others are held against; its own proof is parity with PyTorch, which export demands.
+
+        Raises
+        ------
+        NotVerified : no ruling, one about other bytes, or one that it failed
+
+        """
+        sha256 = self.sha256(precision)
+        if precision == "fp32":
+            return
+        ruling = self.manifest.rulings.get(precision)  # type: ignore[call-overload]
+        if ruling is None or ruling.sha256 != sha256:
+            raise NotVerified(
+                f"{self.name} {self.version}: {precision} is not verified: run `scanside verify {self.folder}`"
+            )
+        if not ruling.passed:
+            raise NotVerified(f"{self.name} {self.version}: {precision} failed: {'; '.join(ruling.reasons)}")
 
     def golden(self) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
         """Golden views ``(N, shown, H, W)`` HU, and the labels that PyTorch gave them ``(N * answered, H, W)``."""
@@ -88,12 +125,8 @@ def open_bundle(folder: Path | None = None) -> Bundle:
 
     """
     folder = folder or SHIPPED
-    path = folder / "manifest.json"
-    manifest = _manifest(path)
-    files: dict[str, str] = manifest["files"]
-    for name, expected in files.items():
-        if Path(name).name != name:
-            raise BundleError(f"{path}: file {name!r} is outside the bundle")
+    manifest = read(folder / "manifest.json")
+    for name, expected in manifest.files.items():
         try:
             actual = hashlib.sha256((folder / name).read_bytes()).hexdigest()
         except OSError as error:
@@ -105,61 +138,39 @@ def open_bundle(folder: Path | None = None) -> Bundle:
                 f"{folder / name}: SHA-256 {actual[:12]}..., the manifest says {expected[:12]}...: "
                 "copy the bundle again"
             )
-    unlisted = {*manifest["precisions"].values(), "golden.npz"} - files.keys()
-    if unlisted:
-        raise BundleError(f"{path}: {', '.join(sorted(unlisted))} without a hash: export the bundle again")
     return Bundle(
         folder=folder,
         digest=_digest(manifest),
-        name=manifest["name"],
-        version=manifest["version"],
-        intended_use=manifest["intended_use"],
-        training_data=manifest["training_data"],
-        classes=tuple(manifest["classes"]),
-        view=View(**manifest["view"]),
-        precisions=manifest["precisions"],
-        minimum_volume_ml=manifest["minimum_volume_ml"],
-        learnt_from=manifest.get("learnt_from"),
+        name=manifest.name,
+        version=manifest.version,
+        intended_use=manifest.intended_use,
+        training_data=manifest.training_data,
+        classes=tuple(one.name for one in manifest.classes),
+        view=View(manifest.view.shown, manifest.view.answered),
+        minimum_volume_ml=manifest.minimum_volume_ml,
+        learnt_from=manifest.learnt_from,
+        manifest=manifest,
     )
 
 
-_KEYS = {
-    "name": str,
-    "version": str,
-    "intended_use": str,
-    "training_data": str,
-    "classes": list,
-    "view": dict,
-    "precisions": dict,
-    "minimum_volume_ml": dict,
-    "files": dict,
-}
+def differences(first: Bundle, second: Bundle) -> list[dict[str, str]]:
+    """Entries of two manifests that differ: ``entry``, ``first``, ``second``."""
+    one, two = (_flat(bundle.manifest.model_dump(mode="json")) for bundle in (first, second))
+    return [
+        {"entry": key, "first": one.get(key, ""), "second": two.get(key, "")}
+        for key in sorted(one.keys() | two.keys())
+        if one.get(key) != two.get(key)
+    ]
 
 
-def _manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_bytes())
-    except OSError as error:
-        reason = f"manifest.json: {error.strerror}"
-        raise BundleError(f"{path.parent} is no bundle: {reason}; name a folder that `scanside export` made") from None
-    except ValueError as error:
-        raise BundleError(f"{path} is no JSON: {error}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise BundleError(f"{path} is not in format {FORMAT!r}, which this version of scanside reads: export it again")
-    for key, kind in _KEYS.items():
-        if not isinstance(manifest.get(key), kind):
-            raise BundleError(f"{path}: {key!r} is missing or no {kind.__name__}: export the bundle again")
-    view = manifest["view"]
-    if sorted(view) != ["answered", "shown"] or any(type(n) is not int or n < 1 for n in view.values()):
-        raise BundleError(f"{path}: view is {view}, not two counts, shown and answered: export the bundle again")
-    without = [name for name in manifest["classes"][1:] if name not in manifest["minimum_volume_ml"]]
-    if without:
-        raise BundleError(f"{path}: no minimum_volume_ml for {', '.join(without)}: export the bundle again")
-    return manifest
+def _flat(value: object, name: str = "") -> dict[str, str]:
+    if not isinstance(value, dict):
+        return {name: json.dumps(value)}
+    return {key: text for k, v in value.items() for key, text in _flat(v, f"{name}.{k}" if name else str(k)).items()}
 
 
-def _digest(manifest: dict[str, Any]) -> str:
-    """SHA-256 over what decides the answers: scores and card may be added later and change nothing."""
-    computing = {*manifest["precisions"].values(), "golden.npz"}
-    decisive = manifest | {"files": {name: manifest["files"][name] for name in sorted(computing)}}
+def _digest(manifest: Manifest) -> str:
+    """SHA-256 over what decides the answers: scores, card and rulings may be added later and change nothing."""
+    decisive = manifest.model_dump(mode="json", exclude={"rulings", "provenance"})
+    decisive["files"] = {name: manifest.files[name] for name in sorted(manifest.computing)}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

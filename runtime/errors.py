@@ -5,7 +5,8 @@
     ScansideError
     ├── GeometryError         planes that make no stack (not parallel, no extent)
     ├── BundleError           a model bundle that can't be read or trusted
-    │   └── BundleTampered    a file's hash is not the manifest's
+    │   ├── BundleTampered    a file's hash or the signature is not what it should be
+    │   └── NotVerified       a precision that no verdict has passed
     ├── BackendError          an inference engine that can't be opened
     ├── InferenceError        an engine that ran and gave no valid answer
     └── SelfTestFailed        an engine whose answers on the golden slices are not the bundle's
@@ -33,6 +34,12 @@ class BundleError(ScansideError):
 
 class BundleTampered(BundleError):
     """A file of the bundle has not the SHA-256 that the manifest records."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class NotVerified(BundleError):
+    """A precision of the bundle that has not passed `scanside verify`, or has changed since."""
 
     exit_code: ClassVar[int] = 1
 

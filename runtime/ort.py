@@ -18,25 +18,36 @@ if TYPE_CHECKING:
 
 
 class OrtSession:
-    """A bundle's fp32 graph on the processor."""
+    """A bundle's graph of one precision on the processor.
 
-    def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
+    Parameters
+    ----------
+    graph : another graph in its place, serialised: one that shows more of itself
+    threads : 0 takes all cores
+
+    """
+
+    PRECISIONS = ("fp32", "int8-cpu")  # FP16 it would compute in FP32, and INT8 placed for TensorRT slower than FP32
+
+    def __init__(
+        self, bundle: Bundle, precision: str = "fp32", *, graph: bytes | None = None, threads: int = 0
+    ) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # errors; its warnings are about graphs, which export has checked
-        graph = bundle.graph("fp32")
+        path = bundle.graph(precision)
         try:
-            self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(graph or path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class below Exception
             raise BackendError(
-                f"{graph}: ONNX Runtime {onnxruntime.__version__} does not take the graph: {error}"
+                f"{path}: ONNX Runtime {onnxruntime.__version__} does not take the graph: {error}"
             ) from error
         self._classes = len(bundle.classes)
         self.identity = ModelIdentity(
             name=bundle.name,
             version=bundle.version,
             digest=bundle.digest,
-            precision="fp32",
+            precision=precision,
             backend=f"onnxruntime {onnxruntime.__version__} {self._session.get_providers()[0]}",
             training_data=bundle.training_data,
         )

@@ -15,12 +15,14 @@ ALLOWED = {
     "runtime": set(),
     "models": set(),
     "training": {"models", "runtime"},
-    "export": {"models", "runtime"},
+    "calibration": {"runtime"},
+    "export": {"calibration", "models", "runtime"},
     "dicom_node": {"runtime"},
-    "benchmarks": {"export", "models", "runtime", "training"},
+    "benchmarks": {"calibration", "export", "models", "runtime", "training"},
 }
 FORBIDDEN = {
     "runtime": {"pydicom", "pynetdicom", "highdicom", "torch", "onnx"},
+    "calibration": {"torch", "pydicom"},
     "dicom_node": {"torch", "onnx"},
 }
 
@@ -64,6 +66,7 @@ def test_modules_stay_small(module: Path):
 )
 def test_the_service_loads_neither_torch_nor_onnx(code: str):
     """What `scanside serve` and its worker import, asked of a fresh interpreter."""
-    ask = f"{code}; import sys; print(sorted({{'torch', 'onnx', 'training', 'models', 'export'}} & set(sys.modules)))"
+    research = {"torch", "onnx", "training", "models", "export", "calibration"}
+    ask = f"{code}; import sys; print(sorted({research} & set(sys.modules)))"
     shown = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True, cwd=ROOT)
     assert shown.stdout.strip() == "[]"

@@ -218,7 +218,7 @@ def test_models_lists_every_network_with_its_cost():
 
 
 def test_verify_answers_for_the_shipped_bundle():
-    told = json.loads(scanside("verify", "--json").stdout)
+    told = json.loads(scanside("bundle", "verify", "--json").stdout)
     assert "not a medical device" in told["intended_use"]
     assert told["self_test_worst_disagreement"] <= 1e-3
     assert len(told["digest"]) == 64
@@ -292,7 +292,11 @@ def test_status_and_outbox_before_the_first_start_say_so(tmp_path: Path):
         (["serve", "--config", "nowhere.toml"], "No such file"),
         (["check", "--config", "."], ".: is a folder; name the configuration file itself"),
         (["analyse", ".", "--out", "x", "--min-slices", "-4"], "Invalid value"),
-        (["verify", "--bundle", "nowhere"], "is no bundle"),
+        (["verify", "nowhere"], "is no bundle"),
+        (["bundle", "verify", "nowhere"], "is no bundle"),
+        (["bundle", "show", "nowhere"], "is no bundle"),
+        (["bundle", "diff", "nowhere", "nowhere"], "is no bundle"),
+        (["calibrate", "nowhere"], "is no bundle"),
         (["train", "nowhere.toml", "--out", "x"], "No such file"),
         (["config"], "either --example or --show"),
     ],
@@ -320,3 +324,82 @@ def test_evaluate_refuses_options_that_would_do_nothing(options: list[str], mess
     shown = scanside("evaluate", SHIPPED, *options)
     assert shown.returncode == 2
     assert message in " ".join(shown.stderr.replace("│", " ").split())
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory) -> Path:
+    """Four phantoms with blood as arrays: three to calibrate on, one to verify on."""
+    import numpy as np
+
+    from training.lesions import Lesion
+    from training.phantom import Scan, make
+
+    folder = tmp_path_factory.mktemp("samples")
+    for seed in range(1, 5):
+        phantom = make((Lesion("subdural", 16.0), Lesion("intracerebral", 9.0)), Scan((7.0,), matrix=256), seed=seed)
+        hu = np.stack([one.hu for one in phantom.slices])
+        target = folder / ("heldout" if seed == 4 else "samples")
+        target.mkdir(exist_ok=True)
+        spacing = phantom.slices[0].plane.spacing_mm
+        np.savez(target / f"head{seed}.npz", hu=hu, spacing_mm=spacing, thickness_mm=7.0)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_bundle_is_calibrated_verified_signed_and_served_in_8_bits(samples: Path, tmp_path: Path):
+    """docs/export.md, in its own order."""
+    bundle = shutil.copytree(SHIPPED, tmp_path / "bundle")
+    shown = scanside(
+        "calibrate", bundle, samples / "samples", "--slices", 24, "--budget", "dice=0.9", "--out", tmp_path / "cal"
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "int8-cpu" in shown.stdout
+    assert {path.name for path in (tmp_path / "cal").iterdir()} == {
+        "calibration.json",
+        "calibration.md",
+        "sensitivity.png",
+    }
+    head = scanside("phantom", tmp_path / "head", "--slices", 12, "--spacing", 10)
+    assert head.returncode == 0, head.stderr
+    refused(
+        scanside("analyse", tmp_path / "head", "--out", tmp_path / "r", "--bundle", bundle, "--precision", "int8-cpu"),
+        1,
+        "is not verified",
+    )
+    refused(scanside("verify", bundle, samples / "samples"), 2, "the bundle was calibrated on it")
+    judged = scanside("verify", bundle, samples / "heldout", "--json")
+    assert judged.returncode == 0, judged.stdout
+    assert all(one["passed"] for one in json.loads(judged.stdout).values())
+    told = json.loads(scanside("bundle", "show", bundle, "--json").stdout)
+    assert {one["precision"]: one["serves"] for one in told["precisions"]} == dict.fromkeys(
+        ("fp32", "fp16", "int8", "int8-cpu"), "yes"
+    )
+    assert scanside("bundle", "diff", SHIPPED, bundle).returncode == 1
+    analysed = scanside(
+        "analyse", tmp_path / "head", "--out", tmp_path / "r", "--bundle", bundle, "--precision", "int8-cpu", "--json"
+    )
+    assert analysed.returncode == 0, analysed.stderr
+    assert json.loads(analysed.stdout)["series"][0]["report"]["model"]["precision"] == "int8-cpu"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["calibrate", SHIPPED, "nowhere"], 2, "nowhere"),
+        (["calibrate", SHIPPED, ".", "--budget", "dyce=1"], 2, "there is dice"),
+        (["calibrate", SHIPPED, "."], 2, "no DICOM file"),
+        (["verify", SHIPPED, "note.txt"], 2, "no .npz with hu"),
+        (["export", "x.onnx", "--out", "y"], 2, "go together"),
+        (["export", "x.pt", "--out", "y", "--contract", "c.toml"], 2, "go together"),
+        (["bundle", "sign", SHIPPED, "--key", "nowhere.key"], 2, "name an Ed25519 private key"),
+        (["bundle", "verify", SHIPPED, "--key", "nowhere.pem"], 2, "not signed"),
+        (["bundle", "triton", SHIPPED, "--precision", "fp8", "--out", "t"], 2, "no fp8 graph, only"),
+        (["analyse", ".", "--out", "x", "--precision", "int8"], 2, "no DICOM file"),
+    ],
+)
+def test_what_makes_no_bundle_is_one_line(arguments: list[object], code: int, words: str, tmp_path: Path):
+    (tmp_path / "note.txt").write_text("no samples")
+    shown = scanside(*arguments, cwd=tmp_path)
+    assert shown.returncode == code
+    assert "Traceback" not in shown.stderr
+    assert words in " ".join(shown.stderr.replace("│", " ").split())

@@ -12,12 +12,22 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-COMMANDS = [line for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+def commands(text: str) -> list[str]:
+    """Lines of the blocks that are typed."""
+    return [line for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+
+
+COMMANDS = commands(README)
+EVERYWHERE = dict.fromkeys(line for page in PAGES for line in commands(page.read_text()))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path):
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
 
 
 @pytest.mark.parametrize("target", [line.split()[1] for line in COMMANDS if line.startswith("make ")])
@@ -25,10 +35,10 @@ def test_make_targets_exist(target: str):
     assert subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("scanside ")])
+@pytest.mark.parametrize("line", [line for line in EVERYWHERE if line.startswith("scanside ")])
 def test_commands_and_their_options_exist(line: str):
     words = shlex.split(line.partition(">")[0])[1:]
-    name = words[:2] if words[0] == "outbox" else words[:1]
+    name = words[:2] if words[0] in ("outbox", "bundle") else words[:1]
     shown = subprocess.run(
         [sys.executable, "-m", "scanside", *name, "--help"], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout

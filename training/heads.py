@@ -140,17 +140,23 @@ def check_classes(classes: tuple[str, ...]) -> None:
         raise PhantomError(f"phantoms show {', '.join(CLASSES[1:])}; the model has {', '.join(classes[1:])}: use data")
 
 
-FIRST_UNSEEN = 900_000_000  # far from any training seed
+FIRST_UNSEEN = 900_000_000  # far from any training seed; what scores are taken on
+FIRST_CALIBRATION, FIRST_VERIFICATION = 910_000_000, 920_000_000
 UNSEEN_MM = ((5.0,), (4.0,), (2.5,), (1.25,), (4.0, 7.0))
 GOLDEN_MATRIX = 320  # a size that the graph resizes both ways and a bundle has room for
 
 
-def unseen(heads: int, bleed_free: int, *, hard: bool = False) -> Iterator[Case]:
+def unseen(heads: int, bleed_free: int, *, hard: bool = False, first: int = FIRST_UNSEEN) -> Iterator[Case]:
     """Heads that no recipe trains on, first those with blood; all of them with trouble, or none.
 
     Every protocol in turn: 1.25 to 7 mm, one with a step change, half of them tilted up to 20 degrees.
+
+    Parameters
+    ----------
+    first : seed; scores, calibration and verification have heads of their own
+
     """
-    jobs = [(FIRST_UNSEEN + i, i < heads, hard, i) for i in range(heads + bleed_free)]
+    jobs = [(first + i, i < heads, hard, i) for i in range(heads + bleed_free)]
     with multiprocessing.get_context("spawn").Pool(1) as pool:  # the engine takes the other core
         yield from pool.imap(_unseen, jobs)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -16,6 +16,7 @@ from training.lesions import CLASSES
 if TYPE_CHECKING:
     from pathlib import Path
 
+Read = TypeVar("Read", bound="Contract")
 Names = dict[str, str]  # a source's own name of a class -> the recipe's; "background" leaves it out
 
 
@@ -184,15 +185,21 @@ class Training(_Section):
         return self
 
 
-class Recipe(_Section):
-    """A recipe: names, classes, network, input contract, data, split, optimisation."""
+class Contract(_Section):
+    """What a bundle says of its network, and what the network is shown."""
 
     name: str
     version: str
     training_data: str
+    licence: str = "not stated"  # of the weights that come of it
     classes: Annotated[tuple[str, ...], Field(min_length=2)] = CLASSES
-    network: Network
     input: Input
+
+
+class Recipe(Contract):
+    """A recipe: names, classes, network, input contract, data, split, optimisation."""
+
+    network: Network
     data: Data
     split: Split | None = None
     augmentation: Augmentation = Augmentation()
@@ -271,8 +278,8 @@ class Recipe(_Section):
             raise ValueError(f"input.depth {self.input.depth} is no multiple of {multiple}")
 
 
-def load(path: Path) -> Recipe:
-    """Read a recipe.
+def load(path: Path, kind: type[Read] = Recipe) -> Read:  # type: ignore[assignment]
+    """Read a recipe; or a contract, for a network that is already there.
 
     Raises
     ------
@@ -280,7 +287,7 @@ def load(path: Path) -> Recipe:
 
     """
     try:
-        return Recipe.model_validate(tomllib.loads(path.read_text("utf-8")))
+        return kind.model_validate(tomllib.loads(path.read_text("utf-8")))
     except OSError as error:
         raise RecipeError(f"{path}: {error.strerror}") from None
     except tomllib.TOMLDecodeError as error:

@@ -27,7 +27,7 @@ def test_a_round_trains_exports_scores_and_tells(tmp_path: Path, monkeypatch: py
     cases = [as_case(make(blood, Scan((7.0,), matrix=128), seed=seed, hard=True)) for seed in (1, 2)]
     rows, summaries = [], {}
     for name in ("res_unet", "dr_unet"):
-        row, summaries[name] = study.study(name, tmp_path / "runs", cases, steps=2, grid=64)
+        row, summaries[name] = study.score(study.learn(name, tmp_path / "runs", steps=2, grid=64), cases)
         rows.append(row)
     made = sorted((tmp_path / "runs" / "slices").glob("hu-*.npy"))
     assert len(made) == 2, "training and validation slices, made once for both networks"
@@ -39,5 +39,7 @@ def test_a_round_trains_exports_scores_and_tells(tmp_path: Path, monkeypatch: py
     assert (tmp_path / "accuracy-latency.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "README.md").read_text()
     assert all(f"| `{row.network}` | {row.dice:.3f} |" in page for row in rows)
-    again, _ = study.study("dr_unet", tmp_path / "runs", cases, steps=2, grid=64)
-    assert again.training_s == rows[1].training_s, "of the whole run, which is not done again"
+    best = tmp_path / "runs" / "dr_unet-2-64" / "best.pt"
+    before = best.stat().st_mtime_ns
+    assert study.learn("dr_unet", tmp_path / "runs", steps=2, grid=64) == best.parent
+    assert best.stat().st_mtime_ns == before, "what is trained is not trained again"

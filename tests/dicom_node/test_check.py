@@ -20,6 +20,7 @@ from dicom_node.check import Item, check
 from dicom_node.config import Config, Destination, Model, Node, TriageRule
 from dicom_node.journal import Journal
 from dicom_node.mistakes import Mistake
+from runtime import session
 from runtime.bundle import SHIPPED
 
 # pynetdicom does not close the socket of a connection that was refused; it is collected at once
@@ -268,7 +269,7 @@ def test_a_tampered_bundle(look, tmp_path):
 
 @needs_bundle
 def test_an_engine_that_computes_something_else(look, monkeypatch):
-    monkeypatch.setattr("runtime.session.SELF_TEST_DISAGREEMENT", -1.0)
+    monkeypatch.setitem(session.SELF_TEST_DISAGREEMENT, "fp32", -1.0)
     item = look(model=Model())["engine"]
     assert (item.ok, item.kind) == (False, "finding")
     assert "differ from PyTorch" in item.message

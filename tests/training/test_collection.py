@@ -83,7 +83,7 @@ def test_from_a_coco_export_to_a_bundle_that_serves(recipe: recipes.Recipe, coco
     checkpoint = train(recipe, tmp_path / "run", coco)
     recipe, graph, _ = load_checkpoint(checkpoint)
     hu = np.random.default_rng(0).integers(0, 80, (2, 1, 128, 128)).astype(np.int16)
-    assert bundles.write(recipe, graph, recipe.classes, hu, tmp_path / "bundle", minimum_ml=0.5)["passed"]
+    assert bundles.write(recipe, graph, hu, tmp_path / "bundle", minimum_ml=0.5)["passed"]
     bundle = open_bundle(tmp_path / "bundle")
     assert bundle.classes == ("background", "subdural")
     self_test(open_session(bundle), bundle)

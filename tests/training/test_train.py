@@ -15,6 +15,7 @@ import torch
 from export import bundle as bundles
 from export.graph import ExportError
 from models import catalogue
+from runtime import seal
 from runtime.bundle import open_bundle
 from runtime.errors import BundleError
 from runtime.session import open_session, self_test
@@ -133,15 +134,15 @@ def test_every_recipe_that_ships_builds_its_network(path: Path):
 def test_a_checkpoint_becomes_a_bundle_that_the_runtime_serves(checkpoint: Path, tmp_path: Path):
     recipe, graph, _ = load_checkpoint(checkpoint)
     hu = np.random.default_rng(0).integers(-1000, 1500, (2, 3, 128, 128)).astype(np.int16)
-    parity = bundles.write(recipe, graph, CLASSES, hu, tmp_path / "bundle", minimum_ml=0.5)
+    parity = bundles.write(recipe, graph, hu, tmp_path / "bundle", minimum_ml=0.5)
     assert parity["passed"]
     bundle = open_bundle(tmp_path / "bundle")
     assert bundle.training_data == "two phantoms"
     self_test(open_session(bundle), bundle)
-    bundles.add(tmp_path / "bundle", {"scores.json": "{}"})
+    seal.add(tmp_path / "bundle", {"scores.json": "{}"})
     assert open_bundle(tmp_path / "bundle").digest == bundle.digest, "scores do not change what it computes"
     with pytest.raises(ExportError, match="holds a bundle"):
-        bundles.write(recipe, graph, CLASSES, hu, tmp_path / "bundle", minimum_ml=0.5)
+        bundles.write(recipe, graph, hu, tmp_path / "bundle", minimum_ml=0.5)
 
 
 def test_a_graph_that_is_not_the_network_leaves_no_bundle(
@@ -153,7 +154,7 @@ def test_a_graph_that_is_not_the_network_leaves_no_bundle(
     monkeypatch.setattr(bundles, "to_onnx", lambda _: real(other))
     hu = np.random.default_rng(0).integers(-100, 200, (2, 3, 128, 128)).astype(np.int16)
     with pytest.raises(ExportError, match="is not PyTorch's network"):
-        bundles.write(recipe, graph, CLASSES, hu, tmp_path / "bundle", minimum_ml=0.5)
+        bundles.write(recipe, graph, hu, tmp_path / "bundle", minimum_ml=0.5)
     with pytest.raises(BundleError, match="is no bundle"):
         open_bundle(tmp_path / "bundle")
 

@@ -63,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of a network for volumes."""
     run = tmp_path_factory.mktemp("run")
     made, graph, _ = load_checkpoint(train(recipe(run), run))
-    bundles.write(made, graph, made.classes, heads.golden_slices(made.input.view), run / "bundle", minimum_ml=0.5)
+    bundles.write(made, graph, heads.golden_slices(made.input.view), run / "bundle", minimum_ml=0.5)
     return run / "bundle"
 
 

@@ -58,7 +58,7 @@ def test_a_new_user_gets_from_a_coco_export_to_a_served_bundle(tmp_path: Path):
     assert smaller.count("epochs = 1\n") == 1
     (tmp_path / "recipe.toml").write_text(smaller)
     lines = [line for block in blocks("console") for line in block.splitlines() if line.startswith("scanside ")]
-    assert [line.split()[1] for line in lines] == ["train", "export", "evaluate", "verify", "config"]
+    assert [line.split()[1] for line in lines] == ["train", "export", "evaluate", "bundle", "config"]
     for line in lines:
         run(line, tmp_path)
     assert {path.name for path in (tmp_path / "runs" / "bleeds").iterdir()} >= {

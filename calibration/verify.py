@@ -1,0 +1,193 @@
+"""Every precision of a bundle beside FP32 on series that no calibration saw."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from calibration.activations import Probe
+from calibration.samples import SampleError
+from calibration.weights import load
+from runtime import seal
+from runtime.errors import BackendError, InferenceError, ScansideError, SelfTestFailed
+from runtime.ort import OrtSession
+from runtime.report import compose
+from runtime.session import open_session, self_test
+from runtime.verdict import Verdict, compare, judge
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from calibration.samples import Series
+    from runtime.bundle import Bundle
+    from runtime.session import Session
+    from runtime.triage import Rule
+    from runtime.types import Report, SliceLabels
+    from runtime.verdict import Difference
+
+VIEWS_OF_SERIES = 3  # whose logits are compared: the graph is run without any fusion for that
+
+
+def check_held_out(series: Iterable[Series], bundle: Bundle) -> None:
+    """Refuse series that calibration has seen, by the SHA-256 of their pixels.
+
+    Raises
+    ------
+    SampleError
+
+    """
+    path = bundle.folder / "calibration.json"
+    if path.name not in bundle.manifest.files:
+        return
+    seen = {one["sha256"] for one in json.loads(path.read_text())["series"]}
+    for one in series:
+        if one.sha256 in seen:
+            raise SampleError(f"{one.name}: the bundle was calibrated on it: verify on series that it has not seen")
+
+
+def record(bundle: Bundle, verdicts: Mapping[str, Verdict], series: Sequence[Series]) -> None:
+    """Write the rulings into the bundle's manifest, and the figures behind them into ``verdicts.json``."""
+    engine = f"onnxruntime {onnxruntime.__version__} CPUExecutionProvider"
+    rulings = {
+        name: {"passed": one.passed, "engine": engine, "sha256": bundle.sha256(name), "reasons": one.reasons}
+        for name, one in verdicts.items()
+    }
+    told = {
+        "engine": engine,
+        "series": [{"name": one.name, "sha256": one.sha256, "scanner": one.scanner} for one in series],
+        "verdicts": {name: asdict(one) for name, one in verdicts.items()},
+    }
+    seal.add(bundle.folder, {"verdicts.json": json.dumps(told, indent=2) + "\n"}, rulings=rulings)
+
+
+def verify(
+    bundle: Bundle,
+    series: Iterable[Series],
+    rules: Sequence[Rule],
+    on_series: Callable[[int], None] = lambda _: None,
+) -> dict[str, Verdict]:
+    """Judge every precision of the bundle on ONNX Runtime's CPU provider.
+
+    Parameters
+    ----------
+    series : held out: neither trained nor calibrated on
+    rules : of triage; no decision may flip by them
+
+    Returns
+    -------
+    by precision; FP32's says whether it answers its golden slices as PyTorch did
+
+    """
+    full = open_session(bundle, "onnxruntime")
+    trials = {name: _Trial(bundle, name) for name in bundle.manifest.precisions if name != "fp32"}
+    reference = _Logits(load(bundle.graph("fp32")))
+    for one in series:
+        labels = one.answered(full, bundle.view)
+        expected = labels, compose(one.stack, labels, bundle, full.identity, rules)
+        views = one.views(bundle.view)
+        some = [views[i] for i in np.linspace(0, len(views) - 1, VIEWS_OF_SERIES + 2).astype(int)[1:-1]]
+        logits = [reference.read(view) for view in some]
+        for trial in trials.values():
+            trial.run(one, expected, list(zip(some, logits, strict=True)), rules)
+        on_series(1)
+    return {"fp32": _golden(full, bundle)} | {name: trial.verdict() for name, trial in trials.items()}
+
+
+def _golden(session: Session, bundle: Bundle) -> Verdict:
+    try:
+        worst = self_test(session, bundle)
+    except SelfTestFailed as error:
+        return Verdict(passed=False, reasons=(str(error),), figures={})
+    return Verdict(passed=True, reasons=(), figures={"golden_slices_worst_disagreement": worst})
+
+
+class _Trial:
+    """A precision that is being tried; the first thing that breaks ends it."""
+
+    def __init__(self, bundle: Bundle, precision: str) -> None:
+        self._bundle = bundle
+        self._differences: list[Difference] = []
+        self._sums: list[tuple[float, float]] = []
+        self._broken: str | None = None
+        try:
+            self._session, self._logits = _opened(bundle, precision)
+        except (BackendError, ScansideError) as error:
+            self._broken = str(error)
+
+    def run(
+        self,
+        series: Series,
+        expected: tuple[Mapping[str, SliceLabels], Report],
+        logits: Sequence[tuple[NDArray[np.int16], NDArray[np.float32]]],
+        rules: Sequence[Rule],
+    ) -> None:
+        if self._broken:
+            return
+        bundle = self._bundle
+        try:
+            labels = series.answered(self._session, bundle.view)
+        except InferenceError as error:
+            self._broken = f"{series.name}: {error}"
+            return
+        answer = labels, compose(series.stack, labels, bundle, self._session.identity, rules)
+        self._differences.append(compare(series.name, series.stack, expected, answer, len(bundle.classes)))
+        for view, one in logits:
+            far = np.abs(self._logits.read(view) - one)
+            self._sums.append((float(far.mean()), float(far.max())))
+
+    def verdict(self) -> Verdict:
+        if self._broken:
+            return Verdict(passed=False, reasons=(self._broken,), figures={})
+        mean, largest = (np.array(one) for one in zip(*self._sums, strict=True))
+        logits = float(mean.mean()), float(largest.max())  # NaN stays NaN, and fails
+        return judge(self._differences, self._bundle.budget, self._bundle.classes, logits)
+
+
+def _opened(bundle: Bundle, precision: str) -> tuple[Session, _Logits]:
+    """A precision on the processor, computed as its own engine would.
+
+    ONNX Runtime's CPU provider computes an FP16 graph in FP32 and drops the roundings in between. A tensor that is an
+    output it can't drop: so all of them are.
+    """
+    if precision == "int8-cpu":
+        graph = load(bundle.graph(precision))
+        return open_session(bundle, "onnxruntime", precision=precision, on_trial=True), _Logits(graph)
+    graph = shown(load(bundle.graph(precision)))
+    return OrtSession(bundle, precision, graph=graph.SerializeToString()), _Logits(graph)
+
+
+def shown(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph with every FP16 tensor among its outputs."""
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    half = [one for one in inferred.value_info if one.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16]
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    copy.graph.output.extend(half)
+    return copy
+
+
+class _Logits:
+    """What goes into the softmax behind a network, which a bundle's graph keeps to itself."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._name = logits(model)
+        self._probe = Probe(model, [self._name])
+
+    def read(self, view: NDArray[np.int16]) -> NDArray[np.float32]:
+        return self._probe.read(view)[self._name]
+
+
+def logits(model: onnx.ModelProto) -> str:
+    """Name of the tensor that the softmax of the evidence is taken of."""
+    maker = {name: node for node in model.graph.node for name in node.output}
+    node = maker["evidence"]
+    while node.op_type != "Softmax":
+        node = maker[node.input[0]]
+    return node.input[0]

@@ -1,0 +1,150 @@
+"""Networks that others trained: an ONNX file, a PyTorch module of one's own."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from export import bundle as bundles
+from export.foreign import surround
+from export.graph import ExportError
+from models.graph import HeadCT
+from runtime.bundle import open_bundle
+from runtime.errors import NotVerified
+from runtime.session import open_session, self_test
+from training.recipe import Contract, RecipeError, load
+
+CONTRACT = """
+name = "theirs"
+version = "2"
+training_data = "40 head CTs of one hospital"
+licence = "CC-BY-4.0"
+classes = ["background", "intracerebral", "subdural"]
+[input]
+windows_hu = [[0, 80], [-20, 180]]
+grid = 64
+"""
+
+
+class Theirs(nn.Module):
+    """As MONAI's UNet does: strided convolutions down, transposed ones up, a skip, PReLU."""
+
+    def __init__(self, channels: int = 2, classes: int = 3) -> None:
+        super().__init__()
+        self.config = type("Config", (), {"classes": classes})()
+        self.down = nn.Sequential(nn.Conv2d(channels, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.PReLU())
+        self.up = nn.Sequential(nn.ConvTranspose2d(8, 8, 2, 2), nn.PReLU())
+        self.head = nn.Conv2d(8 + channels, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cat([self.up(self.down(x)), x], 1))
+
+
+def network(**sizes: int) -> Theirs:
+    torch.manual_seed(1)
+    return Theirs(**sizes).eval()
+
+
+def contract(tmp_path: Path, text: str = CONTRACT) -> Contract:
+    (tmp_path / "contract.toml").write_text(text)
+    return load(tmp_path / "contract.toml", Contract)
+
+
+@pytest.fixture
+def golden() -> np.ndarray:
+    rng = np.random.default_rng(4)
+    return np.kron(rng.normal(40, 60, (3, 1, 12, 12)), np.ones((8, 8))).astype(np.int16)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:ONNX export mode")
+def write(path: Path, module: nn.Module, *, channels: int = 2, opset: int = 17) -> Path:
+    buffer = io.BytesIO()
+    asked = torch.zeros(1, channels, 64, 64)
+    axes = {"image": {0: "batch"}, "logits": {0: "batch"}}
+    torch.onnx.export(
+        module, (asked,), buffer, input_names=["image"], output_names=["logits"], dynamic_axes=axes,
+        opset_version=opset, dynamo=False,
+    )  # fmt: skip
+    path.write_bytes(buffer.getvalue())
+    return path
+
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.mark.parametrize("opset", [13, 17])
+def test_a_network_in_onnx_becomes_a_bundle_that_answers_as_it_did(tmp_path: Path, golden: np.ndarray, opset: int):
+    said = contract(tmp_path)
+    graph, model = surround(write(tmp_path / "theirs.onnx", network(), opset=opset), said)
+    parity = bundles.write(said, graph, golden, tmp_path / "bundle", minimum_ml=1.0, learnt_from="unknown", model=model)
+    assert parity["passed"]
+    bundle = open_bundle(tmp_path / "bundle")
+    assert (bundle.name, bundle.manifest.licence, bundle.learnt_from) == ("theirs", "CC-BY-4.0", "unknown")
+    assert set(bundle.manifest.precisions) == {"fp32", "fp16"}
+    with pytest.raises(NotVerified):
+        bundle.check_ruling("fp16")
+    session = open_session(bundle)
+    assert self_test(session, bundle) < 1e-4
+    with torch.no_grad():
+        expected = HeadCT(network(), said.input.windows_hu, 64, 3).eval()(torch.from_numpy(golden.astype(np.int32)))[0]
+    for answer, truth in zip(session.infer(golden), expected.numpy(), strict=True):
+        assert (answer.labels != truth).mean() < 1e-3
+    assert len({int(c) for c in np.unique(expected)}) > 1
+
+
+def test_ones_own_module_becomes_a_bundle(tmp_path: Path, golden: np.ndarray):
+    """The lines that docs/export.md shows."""
+    said = contract(tmp_path)
+    graph = HeadCT(network(), said.input.windows_hu, said.input.grid, len(said.classes)).eval()
+    assert bundles.write(said, graph, golden, tmp_path / "b", minimum_ml=0.5, learnt_from="unknown")["passed"]
+    assert open_session(open_bundle(tmp_path / "b")).infer(golden)
+
+
+def test_a_single_logit_is_blood_of_two_classes(tmp_path: Path, golden: np.ndarray):
+    text = CONTRACT.replace('"intracerebral", "subdural"', '"any"')
+    said = contract(tmp_path, text)
+    graph, model = surround(write(tmp_path / "one.onnx", network(classes=1)), said)
+    assert bundles.write(said, graph, golden, tmp_path / "b", minimum_ml=1.0, model=model)["passed"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"channels": 3}, r"does not take an input of shape \(2, 2, 64, 64\), as theirs shows it \(2 windows"),
+        ({"classes": 5}, r"answers with \(2, 5, 64, 64\): theirs has 3 classes"),
+    ],
+)
+def test_a_network_that_does_not_fit_its_contract_is_refused(tmp_path: Path, change: dict[str, int], message: str):
+    path = write(tmp_path / "x.onnx", network(**change), channels=change.get("channels", 2))
+    with pytest.raises(ExportError, match=message):
+        surround(path, contract(tmp_path))
+
+
+def test_what_is_no_onnx_is_refused_by_name(tmp_path: Path):
+    said = contract(tmp_path)
+    (tmp_path / "text.onnx").write_text("hello")
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    with pytest.raises(ExportError, match="nowhere.onnx: No such file"):
+        surround(tmp_path / "nowhere.onnx", said)
+    for name in ("text", "empty"):
+        with pytest.raises(ExportError, match=f"{name}.onnx: no valid ONNX model"):
+            surround(tmp_path / f"{name}.onnx", said)
+    two = onnx.load(write(tmp_path / "two.onnx", network()))
+    two.graph.output.append(two.graph.output[0])
+    two.graph.output[1].name = two.graph.node[0].output[0]
+    onnx.save(two, tmp_path / "two.onnx")
+    with pytest.raises(ExportError, match="1 inputs and 2 outputs"):
+        surround(tmp_path / "two.onnx", said)
+
+
+def test_a_contract_is_read_as_strictly_as_a_recipe(tmp_path: Path):
+    with pytest.raises(RecipeError, match="learning_rate"):
+        contract(tmp_path, "learning_rate = 3\n" + CONTRACT)
+    with pytest.raises(RecipeError, match="grid"):
+        contract(tmp_path, CONTRACT.replace("grid = 64", ""))

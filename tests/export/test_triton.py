@@ -1,0 +1,83 @@
+"""Model repositories, read back by Triton's own protobuf."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from calibration.verify import logits
+from export import triton
+from export.graph import ExportError
+from runtime import seal
+from runtime.bundle import SHIPPED, open_bundle
+from runtime.errors import NotVerified
+from runtime.geometry import View
+
+NUMPY = {"TYPE_INT32": np.int32, "TYPE_UINT8": np.uint8, "TYPE_FP32": np.float32}
+
+
+def parsed(folder: Path) -> model_config_pb2.ModelConfig:
+    return text_format.Parse((folder / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+
+
+def named(value: int) -> str:
+    return model_config_pb2.DataType.Name(value)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int8-cpu"])
+def test_the_configuration_says_what_the_graph_takes_and_gives(tmp_path: Path, precision: str):
+    folder = triton.write(open_bundle(), precision, tmp_path)
+    config = parsed(folder)
+    assert (folder.name, config.name, config.backend) == (config.name, folder.name, "onnxruntime")
+    model = onnx.load(folder / "1" / "model.onnx", load_external_data=False)
+    assert logits(model)
+    assert not any(one.external_data for one in model.graph.initializer), "Triton's copy holds its own weights"
+    session = onnxruntime.InferenceSession(folder / "1" / "model.onnx", providers=["CPUExecutionProvider"])
+    hu = np.full(
+        (2, *[64 if size == -1 else size for size in config.input[0].dims]), 30, NUMPY[named(config.input[0].data_type)]
+    )
+    answers = dict(zip([one.name for one in session.get_outputs()], session.run(None, {"hu": hu}), strict=True))
+    assert {one.name for one in config.output} == set(answers)
+    for one in config.output:
+        assert answers[one.name].dtype == NUMPY[named(one.data_type)]
+        assert answers[one.name].shape == (2, *[64 if size == -1 else size for size in one.dims])
+    (group,) = config.instance_group
+    on_gpu = precision in ("fp16", "int8")
+    assert model_config_pb2.ModelInstanceGroup.Kind.Name(group.kind) == ("KIND_GPU" if on_gpu else "KIND_CPU")
+    modes = [
+        one.parameters["precision_mode"] for one in config.optimization.execution_accelerators.gpu_execution_accelerator
+    ]
+    assert modes == ([precision.upper()] if on_gpu else [])
+    assert [one.batch_size for one in config.model_warmup] == [1, 8, 32]
+    assert config.max_batch_size == 32
+    assert config.parameters["sha256"].string_value == open_bundle().digest
+    assert "phantoms" in (folder / "config.pbtxt").read_text()
+
+
+def test_a_network_for_volumes_gets_no_batches_of_its_answers(tmp_path: Path):
+    config = parsed(triton.write(replace(open_bundle(), view=View(32, 16)), "fp32", tmp_path))
+    assert config.max_batch_size == 0
+    assert list(config.input[0].dims) == [-1, 32, -1, -1]
+    assert list(config.output[0].dims) == [-1, -1, -1]
+
+
+def test_a_precision_that_has_not_passed_goes_nowhere(tmp_path: Path):
+    copy = shutil.copytree(SHIPPED, tmp_path / "bundle")
+    seal.add(copy, {}, rulings={})
+    with pytest.raises(NotVerified):
+        triton.write(open_bundle(copy), "int8", tmp_path / "repository")
+    assert not (tmp_path / "repository").exists()
+
+
+def test_what_is_there_is_not_overwritten(tmp_path: Path):
+    triton.write(open_bundle(), "fp32", tmp_path)
+    with pytest.raises(ExportError, match="phantom_unet_fp32 is there already"):
+        triton.write(open_bundle(), "fp32", tmp_path)
