@@ -156,7 +156,9 @@ def render(
     picture = Image.fromarray(grey).resize(size, Image.Resampling.BICUBIC).convert("RGB")
     for finding in reversed(report.findings):  # the largest last, on top
         if (labels == finding.label).any():
-            picture.paste(codes.look_up(finding.name).colour, mask=_contour(labels == finding.label, size))
+            picture.paste(
+                codes.look_up(finding.name, report.model).colour, mask=_contour(labels == finding.label, size)
+            )
     canvas = Image.new("RGB", (SIDE + PANEL, SIDE))
     canvas.paste(picture, corner)
     draw = ImageDraw.Draw(canvas)
@@ -220,7 +222,7 @@ def _draw_panel(draw: ImageDraw.ImageDraw, report: Report, key: str, shown: set[
             lines=1,
         )
     for finding in report.findings[:MAX_FINDINGS]:
-        code = codes.look_up(finding.name)
+        code = codes.look_up(finding.name, report.model)
         box = (left, y + 4, left + 14, y + 18)
         draw.rectangle(box, fill=code.colour if finding.name in shown else None, outline=code.colour, width=2)
         draw.text((left + 24, y), _clip(code.title.removesuffix(" haemorrhage"), normal, 170), WHITE, normal)

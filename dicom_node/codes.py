@@ -7,10 +7,14 @@ Finding of the report. SNOMED CT is used under the DICOM agreement (PS3.16 secti
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from pydicom.sr.coding import Code
+
+if TYPE_CHECKING:
+    from runtime.types import ModelIdentity
 
 Colour = tuple[int, int, int]
 
@@ -112,10 +116,17 @@ _TABLE = MappingProxyType(
 )
 
 
-def look_up(name: str) -> FindingCode:
-    """Code of a class by the name its bundle gives it; a name not in the table is haemorrhage of the brain."""
-    if name in _TABLE:
-        return _TABLE[name]
+def look_up(name: str, model: ModelIdentity | None = None) -> FindingCode:
+    """Code of a class: the one that its bundle brings, or of this table; any other name is haemorrhage of the brain."""
+    own = model.codes.get(name) if model else None
+    row = _TABLE.get(name) or _general(name)
+    if own is None:
+        return row
+    finding, site = (Code(one.value, one.scheme, one.meaning) for one in (own.finding, own.site))
+    return replace(row, finding=finding, site=site, provenance="the bundle's own")
+
+
+def _general(name: str) -> FindingCode:
     return FindingCode(
         title=name.replace("_", " ").replace("\\", "/").strip().capitalize()[:64] or "Haemorrhage",
         finding=INTRACRANIAL_HEMORRHAGE,

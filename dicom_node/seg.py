@@ -83,7 +83,7 @@ def build(sources: Sequence[Dataset], labels: NDArray[np.uint8], report: Report,
 
 
 def _describe(number: int, finding: Finding, issue: Issue) -> SegmentDescription:
-    code = codes.look_up(finding.name)
+    code = codes.look_up(finding.name, issue.model)
     return SegmentDescription(
         segment_number=number,
         segment_label=code.title,

@@ -121,7 +121,7 @@ def _negative(report: Report, issue: Issue) -> MeasurementsAndQualitativeEvaluat
 
 def _volumetric(number: int, finding: Finding, issue: Issue) -> VolumetricROIMeasurementsAndQualitativeEvaluations:
     """TID 1411: one finding, the segment that shows it and its numbers."""
-    code = codes.look_up(finding.name)
+    code = codes.look_up(finding.name, issue.model)
     group = VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=_track(finding.name, issue),
         # built by hand: from_segmentation() fails on a segmentation of one segment (highdicom 0.28), and a reference to
@@ -179,7 +179,7 @@ def _qualitative_evaluations(report: Report) -> ContainerContentItem:
     content = ContentSequence(QualitativeEvaluation(codes.INTRACRANIAL_HEMORRHAGE, _presence(report)))
     unseen = codes.INDETERMINATE if report.provisional else codes.ABSENT  # on part of a head nothing can be ruled out
     for name in _unseen(report):
-        if (finding := codes.look_up(name).finding) != codes.INTRACRANIAL_HEMORRHAGE:
+        if (finding := codes.look_up(name, report.model).finding) != codes.INTRACRANIAL_HEMORRHAGE:
             content.extend(QualitativeEvaluation(finding, unseen))
     decision = report.decision
     content.append(_text(codes.CONCLUSION, f"Triage: {decision.level.upper()}. {decision.reason}"))
@@ -201,7 +201,7 @@ def _comments(report: Report) -> Iterator[str]:
         f"{report.coverage_mm:.0f} mm in all, gantry tilt {report.tilt_deg:.1f} degrees."
     )
     for name in _unseen(report):
-        if (code := codes.look_up(name)).finding == codes.INTRACRANIAL_HEMORRHAGE:
+        if (code := codes.look_up(name, report.model)).finding == codes.INTRACRANIAL_HEMORRHAGE:
             yield (
                 f"Not found in the slices that are there, and not excluded: {code.title}."
                 if report.provisional

@@ -99,7 +99,10 @@ def write(
         "intended_use": "research only; not a medical device",
         "training_data": contract.training_data,
         "licence": contract.licence,
-        "classes": [{"name": name} for name in contract.classes],
+        "classes": [
+            {"name": name, "codes": dataclasses.asdict(code) if (code := contract.codes.get(name)) else None}
+            for name in contract.classes
+        ],
         "input": contract.input.model_dump(mode="json"),
         "view": dataclasses.asdict(contract.input.view),
         "precisions": {name: FILES[name] for name in ("fp32", "fp16")},

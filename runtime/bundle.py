@@ -171,6 +171,6 @@ def _flat(value: object, name: str = "") -> dict[str, str]:
 
 def _digest(manifest: Manifest) -> str:
     """SHA-256 over what decides the answers: scores, card and rulings may be added later and change nothing."""
-    decisive = manifest.model_dump(mode="json", exclude={"rulings", "provenance"})
+    decisive = manifest.model_dump(mode="json", exclude={"rulings", "provenance"}, exclude_none=True)
     decisive["files"] = {name: manifest.files[name] for name in sorted(manifest.computing)}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from runtime.errors import BundleError
+from runtime.types import Coded  # noqa: TC001  # pydantic looks it up
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,20 +26,11 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Concept(_Strict):
-    """A coded concept (DICOM PS3.3 8.8)."""
-
-    value: str
-    scheme: str
-    meaning: str
-
-
 class Class(_Strict):
-    """One class of the labels; how the results name it is the node's business where it has no codes of its own."""
+    """One class of the labels, with codes of its own or those that the node has for its name."""
 
     name: Annotated[str, Field(min_length=1, max_length=64)]
-    finding: Concept | None = None
-    site: Concept | None = None
+    codes: Coded | None = None
 
 
 class Views(_Strict):

@@ -50,6 +50,7 @@ class OrtSession:
             precision=precision,
             backend=f"onnxruntime {onnxruntime.__version__} {self._session.get_providers()[0]}",
             training_data=bundle.training_data,
+            codes={one.name: one.codes for one in bundle.manifest.classes if one.codes},
         )
 
     def infer(self, hu: NDArray[np.int16] | NDArray[np.int32]) -> list[SliceLabels]:

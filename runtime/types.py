@@ -6,12 +6,14 @@ Axes: index order is slice, row, column. Positions and directions are in the pat
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
 Vector = tuple[float, float, float]
@@ -201,6 +203,23 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class Concept:
+    """A coded concept: CodeValue (at most 16 characters), CodingSchemeDesignator, CodeMeaning (DICOM PS3.3 8.8)."""
+
+    value: str
+    scheme: str
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """What a class is called in results: the finding, and the site where it lies."""
+
+    finding: Concept
+    site: Concept
+
+
+@dataclass(frozen=True, slots=True)
 class ModelIdentity:
     """Which network, in which precision, on which engine: what every result must carry.
 
@@ -211,6 +230,7 @@ class ModelIdentity:
     precision : ``"fp32"``, ``"fp16"`` or ``"int8"``
     backend : engine and its version, such as ``"onnxruntime 1.31.1 CPUExecutionProvider"``
     training_data : one sentence on what the network was trained with
+    codes : of those classes for which the bundle brings its own
 
     """
 
@@ -220,6 +240,7 @@ class ModelIdentity:
     precision: str
     backend: str
     training_data: str
+    codes: Mapping[str, Coded] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

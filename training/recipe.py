@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from models import catalogue
 from runtime.errors import ScansideError
 from runtime.geometry import View
+from runtime.types import Coded  # noqa: TC001  # pydantic looks it up
 from training.lesions import CLASSES
 
 if TYPE_CHECKING:
@@ -193,7 +194,14 @@ class Contract(_Section):
     training_data: str
     licence: str = "not stated"  # of the weights that come of it
     classes: Annotated[tuple[str, ...], Field(min_length=2)] = CLASSES
+    codes: dict[str, Coded] = {}  # of classes that the node's own table does not know, or that it is to call otherwise
     input: Input
+
+    @model_validator(mode="after")
+    def _codes_are_of_classes(self) -> Self:
+        if unknown := sorted(self.codes.keys() - set(self.classes[1:])):
+            raise ValueError(f"codes of {', '.join(unknown)}, which is no class")
+        return self
 
 
 class Recipe(Contract):

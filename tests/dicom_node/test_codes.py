@@ -7,6 +7,7 @@ from highdicom.color import CIELabColor
 from pydicom.sr.codedict import codes as dictionary
 
 from dicom_node import codes
+from runtime.types import Coded, Concept, ModelIdentity
 
 NAMES = ("intracerebral", "subdural", "epidural", "subarachnoid", "intraventricular", "contusion")
 
@@ -59,3 +60,13 @@ def test_a_class_of_the_bundles_own_gets_the_general_codes(name: str) -> None:
     assert (code.finding, code.site) == (codes.INTRACRANIAL_HEMORRHAGE, codes.BRAIN)
     assert 0 < len(code.title) <= 64
     assert "\\" not in code.title
+
+
+def test_a_bundle_may_bring_codes_of_its_own() -> None:
+    own = Coded(Concept("1", "99SITE", "Hygroma"), Concept("2", "99SITE", "Dura"))
+    model = ModelIdentity("m", "1", "0", "fp32", "b", "t", {"hygroma": own, "subdural": own})
+    for name in ("hygroma", "subdural"):
+        code = codes.look_up(name, model)
+        assert (code.finding.value, code.site.meaning) == ("1", "Dura")
+    assert codes.look_up("subdural", model).colour == codes.look_up("subdural").colour
+    assert codes.look_up("epidural", model) == codes.look_up("epidural")

@@ -32,6 +32,13 @@ grid = 64
 """
 
 
+CODES = """
+[codes.hygroma]
+finding = { value = "1", scheme = "99SITE", meaning = "Hygroma" }
+site = { value = "2", scheme = "99SITE", meaning = "Dura" }
+"""
+
+
 class Theirs(nn.Module):
     """As MONAI's UNet does: strided convolutions down, transposed ones up, a skip, PReLU."""
 
@@ -106,6 +113,15 @@ def test_ones_own_module_becomes_a_bundle(tmp_path: Path, golden: np.ndarray):
     assert open_session(open_bundle(tmp_path / "b")).infer(golden)
 
 
+def test_codes_of_a_contract_reach_every_answer(tmp_path: Path, golden: np.ndarray):
+    said = contract(tmp_path, (CONTRACT + CODES).replace("intracerebral", "hygroma"))
+    graph = HeadCT(network(), said.input.windows_hu, said.input.grid, len(said.classes)).eval()
+    bundles.write(said, graph, golden, tmp_path / "b", minimum_ml=0.5, learnt_from="unknown")
+    own = open_session(open_bundle(tmp_path / "b")).identity.codes
+    assert own.keys() == {"hygroma"}
+    assert own["hygroma"].finding.meaning == "Hygroma"
+
+
 def test_a_single_logit_is_blood_of_two_classes(tmp_path: Path, golden: np.ndarray):
     text = CONTRACT.replace('"intracerebral", "subdural"', '"any"')
     said = contract(tmp_path, text)
@@ -146,5 +162,7 @@ def test_what_is_no_onnx_is_refused_by_name(tmp_path: Path):
 def test_a_contract_is_read_as_strictly_as_a_recipe(tmp_path: Path):
     with pytest.raises(RecipeError, match="learning_rate"):
         contract(tmp_path, "learning_rate = 3\n" + CONTRACT)
+    with pytest.raises(RecipeError, match="codes of hygroma, which is no class"):
+        contract(tmp_path, CONTRACT + CODES)
     with pytest.raises(RecipeError, match="grid"):
         contract(tmp_path, CONTRACT.replace("grid = 64", ""))
