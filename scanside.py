@@ -719,7 +719,7 @@ def _show_others(fate: str, paths: list[Path]) -> None:
 
 def _series(bundle: Any, data: Path | None, heads: int, first: int) -> Iterator[Any]:
     """Whole series to measure on: of a folder, or phantoms where the bundle was made of them."""
-    from calibration.samples import SampleError, Series, read_arrays
+    from calibration.samples import SampleError, Series, holds_series, read_arrays
     from training import heads as phantoms
 
     if data is None:
@@ -731,7 +731,7 @@ def _series(bundle: Any, data: Path | None, heads: int, first: int) -> Iterator[
                 yield Series.of(case.name, case.images, case.spacing_mm[1:], case.thickness_mm, "phantom")
                 advance(1)
         return
-    arrays = sorted(data.rglob("*.npz")) if data.is_dir() else [data]
+    arrays = sorted(filter(holds_series, data.rglob("*.npz"))) if data.is_dir() else [data]
     yield from map(read_arrays, arrays)
     if data.is_dir():
         yield from _dicom_series(data, or_none=bool(arrays))

@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import numpy as np
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from runtime.session import Session
     from runtime.types import Slice
 
+HU = "hu"  # the array that makes an .npz a series
 SIZES_ML = (2.0, 15.0)  # a class's blood in a series: small, middling, large
 
 
@@ -104,6 +105,14 @@ class Series:
         return labels
 
 
+def holds_series(path: Path) -> bool:
+    """Whether an ``.npz`` is one that `read_arrays` is for: others, such as a phantom's truth, may lie beside it."""
+    if not is_zipfile(path):
+        return True  # and `read_arrays` says what is wrong with it
+    with ZipFile(path) as archive:
+        return f"{HU}.npy" in archive.namelist()
+
+
 def read_arrays(path: Path) -> Series:
     """Read a series from ``.npz``: ``hu`` (N, H, W) int16, ``spacing_mm`` of rows and columns, ``thickness_mm``.
 
@@ -114,7 +123,7 @@ def read_arrays(path: Path) -> Series:
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            hu, spacing, thickness = (arrays[key] for key in ("hu", "spacing_mm", "thickness_mm"))
+            hu, spacing, thickness = (arrays[key] for key in (HU, "spacing_mm", "thickness_mm"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, BadZipFile) as error:
         wanted = "hu (N, H, W) int16, spacing_mm (rows, columns) and thickness_mm"
         raise SampleError(f"{path}: no .npz with {wanted}: {error}") from None

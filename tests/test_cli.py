@@ -403,3 +403,28 @@ def test_what_makes_no_bundle_is_one_line(arguments: list[object], code: int, wo
     assert shown.returncode == code
     assert "Traceback" not in shown.stderr
     assert words in " ".join(shown.stderr.replace("│", " ").split())
+
+
+def test_samples_of_a_folder_of_dicom_are_whole_series_without_their_names(series: Path, tmp_path: Path):
+    """What calibrate and verify measure on: geometry and pixels as `analyse` sees them, the scanner, and no UID."""
+    folder = shutil.copytree(series, tmp_path / "samples")
+    image = min(folder.glob("*.dcm"))
+    changed = dcmread(image)
+    uid = str(changed.SeriesInstanceUID)
+    changed.Manufacturer, changed.ManufacturerModelName = "Maker", "X 9"
+    changed.save_as(image)
+    localizer = dcmread(image)
+    localizer.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    localizer.SOPInstanceUID = localizer.file_meta.MediaStorageSOPInstanceUID = f"{uid}.999"
+    localizer.save_as(folder / "zz.dcm")
+    (one,) = commands._series(None, folder, 3, 0)
+    truth = json.loads((series / "truth.json").read_text())
+    assert len(one.hu) == truth["slices"]
+    assert one.scanner == "Maker X 9"
+    assert uid not in one.name
+    assert one.stack.tilt_deg == pytest.approx(15, abs=0.1)
+    import numpy as np
+
+    with np.load(series / "truth.npz") as arrays:
+        ml = one.stack.voxel_ml @ (arrays["labels"] == 1).sum(axis=(1, 2))
+    assert ml == pytest.approx(truth["volume_ml"]["intracerebral"], rel=0.01)
