@@ -577,7 +577,8 @@ def verify(
 ) -> None:
     """Hold every precision of a bundle against FP32 on series held out; the node serves what passes.
 
-    Exit code 1 where one fails (needs the `export` extra).
+    Of the bundle that ships nothing is written, unless it is named. Exit code 1 where one fails (needs the `export`
+    extra).
     """
     import dataclasses
 
@@ -592,12 +593,11 @@ def verify(
     opened = open_bundle(bundle)
     series = list(_series(opened, data, heads, FIRST_VERIFICATION))
     check_held_out(series, opened)
+    rules = [Rule(rule.level, rule.classes, rule.volume_ml) for rule in Config().triage]
     with _progress("series", len(series)) as advance:
-        verdicts = judge(
-            opened, series, [Rule(rule.level, rule.classes, rule.volume_ml) for rule in Config().triage], advance
-        )
-    if not dry_run:
-        record(opened, verdicts, series)
+        verdicts = judge(opened, series, rules, advance)
+    if bundle and not dry_run:
+        record(opened, verdicts, series, rules)
     if as_json:
         print(json.dumps({name: dataclasses.asdict(one) for name, one in verdicts.items()}, indent=2))
     else:
@@ -615,10 +615,9 @@ def verify(
 @bundles.command("show")
 def bundle_show(bundle: BundleArgument = None, as_json: Json = False) -> None:
     """Say what a bundle is, whether it is whole, and what each of its precisions is worth."""
-    from runtime import signature
-    from runtime.bundle import open_bundle
+    from runtime.bundle import describe, open_bundle
 
-    told = signature.describe(open_bundle(bundle))
+    told = describe(open_bundle(bundle))
     if as_json:
         print(json.dumps(told, indent=2))
         return
@@ -665,12 +664,10 @@ def bundle_verify(
     as_json: Json = False,
 ) -> None:
     """Check a bundle's hashes and signature, and let the engine answer its golden slices: no samples needed."""
-    from runtime import signature
     from runtime.bundle import open_bundle
     from runtime.session import open_session, self_test
 
-    opened = open_bundle(bundle)
-    signed_by = str(signature.check(opened.folder, keys)) if keys else None
+    opened = open_bundle(bundle, keys or ())
     session = open_session(opened)
     told = {
         "bundle": str(opened.folder),
@@ -679,7 +676,7 @@ def bundle_verify(
         "digest": opened.digest,
         "intended_use": opened.intended_use,
         "training_data": opened.training_data,
-        "signed_by": signed_by,
+        "signed_by_one_of": [str(key) for key in keys or ()],
         "backend": session.identity.backend,
         "self_test_worst_disagreement": self_test(session, opened),
     }
@@ -750,14 +747,15 @@ def _dicom_series(folder: Path, *, or_none: bool) -> Iterator[Any]:
             return
         raise
     with _progress("series", len(found)) as advance:
-        for (_, series_uid), paths in found.items():
+        for (study_uid, series_uid), paths in found.items():
+            study = hashlib.sha256(study_uid.encode()).hexdigest()
             name = f"series {hashlib.sha256(series_uid.encode()).hexdigest()[:12]}"
             slices, scanner, refused = folders.slices(paths)
             if refused:
                 reasons = ", ".join(f"{count} {reason.value}" for reason, count in refused.items())
                 err.print(f"{name}: left out: {reasons}", style="yellow", markup=False, highlight=False)
             if slices:
-                yield Series.stacked(name, slices, scanner)
+                yield Series.stacked(name, slices, scanner, study)
             advance(1)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BINS = 2048
-LEVELS = 128  # magnitudes that a signed byte tells apart
+SIGNED, UNSIGNED = 127, 255  # steps from zero to the largest value of a byte
 
 
 def float_tensors(model: onnx.ModelProto) -> list[str]:
@@ -107,21 +107,22 @@ class Histogram:
         places = np.minimum(np.abs(values).ravel() * np.float32(1 / self.width), BINS - 1).astype(np.int32)
         self.counts += np.bincount(places, minlength=BINS)
 
-    def reach(self, method: str) -> float:
+    def reach(self, method: str, steps: int = SIGNED) -> float:
         """Magnitude up to which the tensor is quantised; beyond it values are clipped.
 
         Parameters
         ----------
         method : one of `METHODS`
+        steps : `SIGNED` or `UNSIGNED`
 
         """
         if self.peak == 0 or not np.isfinite(self.peak):
             return self.peak
-        return min(self.peak, METHODS[method](self.counts) * self.width)
+        return min(self.peak, METHODS[method](self.counts, steps) * self.width)
 
-    def span(self, method: str) -> tuple[float, float]:
+    def span(self, method: str, steps: int = SIGNED) -> tuple[float, float]:
         """(lowest, highest) value that is quantised, zero always among them."""
-        reach = self.reach(method)
+        reach = self.reach(method, steps)
         return max(min(self.low, 0.0), -reach), min(max(self.high, 0.0), reach)
 
 
@@ -141,28 +142,28 @@ def observe(
     return seen
 
 
-def _largest(counts: NDArray[np.int64]) -> float:
+def _largest(counts: NDArray[np.int64], _: int = 0) -> float:
     return float(np.flatnonzero(counts)[-1] + 1)
 
 
-def _percentile(counts: NDArray[np.int64]) -> float:
+def _percentile(counts: NDArray[np.int64], _: int = 0) -> float:
     """Covers 99.99 % of the magnitudes."""
     share = np.cumsum(counts) / counts.sum()
     return float(np.searchsorted(share, 0.9999) + 1)
 
 
-def _least_squares(counts: NDArray[np.int64]) -> float:
+def _least_squares(counts: NDArray[np.int64], steps: int) -> float:
     """Least mean squared error, of rounding within the range and of clipping beyond it."""
     centre, weight = np.arange(BINS) + 0.5, counts.astype(np.float64)
     errors = {}
-    for reach in _candidates(counts):
-        step = reach / (LEVELS - 1)
-        rounded = np.minimum(np.round(centre / step), LEVELS - 1) * step
+    for reach in _candidates(counts, steps + 1):
+        step = reach / steps
+        rounded = np.minimum(np.round(centre / step), steps) * step
         errors[reach] = float((weight * (rounded - centre) ** 2).sum())
     return min(errors, key=errors.__getitem__)
 
 
-def _entropy(counts: NDArray[np.int64]) -> float:
+def _entropy(counts: NDArray[np.int64], steps: int) -> float:
     """Least divergence of the clipped distribution from its quantised one.
 
     Migacz, "8-bit Inference with TensorRT", GTC 2017. The bin of zero is left out, as there: what rectifiers cut off
@@ -173,13 +174,14 @@ def _entropy(counts: NDArray[np.int64]) -> float:
     if not weight.any():
         return _largest(counts)
     divergence = {}
-    for reach in _candidates(counts):
+    levels = steps + 1
+    for reach in _candidates(counts, levels):
         clipped = weight[:reach].copy()
         kept = clipped > 0
         clipped[-1] += weight[reach:].sum()
-        level = np.arange(reach) * LEVELS // reach
-        filled = np.bincount(level, weights=kept, minlength=LEVELS)
-        mean = np.bincount(level, weights=weight[:reach], minlength=LEVELS) / np.maximum(filled, 1)
+        level = np.arange(reach) * levels // reach
+        filled = np.bincount(level, weights=kept, minlength=levels)
+        mean = np.bincount(level, weights=weight[:reach], minlength=levels) / np.maximum(filled, 1)
         quantised = np.where(kept, mean[level], 0)
         if not kept.any() or clipped[kept].sum() < clipped.sum():
             continue  # what was clipped falls where nothing was: infinitely far
@@ -188,13 +190,13 @@ def _entropy(counts: NDArray[np.int64]) -> float:
     return min(divergence, key=divergence.__getitem__) if divergence else _largest(counts)
 
 
-def _candidates(counts: NDArray[np.int64]) -> Iterator[int]:
+def _candidates(counts: NDArray[np.int64], levels: int) -> Iterator[int]:
     last = int(_largest(counts))
-    yield from range(min(LEVELS, last), last, 16)
+    yield from range(min(levels, last), last, 16)
     yield last
 
 
-METHODS: dict[str, Callable[[NDArray[np.int64]], float]] = {
+METHODS: dict[str, Callable[[NDArray[np.int64], int], float]] = {
     "minmax": _largest,
     "percentile": _percentile,
     "mse": _least_squares,

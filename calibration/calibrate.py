@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from calibration import placement, samples, sensitivity, weights
+from pydantic import ValidationError
+
+from calibration import lint, placement, samples, sensitivity, weights
 from calibration.activations import METHODS, float_tensors, observe
 from calibration.graph import Graph
 from calibration.half import to_half
 from calibration.samples import SampleError
 from calibration.weights import load, store
 from runtime import seal
-from runtime.manifest import FILES
+from runtime.manifest import FILES, Limits
 from runtime.session import open_session
+from runtime.verdict import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,9 +28,8 @@ if TYPE_CHECKING:
     from calibration.activations import Histogram
     from calibration.samples import Sample, Series
     from runtime.bundle import Bundle
-    from runtime.verdict import Budget
 
-LEAST_SERIES = 3
+LEAST_STUDIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ def calibrate(
     budget: Budget,
     on_stage: Callable[[str, int], Callable[[int], None]],
 ) -> Calibrated:
-    """Measure ranges on two thirds of the series, and choose method and layers on the others.
+    """Measure ranges on two thirds of the studies, and choose method and layers on the others.
 
     Parameters
     ----------
@@ -64,17 +66,19 @@ def calibrate(
 
     Raises
     ------
-    SampleError : fewer than three series, or too little blood that FP32 sees
+    SampleError : fewer than three studies, or too little blood that FP32 sees
 
     """
-    if len(series) < LEAST_SERIES:
+    if len({one.sha256 for one in series}) < len(series):
+        raise SampleError("two series with the same pixels: each may be there once")
+    studies = sorted({one.study for one in series})
+    if len(studies) < LEAST_STUDIES:
         raise SampleError(
-            f"{len(series)} series: at least {LEAST_SERIES} are needed, two to measure on, one to choose on"
+            f"series of {len(studies)} studies: at least {LEAST_STUDIES} are needed, one of them to choose on"
         )
     ordered = sorted(series, key=lambda one: one.sha256)
-    if len({one.sha256 for one in ordered}) < len(ordered):
-        raise SampleError("two series with the same pixels: each may be there once")
-    choosing, measuring = ordered[::3], [one for i, one in enumerate(ordered) if i % 3]
+    choosing = [one for one in ordered if one.study in studies[::3]]
+    measuring = [one for one in ordered if one.study not in studies[::3]]
     model = load(bundle.graph("fp32"))
     session = open_session(bundle, "onnxruntime")
     advance = on_stage("looking for slices that stand for all", len(ordered))
@@ -96,13 +100,19 @@ def calibrate(
     searches, told = {}, {"fp16": {"kept_fp32": full}}
     for precision, place in placement.PLACEMENTS.items():
         found, how, span = _quantise(model, place, seen, scorer, budget, on_stage, precision)
-        kept = [layer for layer in found.alone if layer not in found.left_out]
-        graphs[precision] = place(model, span, kept)
-        searches[precision] = found
         told[precision] = how
+        searches[precision] = found
+        if found.inside:
+            kept = [layer for layer in found.alone if layer not in found.left_out]
+            graphs[precision] = place(model, span, kept)
+    wrong = [text for name, graph in graphs.items() if name != "int8-cpu" for text in lint.check(graph)]
+    if wrong:
+        raise SampleError(f"{bundle.folder}: TensorRT would refuse what came of it: {'; '.join(wrong)}")
     report = {
         "samples": {"measured": _told(measured), "chosen": _told(chosen)},
-        "series": [{"name": one.name, "sha256": one.sha256, "scanner": one.scanner} for one in ordered],
+        "series": [
+            {"name": one.name, "sha256": one.sha256, "study": one.study, "scanner": one.scanner} for one in ordered
+        ],
         "ranges": {name: {"low": one.low, "high": one.high} for name, one in seen.items()},
         "precisions": told,
     }
@@ -124,16 +134,18 @@ def _quantise(
 ) -> tuple[sensitivity.Search, dict[str, Any], Mapping[str, tuple[float, float]]]:
     """The best way to choose ranges, with every layer quantised; then the search over layers."""
     layers = placement.layers(model)
+    if not layers:
+        raise SampleError("the network has no convolution that could be quantised: no kernel of it is a constant")
     advance = on_stage(f"{precision}: ranges by {', '.join(METHODS)}", len(METHODS))
     spans, loss = {}, {}
     for method in METHODS:
-        spans[method] = placement.spans(model, seen, method)
+        spans[method] = placement.spans(model, seen, method, placement.STEPS[precision])
         loss[method] = scorer.compare(place(model, spans[method], layers)).loss
         advance(1)
     method = min(loss, key=loss.__getitem__)
     advance = on_stage(f"{precision}: layer by layer", len(layers) + 1)
     found = sensitivity.search(model, place, spans[method], layers, scorer, budget, advance)
-    last = found.path[-1]
+    last = found.path[-1]  # where it is outside of the budget, the precision is not made
     how = {
         "method": method,
         "loss_by_method": loss,
@@ -161,14 +173,18 @@ def parse_budget(limits: Sequence[str], budget: Budget) -> Budget:
     changed: dict[str, float] = {}
     for text in limits:
         name, _, number = text.partition("=")
-        known = {field.name: field.type for field in fields(budget)}
+        known = [field.name for field in fields(budget)]
         if name not in known:
             raise SampleError(f"--budget {text}: there is {', '.join(known)}")
         try:
-            changed[name] = int(number) if known[name] == "int" else float(number)
+            changed[name] = float(number)
         except ValueError:
             raise SampleError(f"--budget {text}: write {name}=NUMBER") from None
-    return replace(budget, **changed)
+    try:
+        return Budget(**Limits.model_validate(asdict(budget) | changed).model_dump())
+    except ValidationError as error:
+        wrong = "; ".join(f"{one['loc'][0]}: {one['msg']}" for one in error.errors())
+        raise SampleError(f"--budget: {wrong}") from None
 
 
 def write(bundle: Bundle, made: Calibrated, budget: Budget) -> None:
@@ -177,7 +193,8 @@ def write(bundle: Bundle, made: Calibrated, budget: Budget) -> None:
     def files(folder: Path) -> None:
         store({FILES[name]: graph for name, graph in made.graphs.items()}, folder)
         (folder / "calibration.json").write_text(json.dumps(made.report, indent=2) + "\n")
-        (folder / "verdicts.json").unlink(missing_ok=True)
+        for name in {"verdicts.json", *(FILES[name] for name in FILES.keys() - made.graphs.keys())}:
+            (folder / name).unlink(missing_ok=True)
 
     seal.change(
         bundle.folder,

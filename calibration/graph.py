@@ -55,6 +55,19 @@ class Graph:
         one = self.weights.get(name)
         return numpy_helper.to_array(one) if one is not None and one.data_type == TensorProto.FLOAT else None
 
+    def constant(self, name: str) -> NDArray[np.float32] | None:
+        """Values of a constant tensor of FP32, an initializer's or a Constant's; None for anything else."""
+        at = self.maker.get(name)
+        if at is None or self.nodes[at].op_type != "Constant":
+            return self.weight(name)
+        tensors = [one.t for one in self.nodes[at].attribute if one.name == "value"]
+        floats = [one for one in tensors if one.data_type == TensorProto.FLOAT]
+        return numpy_helper.to_array(floats[0]) if floats else None
+
+    def kind_of_maker(self, name: str) -> str | None:
+        """Operator that makes a tensor; None for a constant or an input."""
+        return self.nodes[self.maker[name]].op_type if name in self.maker else None
+
     def before(self, at: int) -> set[int]:
         return {self.maker[name] for name in self.nodes[at].input if name in self.maker}
 

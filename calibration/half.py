@@ -62,9 +62,12 @@ def kept_full(model: onnx.ModelProto, peak: Mapping[str, float]) -> dict[str, st
             reasons[node.name] = f"{node.op_type} {FULL.get(node.op_type, 'is not known to be safe')}"
             continue
         far = [name for name in (*node.input, *node.output) if peak.get(name, 0.0) * HEADROOM > LARGEST]
+        lost = [n for n in node.input if node.op_type not in WEIGHTED and _vanishes(graph.constant(n))]
         heavy = [n for n in node.input if np.abs(_values(graph.weight(n))).max(initial=0) > LARGEST]
         if far:
             reasons[node.name] = f"{far[0]} reaches {peak[far[0]]:.0f}: {HEADROOM:g} times that is beyond {LARGEST:.0f}"
+        elif lost:
+            reasons[node.name] = f"constant {lost[0]} vanishes in FP16"
         elif heavy:
             reasons[node.name] = f"weight {heavy[0]} is beyond {LARGEST:.0f}"
     return reasons
@@ -80,6 +83,12 @@ def to_half(model: onnx.ModelProto, peak: Mapping[str, float]) -> tuple[onnx.Mod
     """
     full = kept_full(model, peak)
     return _Typing(model, Graph.of(model).body, full.keys()).run(), full
+
+
+def _vanishes(constant: NDArray[np.float32] | None) -> bool:
+    """Whether a value that is not zero is less than FP16's smallest normal one."""
+    values = np.abs(_values(constant))
+    return bool(((values > 0) & (values < np.finfo(np.float16).smallest_normal)).any())
 
 
 def _values(weight: NDArray[np.float32] | None) -> NDArray[np.float32]:

@@ -16,6 +16,7 @@ from onnxruntime.quantization import CalibrationMethod, QuantType
 from onnxruntime.quantization.calibrate import TensorData, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
+from calibration.activations import SIGNED, UNSIGNED, float_tensors
 from calibration.graph import Graph
 
 if TYPE_CHECKING:
@@ -52,14 +53,22 @@ def tensors(model: onnx.ModelProto) -> list[str]:
         if node.op_type in ON_BYTES:
             data = node.input if node.op_type in SEVERAL else node.input[:1]
             names |= dict.fromkeys(name for name in (*data, *node.output) if name and name not in graph.weights)
-    made_of_constants = {n for n in names if n in graph.maker and graph.nodes[graph.maker[n]].op_type == "Constant"}
-    return [name for name in names if name not in made_of_constants]
+    floats = set(float_tensors(model))  # sizes are tensors too
+    return [name for name in names if name in floats]
 
 
-def spans(model: onnx.ModelProto, seen: Mapping[str, Histogram], method: str) -> dict[str, tuple[float, float]]:
-    """(lowest, highest) quantised value of each tensor; tensors that must share a scale get what holds them all."""
+def spans(
+    model: onnx.ModelProto, seen: Mapping[str, Histogram], method: str, steps: int = SIGNED
+) -> dict[str, tuple[float, float]]:
+    """(lowest, highest) quantised value of each tensor; tensors that must share a scale get what holds them all.
+
+    Parameters
+    ----------
+    steps : of the placement's bytes (`STEPS`)
+
+    """
     alike = Graph.of(model).alike()
-    own = {name: histogram.span(method) for name, histogram in seen.items()}
+    own = {name: histogram.span(method, steps) for name, histogram in seen.items()}
     shared: dict[str, tuple[float, float]] = {}
     for name, (low, high) in own.items():
         root = alike.get(name, name)
@@ -93,13 +102,14 @@ def for_tensorrt(
         while source is not None and graph.nodes[source].op_type in ("MaxPool", "Resize", "Identity"):
             source = graph.maker.get(graph.nodes[source].input[0])
         if source in graph.body and graph.nodes[source].op_type == "Concat":
-            for place in range(len(graph.nodes[source].input)):
-                placed.activation(source, place)
+            for place, name in enumerate(graph.nodes[source].input):
+                if graph.kind_of_maker(name) != "ConvTranspose":  # TensorRT does not fuse Q behind one
+                    placed.activation(source, place)
     for at in graph.body:
         node = graph.nodes[at]
         sides = [graph.maker.get(name) for name in node.input]
         fused = [i for i, side in enumerate(sides) if side in chosen and len(graph.after(side)) == 1]
-        if node.op_type == "Add" and fused and len(sides) == 2 and not any(n in graph.weights for n in node.input):
+        if node.op_type == "Add" and fused and all(name in span for name in node.input):  # not a constant
             placed.activation(at, 1 - fused[0])
     return placed.model()
 
@@ -156,9 +166,11 @@ class _Placed:
 def for_onnxruntime(
     model: onnx.ModelProto, span: Mapping[str, tuple[float, float]], quantised: Collection[str]
 ) -> onnx.ModelProto:
-    """Q/DQ around all that ONNX Runtime's CPU provider computes on bytes: unsigned activations, signed kernels.
+    """Q/DQ around all that ONNX Runtime's CPU provider computes on bytes: unsigned activations, signed 7-bit kernels.
 
-    A stretch between two quantised convolutions stays on bytes; gates and logits are floating point.
+    Of 7 bits, because processors without VNNI add pairs of products in 16, which would saturate: what was verified on
+    one machine must hold on another. A stretch between two quantised convolutions stays on bytes; gates and logits are
+    floating point.
 
     Parameters
     ----------
@@ -176,7 +188,7 @@ def for_onnxruntime(
     quantizer = QDQQuantizer(
         copy,
         per_channel=True,
-        reduce_range=False,
+        reduce_range=True,
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QUInt8,
         tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
@@ -215,5 +227,6 @@ def _sources(graph: Graph, at: int) -> set[int]:
     return {graph.maker.get(name, -1) for name in data}
 
 
+STEPS = {"int8": SIGNED, "int8-cpu": UNSIGNED}
 PLACEMENTS: dict[str, Callable[[onnx.ModelProto, Mapping[str, tuple[float, float]], Collection[str]], onnx.ModelProto]]
 PLACEMENTS = {"int8": for_tensorrt, "int8-cpu": for_onnxruntime}

@@ -43,6 +43,7 @@ class Series:
     hu : ``(N, H, W)`` int16, in the order of the stack
     stack : geometry, with keys ``"0"`` to ``"N - 1"``
     sha256 : of the Hounsfield units
+    study : a hash of what else it belongs to, of a DICOM series its study; of arrays the pixels'
 
     """
 
@@ -51,6 +52,7 @@ class Series:
     hu: NDArray[np.int16]
     stack: SliceStack
     sha256: str
+    study: str
 
     @classmethod
     def of(
@@ -68,10 +70,11 @@ class Series:
         planes = tuple(Plane((0.0, 0.0, float(z)), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), spacing_mm) for z in below)
         keys = tuple(str(i) for i in range(len(hu)))
         stack = SliceStack(keys, planes, np.asarray(thickness_mm, np.float64).copy(), tilt_deg=0.0)
-        return cls(name, scanner, hu, stack, hashlib.sha256(np.ascontiguousarray(hu)).hexdigest())
+        digest = hashlib.sha256(np.ascontiguousarray(hu)).hexdigest()
+        return cls(name, scanner, hu, stack, digest, study=digest)
 
     @classmethod
-    def stacked(cls, name: str, slices: Sequence[Slice], scanner: str = "") -> Series:
+    def stacked(cls, name: str, slices: Sequence[Slice], scanner: str = "", study: str = "") -> Series:
         """Slices in any order, with the planes that they lie in.
 
         Raises
@@ -86,7 +89,8 @@ class Series:
         stack = geometry.stack({one.key: one.plane for one in slices})
         hu = np.stack([by_key[key].hu for key in stack.keys])
         renamed = replace(stack, keys=tuple(str(i) for i in range(len(stack))), gaps=(), repeated=())
-        return cls(name, scanner, hu, renamed, hashlib.sha256(hu).hexdigest())
+        digest = hashlib.sha256(hu).hexdigest()
+        return cls(name, scanner, hu, renamed, digest, study=study or digest)
 
     def views(self, view: View) -> list[NDArray[np.int16]]:
         """What the network is shown: ``(shown, H, W)``, as often as it takes to answer every slice."""
@@ -101,7 +105,7 @@ class Series:
             answers = session.infer(self.hu[np.stack([shown for shown, _ in some])])
             for number, (_, places) in enumerate(some):
                 first = number * view.answered
-                labels |= {str(i): one for i, one in zip(places.tolist(), answers[first:], strict=False)}
+                labels |= dict(zip(map(str, places.tolist()), answers[first : first + len(places)], strict=True))
         return labels
 
 

@@ -124,14 +124,14 @@ def search(
         on_graph(1)
     worst_first = sorted(layers, key=lambda layer: -alone[layer])
     path: list[Agreement] = []
-    for count in range(len(layers) + 1):
+    for count in range(len(layers)):  # with none of them left, it would be FP32 by another name
         path.append(scorer.compare(place(model, span, worst_first[count:])))
         on_graph(1)
         if path[-1].within(budget):
             break
     return Search(
         alone={layer: alone[layer] for layer in worst_first},
-        left_out=tuple(worst_first[: len(path) - 1]),
+        left_out=tuple(worst_first[: max(len(path) - 1, 0)]),
         path=tuple(path),
-        inside=path[-1].within(budget),
+        inside=bool(path) and path[-1].within(budget),
     )

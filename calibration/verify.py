@@ -7,14 +7,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 import onnxruntime
 
 from calibration.activations import Probe
+from calibration.emulation import rounded_everywhere
 from calibration.samples import SampleError
 from calibration.weights import load
 from runtime import seal
-from runtime.errors import BackendError, InferenceError, ScansideError, SelfTestFailed
+from runtime.errors import InferenceError, ScansideError, SelfTestFailed
 from runtime.ort import OrtSession
 from runtime.report import compose
 from runtime.session import open_session, self_test
@@ -23,6 +23,7 @@ from runtime.verdict import Verdict, compare, judge
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    import onnx
     from numpy.typing import NDArray
 
     from calibration.samples import Series
@@ -35,33 +36,41 @@ if TYPE_CHECKING:
 VIEWS_OF_SERIES = 3  # whose logits are compared: the graph is run without any fusion for that
 
 
-def check_held_out(series: Iterable[Series], bundle: Bundle) -> None:
-    """Refuse series that calibration has seen, by the SHA-256 of their pixels.
+def check_held_out(series: Sequence[Series], bundle: Bundle) -> None:
+    """Refuse series that calibration has seen, or others of their studies; and one that is there twice.
+
+    What it can't see: another study of the same patient, and what the network was trained on.
 
     Raises
     ------
     SampleError
 
     """
+    if len({one.sha256 for one in series}) < len(series):
+        raise SampleError("two series with the same pixels: each may be there once")
     path = bundle.folder / "calibration.json"
     if path.name not in bundle.manifest.files:
         return
-    seen = {one["sha256"] for one in json.loads(path.read_text())["series"]}
+    seen = {one[key] for one in json.loads(path.read_text())["series"] for key in ("sha256", "study")}
     for one in series:
-        if one.sha256 in seen:
+        if {one.sha256, one.study} & seen:
             raise SampleError(f"{one.name}: the bundle was calibrated on it: verify on series that it has not seen")
 
 
-def record(bundle: Bundle, verdicts: Mapping[str, Verdict], series: Sequence[Series]) -> None:
+def record(
+    bundle: Bundle, verdicts: Mapping[str, Verdict], series: Sequence[Series], rules: Sequence[Rule] = ()
+) -> None:
     """Write the rulings into the bundle's manifest, and the figures behind them into ``verdicts.json``."""
     engine = f"onnxruntime {onnxruntime.__version__} CPUExecutionProvider"
     rulings = {
         name: {"passed": one.passed, "engine": engine, "sha256": bundle.sha256(name), "reasons": one.reasons}
         for name, one in verdicts.items()
+        if name != "fp32"
     }
     told = {
         "engine": engine,
         "series": [{"name": one.name, "sha256": one.sha256, "scanner": one.scanner} for one in series],
+        "triage": [asdict(rule) for rule in rules],
         "verdicts": {name: asdict(one) for name, one in verdicts.items()},
     }
     seal.add(bundle.folder, {"verdicts.json": json.dumps(told, indent=2) + "\n"}, rulings=rulings)
@@ -118,7 +127,7 @@ class _Trial:
         self._broken: str | None = None
         try:
             self._session, self._logits = _opened(bundle, precision)
-        except (BackendError, ScansideError) as error:
+        except ScansideError as error:
             self._broken = str(error)
 
     def run(
@@ -137,40 +146,35 @@ class _Trial:
             self._broken = f"{series.name}: {error}"
             return
         answer = labels, compose(series.stack, labels, bundle, self._session.identity, rules)
-        self._differences.append(compare(series.name, series.stack, expected, answer, len(bundle.classes)))
+        self._differences.append(compare(series.name, series.stack, expected, answer, len(bundle.classes), rules))
         for view, one in logits:
-            far = np.abs(self._logits.read(view) - one)
+            far = np.abs(_margins(self._logits.read(view)) - _margins(one))
             self._sums.append((float(far.mean()), float(far.max())))
 
     def verdict(self) -> Verdict:
         if self._broken:
             return Verdict(passed=False, reasons=(self._broken,), figures={})
+        if not self._sums:
+            raise SampleError("no series to verify on: give some that can be analysed")
         mean, largest = (np.array(one) for one in zip(*self._sums, strict=True))
         logits = float(mean.mean()), float(largest.max())  # NaN stays NaN, and fails
         return judge(self._differences, self._bundle.budget, self._bundle.classes, logits)
 
 
 def _opened(bundle: Bundle, precision: str) -> tuple[Session, _Logits]:
-    """A precision on the processor, computed as its own engine would.
-
-    ONNX Runtime's CPU provider computes an FP16 graph in FP32 and drops the roundings in between. A tensor that is an
-    output it can't drop: so all of them are.
-    """
+    """A precision on the processor, rounded as its own engine would round."""
     if precision == "int8-cpu":
         graph = load(bundle.graph(precision))
         return open_session(bundle, "onnxruntime", precision=precision, on_trial=True), _Logits(graph)
-    graph = shown(load(bundle.graph(precision)))
+    graph = load(bundle.graph(precision))
+    if precision == "fp16":
+        graph = rounded_everywhere(graph)
     return OrtSession(bundle, precision, graph=graph.SerializeToString()), _Logits(graph)
 
 
-def shown(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph with every FP16 tensor among its outputs."""
-    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
-    half = [one for one in inferred.value_info if one.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16]
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    copy.graph.output.extend(half)
-    return copy
+def _margins(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """By how much each class beats the background: of one logit and of seven the same measure."""
+    return logits[:, 1:] - logits[:, :1]
 
 
 class _Logits:

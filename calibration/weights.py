@@ -15,6 +15,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from calibration.graph import WEIGHTED
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -26,12 +28,18 @@ STORED = "_stored"
 
 
 def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph with its weights rounded to FP16's precision; those beyond its range stay as they are."""
+    """The same graph with its kernels rounded to FP16's precision; those beyond its range stay as they are.
+
+    Kernels alone: windows, scales, epsilons and biases are few, and some of them are exact for a reason.
+    """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    kernels = {node.input[1] for node in copy.graph.node if node.op_type in WEIGHTED}
     for one in copy.graph.initializer:
+        if one.name not in kernels or one.data_type != TensorProto.FLOAT:
+            continue
         values = numpy_helper.to_array(one)
-        if one.data_type == TensorProto.FLOAT and np.abs(values).max(initial=0) <= np.finfo(np.float16).max:
+        if np.abs(values).max(initial=0) <= np.finfo(np.float16).max:
             one.CopyFrom(numpy_helper.from_array(values.astype(np.float16).astype(np.float32), one.name))
     return copy
 

@@ -16,7 +16,6 @@ from pynetdicom.sop_class import Verification
 
 from dicom_node.receiver import PORT_REMEDIES
 from dicom_node.sender import PeerError, associate
-from runtime import signature
 from runtime.bundle import open_bundle
 from runtime.errors import BackendError, BundleError, InferenceError, SelfTestFailed
 from runtime.triage import RuleError, check_rules
@@ -185,9 +184,7 @@ def _model(config: Config, is_sound: Callable[..., bool]) -> Iterator[Item]:
         yield from _triage_without_bundle(config)
         return
     try:
-        bundle = open_bundle(config.model.bundle)
-        if config.model.trusted_keys:
-            signature.check(bundle.folder, config.model.trusted_keys)
+        bundle = open_bundle(config.model.bundle, config.model.trusted_keys)
     except BundleError as error:
         yield Item("bundle", False, "environment", str(error))
         yield from _triage_without_bundle(config)

@@ -103,9 +103,9 @@ class Model(_Section):
     backend: Literal["auto", "onnxruntime"] = Field(
         "auto", description="Inference engine; auto takes the best one here."
     )
-    precision: Literal["fp32", "fp16", "int8", "int8-cpu"] = Field(
+    precision: Literal["fp32", "int8-cpu"] = Field(
         "fp32",
-        description="One that the bundle has and `scanside verify` has passed; int8-cpu is the fast one without a GPU.",
+        description="int8-cpu is faster, where the bundle has it and `scanside verify` has passed it.",
     )
     trusted_keys: tuple[Folder, ...] = Field(
         (),

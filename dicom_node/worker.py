@@ -29,7 +29,6 @@ from typing import IO, Any
 
 from dicom_node import log as logging
 from dicom_node.analysis import Analyser, Outcome, Seen, Series, to_json
-from runtime import signature
 from runtime.bundle import open_bundle
 from runtime.errors import ScansideError
 from runtime.session import open_session, self_test
@@ -55,9 +54,8 @@ def main() -> None:
 
 
 def _open(opening: dict[str, Any], answers: IO[str]) -> Analyser:
-    bundle = open_bundle(Path(opening["bundle"]) if opening["bundle"] else None)
-    if opening["trusted_keys"]:
-        signature.check(bundle.folder, [Path(key) for key in opening["trusted_keys"]])
+    keys = [Path(key) for key in opening["trusted_keys"]]
+    bundle = open_bundle(Path(opening["bundle"]) if opening["bundle"] else None, keys)
     session = open_session(bundle, opening["backend"], precision=opening["precision"], threads=opening["threads"])
     disagreement = self_test(session, bundle)
     rules = [Rule(rule["level"], tuple(rule["classes"]), rule["volume_ml"]) for rule in opening["triage"]]

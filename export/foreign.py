@@ -11,8 +11,8 @@ import torch
 from onnx import compose, version_converter
 from torch import Tensor, nn
 
+from calibration.lint import OPSET
 from export.graph import ExportError, traced
-from export.lint import OPSET
 from models.graph import HeadCT
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ class Foreign(nn.Module):
     def __init__(self, model: onnx.ModelProto, classes: int) -> None:
         super().__init__()
         self.config = _Config(classes)
+        opset = max(one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
+        self.reference = f"onnxruntime {onnxruntime.__version__} with the file as it was given, opset {opset}"
         self._session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         self._input = model.graph.input[0].name
 
@@ -73,12 +75,15 @@ def surround(path: Path, contract: Contract) -> tuple[HeadCT, onnx.ModelProto]:
         network that does not answer what the contract shows it with logits for its classes
 
     """
-    foreign = _read(path)
+    given = _read(path)
+    foreign = _converted(given, path)
+    if contract.input.depth:
+        raise ExportError(f"{contract.name} has a depth: a network of volumes from elsewhere is not taken")
     view, classes = contract.input.view, len(contract.classes)
     grid, channels = contract.input.grid, len(contract.input.windows_hu) * view.shown
     asked = torch.zeros(2, channels, grid, grid)
     try:
-        answered = tuple(Foreign(foreign, classes)(asked).shape)
+        answered = tuple(Foreign(given, classes)(asked).shape)
     except Exception as error:  # onnxruntime's exceptions share no base class below Exception
         raise ExportError(
             f"{path}: does not take an input of shape {tuple(asked.shape)}, as {contract.name} shows it "
@@ -89,7 +94,7 @@ def surround(path: Path, contract: Contract) -> tuple[HeadCT, onnx.ModelProto]:
             f"{path}: answers with {answered}: {contract.name} has {classes} classes on a grid of {grid}, so logits "
             f"are of shape {(2, classes, grid, grid)}"
         )
-    graph = HeadCT(Foreign(foreign, answered[1]), contract.input.windows_hu, grid, classes, view.shown).eval()
+    graph = HeadCT(Foreign(given, answered[1]), contract.input.windows_hu, grid, classes, view.shown).eval()
     sizes = {0: "N", 2: "H", 3: "W"}
     hu = torch.zeros(2, view.shown, 2 * grid, 2 * grid, dtype=torch.int32)
     before = traced(_Before(graph), (hu,), {"hu": sizes}, {"x": {0: "N"}, "shown": sizes})
@@ -124,6 +129,13 @@ def _read(path: Path) -> onnx.ModelProto:
     if len(inputs) != 1 or len(model.graph.output) != 1:
         told = f"{len(inputs)} inputs and {len(model.graph.output)} outputs"
         raise ExportError(f"{path}: {told}: export it with one input, the slices, and one output, the logits")
+    return model
+
+
+def _converted(given: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """The same network in the opset of bundles, each node with a name, constants as initializers."""
+    model = onnx.ModelProto()
+    model.CopyFrom(given)
     version = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 0)
     if version != OPSET:
         try:
@@ -132,8 +144,17 @@ def _read(path: Path) -> onnx.ModelProto:
             raise ExportError(
                 f"{path}: opset {version} can't be converted to {OPSET}: export it again: {error}"
             ) from error
+    nodes = []
     for number, node in enumerate(model.graph.node):
         node.name = node.name or f"{node.op_type}_{number}"
+        tensors = [one.t for one in node.attribute if node.op_type == "Constant" and one.name == "value"]
+        if tensors:
+            tensors[0].name = node.output[0]
+            model.graph.initializer.append(tensors[0])
+        else:
+            nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
     return model
 
 

@@ -10,7 +10,7 @@ import onnx
 import torch
 from onnx import checker
 
-from export.lint import OPSET
+from calibration.lint import OPSET
 from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ def to_onnx(graph: HeadCT) -> onnx.ModelProto:
 
     Raises
     ------
-    ExportError : an operator that ONNX has not, or a graph that its checker refuses; `export.lint` looks closer. Batch
-        norm behind a concatenation has no convolution to fold into and stays, with its constants
+    ExportError : an operator that ONNX has not, or a graph that its checker refuses; `calibration.lint` looks closer.
+        Batch norm behind a concatenation has no convolution to fold into and stays, with its constants
 
     """
     hu = torch.zeros(2, graph.shown, 2 * graph.grid, 2 * graph.grid, dtype=torch.int32)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from calibration.weights import load
 from export.graph import ExportError
+from runtime.ort import OrtSession
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,14 +30,8 @@ output [
   {{ name: "voxels" data_type: TYPE_FP32 dims: [ {ahead}{classes} ] }},
   {{ name: "evidence" data_type: TYPE_FP32 dims: [ {ahead}{classes} ] }}
 ]
-instance_group [ {{ count: 1 kind: {kind} }} ]
-{batching}{accelerator}parameters {{ key: "sha256" value {{ string_value: "{digest}" }} }}
-"""
-ACCELERATOR = """\
-optimization {{ execution_accelerators {{ gpu_execution_accelerator [ {{
-  name: "tensorrt"
-  parameters {{ key: "precision_mode" value: "{mode}" }}
-}} ] }} }}
+instance_group [ {{ count: 1 kind: KIND_CPU }} ]
+{batching}parameters {{ key: "sha256" value {{ string_value: "{digest}" }} }}
 """
 WARM_UP = """\
 model_warmup [ {{
@@ -49,22 +44,23 @@ model_warmup [ {{
 def write(bundle: Bundle, precision: str, repository: Path) -> Path:
     """Write ``NAME/config.pbtxt`` and ``NAME/1/model.onnx``, which holds its own weights.
 
-    FP32 and INT8 for processors run there; FP16 and INT8 for TensorRT on a GPU, through ONNX Runtime's TensorRT
-    provider. A volume's batch has no fixed share of answers: Triton then gets no batches to make.
+    For processors: what a GPU computes no verdict here is about. A volume's batch has no fixed share of answers: Triton
+    then gets no batches to make.
 
     Raises
     ------
     NotVerified : a precision that has not passed
-    ExportError : the repository has a model of this name
+    ExportError : the repository has a model of this name, or the precision is not one for processors
 
     """
     bundle.check_ruling(precision)
+    if precision not in OrtSession.PRECISIONS:
+        raise ExportError(f"{precision} is TensorRT's, and no verdict of this machine is about it: choose another")
     model = f"{bundle.name}-{precision}".replace("-", "_")
     folder = repository / model
     if folder.exists():
         raise ExportError(f"{folder} is there already: remove it or name another repository")
     graph = load(bundle.graph(precision))
-    on_gpu = precision in ("fp16", "int8")
     batches = bundle.view.answered == 1
     ahead = "" if batches else "-1, "
     shapes = {"ahead": ahead, "shown": bundle.view.shown}
@@ -78,9 +74,7 @@ def write(bundle: Bundle, precision: str, repository: Path) -> Path:
         model=model,
         most=MOST_SLICES if batches else 0,
         classes=len(bundle.classes),
-        kind="KIND_GPU" if on_gpu else "KIND_CPU",
         batching="dynamic_batching { }\n" + "".join(warm) if batches else "",
-        accelerator=ACCELERATOR.format(mode="FP16" if precision == "fp16" else "INT8") if on_gpu else "",
         digest=bundle.digest,
         **shapes,
     )

@@ -21,17 +21,17 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from runtime.errors import BundleError, BundleTampered, NotVerified
 from runtime.geometry import View
-from runtime.manifest import Manifest, read
+from runtime.manifest import Manifest, parse
 from runtime.verdict import Budget
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -84,9 +84,10 @@ class Bundle:
         return self.folder / files[precision]
 
     def sha256(self, precision: str) -> str:
-        """SHA-256 of a precision's graph and of the weights that it refers to."""
-        files = (self.graph(precision).name, self.manifest.weights)
-        return hashlib.sha256("".join(self.manifest.files[name] for name in files if name).encode()).hexdigest()
+        """SHA-256 of a precision's graph and of whatever it may refer to: all that computes but the other graphs."""
+        graphs = {*self.manifest.precisions.values()} - {self.graph(precision).name}
+        files = sorted(self.manifest.computing - graphs)
+        return hashlib.sha256("".join(self.manifest.files[name] for name in files).encode()).hexdigest()
 
     def check_ruling(self, precision: str) -> None:
         """Refuse a precision that `scanside verify` has not passed in these very bytes.
@@ -100,7 +101,7 @@ class Bundle:
         """
         sha256 = self.sha256(precision)
         if precision == "fp32":
-            return
+            return  # held against PyTorch at export
         ruling = self.manifest.rulings.get(precision)  # type: ignore[call-overload]
         if ruling is None or ruling.sha256 != sha256:
             raise NotVerified(
@@ -115,17 +116,34 @@ class Bundle:
             return arrays["hu"], arrays["labels"]
 
 
-def open_bundle(folder: Path | None = None) -> Bundle:
+def open_bundle(folder: Path | None = None, trusted_keys: Sequence[Path] = ()) -> Bundle:
     """Read a bundle and check the hash of each of its files; without a folder, the one that ships with scanside.
+
+    Parameters
+    ----------
+    trusted_keys : public keys (Ed25519, PEM), one of which must have signed it; none: any whole bundle
 
     Raises
     ------
-    BundleError : no manifest, one of another format, a key or a file missing
-    BundleTampered : a file's hash is not the manifest's
+    BundleError : no manifest, one of another format, a key or a file missing, a file too many, no signature
+    BundleTampered : a file's hash is not the manifest's, or the signature is of nobody trusted
 
     """
     folder = folder or SHIPPED
-    manifest = read(folder / "manifest.json")
+    path = folder / "manifest.json"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        reason = f"manifest.json: {error.strerror}"
+        raise BundleError(f"{folder} is no bundle: {reason}; name a folder that `scanside export` made") from None
+    if trusted_keys:
+        from runtime import signature  # noqa: PLC0415  # most bundles are served without
+
+        signature.check(data, folder / SIGNATURE, trusted_keys)
+    manifest = parse(data, path)
+    strange = {one.name for one in folder.iterdir()} - manifest.files.keys() - {path.name, SIGNATURE}
+    if strange:
+        raise BundleError(f"{folder}: {', '.join(sorted(strange))}: not in the manifest: take it out of the bundle")
     for name, expected in manifest.files.items():
         try:
             actual = hashlib.sha256((folder / name).read_bytes()).hexdigest()
@@ -151,6 +169,36 @@ def open_bundle(folder: Path | None = None) -> Bundle:
         learnt_from=manifest.learnt_from,
         manifest=manifest,
     )
+
+
+def describe(bundle: Bundle) -> dict[str, Any]:
+    """What a bundle is, and what each of its precisions is worth."""
+    manifest = bundle.manifest
+    weights = (bundle.folder / manifest.weights).stat().st_size if manifest.weights else 0
+    precisions = []
+    for name, file in manifest.precisions.items():
+        try:
+            bundle.check_ruling(name)
+            serves = "yes"
+        except NotVerified as error:
+            serves = str(error)
+        size = (bundle.folder / file).stat().st_size
+        precisions.append(
+            {"precision": name, "file": file, "bytes": size, "sha256": bundle.sha256(name), "serves": serves}
+        )
+    return {
+        "bundle": str(bundle.folder),
+        "name": bundle.name,
+        "version": bundle.version,
+        "digest": bundle.digest,
+        "intended_use": bundle.intended_use,
+        "training_data": bundle.training_data,
+        "licence": manifest.licence,
+        "classes": ", ".join(bundle.classes),
+        "signed": (bundle.folder / SIGNATURE).exists(),
+        "weights_bytes": weights,
+        "precisions": precisions,
+    }
 
 
 def differences(first: Bundle, second: Bundle) -> list[dict[str, str]]:

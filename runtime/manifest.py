@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from runtime.errors import BundleError
 from runtime.types import Coded  # noqa: TC001  # pydantic looks it up
+from runtime.verdict import Budget
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,11 +21,12 @@ FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]  # in
 FILES = {
     "fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx", "int8-cpu": "model.int8-cpu.onnx",
 }  # fmt: skip
+ABOUT = {"parity.json", "calibration.json", "verdicts.json", "scores.json", "MODEL_CARD.md"}
 Precision = Literal["fp32", "fp16", "int8", "int8-cpu"]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Class(_Strict):
@@ -46,6 +49,7 @@ class Limits(_Strict):
     dice: Annotated[float, Field(ge=0, le=1)]
     volume_percent: Annotated[float, Field(ge=0)]
     volume_ml: Annotated[float, Field(ge=0)]
+    findings: Annotated[int, Field(ge=0)]
     small_lesions: Annotated[int, Field(ge=0)]
     decisions: Annotated[int, Field(ge=0)]
     logit_mean: Annotated[float, Field(ge=0)]
@@ -95,23 +99,20 @@ class Manifest(_Strict):
 
     @property
     def computing(self) -> set[str]:
-        """Names of the files that decide the answers."""
-        return {*self.precisions.values(), "golden.npz", *([self.weights] if self.weights else [])}
+        """Names of the files that decide the answers: all that are not about them."""
+        return {*self.precisions.values(), "golden.npz", *(self.files.keys() - ABOUT)}
 
 
-def read(path: Path) -> Manifest:
-    """Read ``manifest.json``.
+def parse(data: bytes, path: Path) -> Manifest:
+    """Read the bytes of a ``manifest.json`` that lies in `path`.
 
     Raises
     ------
-    BundleError : no file, no JSON, another format; or all that is wrong in it at once
+    BundleError : no JSON, another format; or all that is wrong in it at once
 
     """
     try:
-        told = json.loads(path.read_bytes())
-    except OSError as error:
-        reason = f"manifest.json: {error.strerror}"
-        raise BundleError(f"{path.parent} is no bundle: {reason}; name a folder that `scanside export` made") from None
+        told = json.loads(data)
     except ValueError as error:
         raise BundleError(f"{path} is no JSON: {error}") from None
     kind = told.get("format") if isinstance(told, dict) else None
@@ -128,11 +129,7 @@ def read(path: Path) -> Manifest:
 
 def _from_1(told: dict[str, Any]) -> dict[str, Any]:
     """Bundles of the first format had FP32 alone: no budget, no rulings, no licence."""
-    classes = [{"name": name} for name in told.get("classes", [])]
-    added = {"licence": "", "budget": NO_OTHER_PRECISION, "provenance": {}}
+    names = told.get("classes")
+    classes = [{"name": name} for name in names] if isinstance(names, list) else names
+    added = {"licence": "", "budget": asdict(Budget()), "provenance": {}}
     return {**told, "format": FORMAT, "classes": classes, **added}
-
-
-NO_OTHER_PRECISION = {
-    "dice": 1, "volume_percent": 0, "volume_ml": 0, "small_lesions": 0, "decisions": 0, "logit_mean": 0,
-}  # fmt: skip

@@ -42,7 +42,7 @@ class OrtSession:
             raise BackendError(
                 f"{path}: ONNX Runtime {onnxruntime.__version__} does not take the graph: {error}"
             ) from error
-        self._classes = len(bundle.classes)
+        self._classes, self._answered = len(bundle.classes), bundle.view.answered
         self.identity = ModelIdentity(
             name=bundle.name,
             version=bundle.version,
@@ -61,7 +61,7 @@ class OrtSession:
             )
         except Exception as error:  # as above
             raise InferenceError(f"ONNX Runtime failed on a batch of shape {hu.shape}: {error}") from error
-        return checked(labels, voxels, evidence, self._classes)
+        return checked(labels, voxels, evidence, self._classes, (len(hu) * self._answered, *hu.shape[2:]))
 
     def close(self) -> None:
         del self._session

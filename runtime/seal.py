@@ -1,13 +1,14 @@
-"""Writing into a bundle: the manifest comes last and at once, so that half a bundle has none."""
+"""Writing into a bundle: into a copy beside it, which takes its place when it is whole."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+import shutil
 from typing import TYPE_CHECKING, Any
 
 from runtime.bundle import SIGNATURE, open_bundle
+from runtime.errors import BundleError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,13 +16,65 @@ if TYPE_CHECKING:
 
 
 def seal(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write ``manifest.json`` with the SHA-256 of every other file. A signature that was there holds no longer."""
-    (folder / SIGNATURE).unlink(missing_ok=True)
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != "manifest.json")
+    """Write ``manifest.json`` with the SHA-256 of every other file, and read it back.
+
+    Raises
+    ------
+    BundleError : the manifest says what it may not
+
+    """
+    names = sorted(path.name for path in folder.iterdir() if path.name not in ("manifest.json", SIGNATURE))
     files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
-    partial = folder.parent / f"{folder.name}.manifest.partial"
-    partial.write_text(json.dumps({**manifest, "files": files}, indent=2) + "\n")
-    os.replace(partial, folder / "manifest.json")  # noqa: PTH105  # replace() of a path to another name, atomically
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "files": files}, indent=2) + "\n")
+    open_bundle(folder)
+
+
+def make(folder: Path, write: Callable[[Path], dict[str, Any]]) -> None:
+    """Let `write` put files into a folder beside `folder`, seal them with the manifest that it returns, and move it.
+
+    Until then `folder` is as it was, or is not: an interruption at any moment leaves no half bundle. A signature does
+    not come along.
+
+    Raises
+    ------
+    BundleError : as of `seal`
+
+    """
+    partial, old = (folder.with_name(f"{folder.name}.{kind}") for kind in ("partial", "old"))
+    if old.exists() and not folder.exists():
+        raise BundleError(f"{old}: left by an interruption, and {folder} is gone: rename it to {folder.name}")
+    for rest in (partial, old):
+        shutil.rmtree(rest, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        seal(partial, write(partial))
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def change(folder: Path, write: Callable[[Path], object], **changes: Any) -> None:
+    """Let `write` put files into an intact bundle, change entries of its manifest, and seal it again.
+
+    Raises
+    ------
+    BundleError : the folder is no intact bundle, or would be none
+
+    """
+    manifest = open_bundle(folder).manifest
+    folder = folder.absolute()
+
+    def put(partial: Path) -> dict[str, Any]:
+        for name in manifest.files:
+            shutil.copy2(folder / name, partial / name)
+        write(partial)
+        return manifest.model_dump(mode="json") | changes
+
+    make(folder, put)
 
 
 def add(folder: Path, files: dict[str, str], **changes: Any) -> None:
@@ -29,17 +82,7 @@ def add(folder: Path, files: dict[str, str], **changes: Any) -> None:
 
     Raises
     ------
-    BundleError : the folder is no intact bundle
+    BundleError : as of `change`
 
     """
-    change(folder, lambda _: [(folder / name).write_text(text) for name, text in files.items()], **changes)
-
-
-def change(folder: Path, write: Callable[[Path], object], **changes: Any) -> None:
-    """Let `write` put files into an intact bundle, and seal it again.
-
-    Between the two the manifest does not fit its files: who reads then is told of a changed file, never served half.
-    """
-    manifest = open_bundle(folder).manifest.model_dump(mode="json")
-    write(folder)
-    seal(folder, manifest | changes)
+    change(folder, lambda partial: [(partial / name).write_text(text) for name, text in files.items()], **changes)

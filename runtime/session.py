@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # share of a golden slice's pixels that may differ from PyTorch's: whether a precision may serve is the verdict's
 # business, whether this engine computes it is the self-test's
 SELF_TEST_DISAGREEMENT = {"fp32": 1e-3, "fp16": 1e-3, "int8": 1e-2, "int8-cpu": 1e-2}
+GOLDEN_PIXELS, GOLDEN_CHANGE = 300, 0.1  # of a class in all golden slices; share by which it may change
 
 
 class Session(Protocol):
@@ -73,19 +74,31 @@ def open_session(
 
 
 def checked(
-    labels: NDArray[np.uint8], voxels: NDArray[np.float32], evidence: NDArray[np.float32], classes: int
+    labels: NDArray[np.uint8],
+    voxels: NDArray[np.float32],
+    evidence: NDArray[np.float32],
+    classes: int,
+    shape: tuple[int, ...],
 ) -> list[SliceLabels]:
     """Split a batch's outputs into slices, each of them checked against itself.
 
+    Parameters
+    ----------
+    shape : that the labels must have, ``(slices, H, W)``
+
     Raises
     ------
-    InferenceError : counts that do not sum to the slice's pixels, or evidence that is no probability (an overflow, a
-        dead engine)
+    InferenceError : fewer or other slices than were asked for, a label that is no class, counts that are not those of
+        the labels, or evidence that is no probability (an overflow, a dead engine)
 
     """
+    if labels.shape != shape or voxels.shape != (shape[0], classes) or evidence.shape != voxels.shape:
+        raise InferenceError(f"answers of shape {labels.shape}, {voxels.shape}, {evidence.shape} to slices of {shape}")
+    if labels.max(initial=0) >= classes:
+        raise InferenceError(f"label {labels.max()} of {classes} classes: the engine returned something else")
     counts = voxels.astype(np.int64)
     counted = np.stack([np.bincount(one.ravel(), minlength=classes) for one in labels])
-    if counted.shape != counts.shape or (counted != counts).any():
+    if (counted != counts).any():
         raise InferenceError(f"voxel counts {counts.tolist()} are not those of the labels: {counted.tolist()}")
     if not np.isfinite(evidence).all() or evidence.min() < 0 or evidence.max() > 1 + 1e-4:
         raise InferenceError("evidence is no probability: the engine overflowed or returned nothing")
@@ -101,17 +114,25 @@ def self_test(session: Session, bundle: Bundle) -> float:
 
     Raises
     ------
-    SelfTestFailed : more than 0.1 % of a slice differs, of INT8 1 %
+    SelfTestFailed : more than 0.1 % of a slice differs, of INT8 1 %; or a class has changed by more than a tenth
 
     """
     hu, expected = bundle.golden()
-    worst = max(_disagreements(session.infer(hu), expected))
+    answers = session.infer(hu)
+    worst = max(_disagreements(answers, expected))
     limit = SELF_TEST_DISAGREEMENT[session.identity.precision]
     if worst > limit:
         raise SelfTestFailed(
             f"{session.identity.backend}: {worst:.2%} of a golden slice's pixels differ from PyTorch "
             f"(limit {limit:.2%}): do not use this engine with {bundle.name} {bundle.version}"
         )
+    counted, golden = np.sum([one.voxels for one in answers], axis=0), np.bincount(expected.ravel(), minlength=1)
+    for c, name in enumerate(bundle.classes[: len(golden)]):
+        if golden[c] >= GOLDEN_PIXELS and abs(counted[c] - golden[c]) > GOLDEN_CHANGE * golden[c]:
+            raise SelfTestFailed(
+                f"{session.identity.backend}: {counted[c]} pixels of {name} in the golden slices, PyTorch {golden[c]}: "
+                f"do not use this engine with {bundle.name} {bundle.version}"
+            )
     return worst
 
 

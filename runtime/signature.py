@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
 from runtime.bundle import SIGNATURE
-from runtime.errors import BundleError, BundleTampered, NotVerified
+from runtime.errors import BundleError, BundleTampered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
-
-    from runtime.bundle import Bundle
 
 Key = TypeVar("Key", Ed25519PrivateKey, Ed25519PublicKey)
 
@@ -36,11 +34,13 @@ def sign(folder: Path, key: Path) -> None:
     (folder / SIGNATURE).write_bytes(private.sign((folder / "manifest.json").read_bytes()))
 
 
-def check(folder: Path, keys: Sequence[Path]) -> Path:
-    """The key among `keys` that signed the bundle as it is.
+def check(manifest: bytes, signature: Path, keys: Sequence[Path]) -> Path:
+    """The key among `keys` that signed these very bytes.
 
     Parameters
     ----------
+    manifest : what ``manifest.json`` holds, as it is going to be parsed
+    signature : path of ``manifest.sig``
     keys : Ed25519 public keys, PEM
 
     Raises
@@ -50,21 +50,20 @@ def check(folder: Path, keys: Sequence[Path]) -> Path:
 
     """
     try:
-        signature = (folder / SIGNATURE).read_bytes()
-    except FileNotFoundError:
+        signed = signature.read_bytes()
+    except OSError as error:
         raise BundleError(
-            f"{folder}: not signed, and only signed bundles are accepted: `scanside bundle sign` it"
+            f"{signature}: {error.strerror}: not signed, but must be: `scanside bundle sign` the bundle"
         ) from None
-    manifest = (folder / "manifest.json").read_bytes()
     for key in keys:
         public = _read(key, load_pem_public_key, Ed25519PublicKey, "public")
         try:
-            public.verify(signature, manifest)
+            public.verify(signed, manifest)
         except InvalidSignature:
             continue
         return key
     names = ", ".join(str(key) for key in keys)
-    raise BundleTampered(f"{folder / SIGNATURE}: not of {names}, or the bundle has changed since it was signed")
+    raise BundleTampered(f"{signature}: not of {names}, or the bundle has changed since it was signed")
 
 
 def _read(path: Path, load: Callable[[bytes], object], kind: type[Key], what: str) -> Key:
@@ -77,33 +76,3 @@ def _read(path: Path, load: Callable[[bytes], object], kind: type[Key], what: st
     if not isinstance(key, kind):
         raise BundleError(f"{path}: a key of another algorithm: name an Ed25519 {what} key")
     return key
-
-
-def describe(bundle: Bundle) -> dict[str, Any]:
-    """What a bundle is, and what each of its precisions is worth."""
-    manifest = bundle.manifest
-    weights = (bundle.folder / manifest.weights).stat().st_size if manifest.weights else 0
-    precisions = []
-    for name, file in manifest.precisions.items():
-        try:
-            bundle.check_ruling(name)
-            serves = "yes"
-        except NotVerified as error:
-            serves = str(error)
-        size = (bundle.folder / file).stat().st_size
-        precisions.append(
-            {"precision": name, "file": file, "bytes": size, "sha256": bundle.sha256(name), "serves": serves}
-        )
-    return {
-        "bundle": str(bundle.folder),
-        "name": bundle.name,
-        "version": bundle.version,
-        "digest": bundle.digest,
-        "intended_use": bundle.intended_use,
-        "training_data": bundle.training_data,
-        "licence": manifest.licence,
-        "classes": ", ".join(bundle.classes),
-        "signed": (bundle.folder / SIGNATURE).exists(),
-        "weights_bytes": weights,
-        "precisions": precisions,
-    }

@@ -8,10 +8,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
-from calibration.activations import float_tensors, observe
+from calibration import lint
+from calibration.activations import Probe, float_tensors, observe
+from calibration.emulation import rounded_everywhere
 from calibration.half import to_half
-from calibration.verify import shown
-from export import lint
 from tests.calibration.made import conv, graph, shipped, unet, views
 
 
@@ -41,11 +41,42 @@ def test_the_network_is_half_and_what_surrounds_it_is_not():
     assert lint.check(model) == []
 
 
-def test_half_precision_answers_nearly_as_full_and_is_rounded_when_asked():
+def test_emulated_half_precision_rounds_between_operators():
+    """2048 and a half is 2048 in FP16: what was added is lost, however an engine fuses."""
+    w: dict[str, np.ndarray] = {"far": np.float32(2048)}
+    nodes = [
+        conv("one", "x", w, (1, 4)),
+        helper.make_node("Add", ["one.out", "far"], ["up"], name="up"),
+        helper.make_node("Sub", ["up", "far"], ["down"], name="down"),
+        conv("two", "down", w, (4, 3)),
+    ]
+    model, full = typed(graph(nodes, w, "two.out"))
+    assert full == {}
+    emulated = rounded_everywhere(model)
+    names = ["one.out", "down"]
+    read = Probe(emulated, names).read(views()[0])
+    assert (read["one.out"] == read["one.out"].astype(np.float16)).all()
+    expected = (read["one.out"].astype(np.float16) + np.float16(2048)) - np.float16(2048)
+    assert (read["down"] == expected).all()
+    assert (read["down"] != read["one.out"]).mean() > 0.5, "nothing was lost, so nothing was rounded"
+
+
+def test_half_precision_answers_nearly_as_full():
     model, _ = typed(unet())
-    exposed = shown(model)
-    assert len(exposed.graph.output) > len(model.graph.output)
-    assert (labels(exposed) != labels(unet())).mean() < 0.01
+    assert (labels(rounded_everywhere(model)) != labels(unet())).mean() < 0.01
+
+
+def test_a_constant_that_vanishes_in_half_precision_keeps_its_operator():
+    w: dict[str, np.ndarray] = {"tiny": np.float32(1e-8)}
+    nodes = [
+        conv("one", "x", w, (1, 4)),
+        helper.make_node("Abs", ["one.out"], ["abs"], name="abs"),
+        helper.make_node("Add", ["abs", "tiny"], ["safe"], name="epsilon"),
+        helper.make_node("Div", ["one.out", "safe"], ["sign"], name="divide"),
+        conv("two", "sign", w, (4, 3)),
+    ]
+    _, full = typed(graph(nodes, w, "two.out"))
+    assert full["epsilon"] == "constant tiny vanishes in FP16"
 
 
 def beyond(weight: float) -> onnx.ModelProto:
@@ -61,7 +92,10 @@ def test_an_activation_that_may_overflow_keeps_its_operators_in_full_precision()
     assert set(full) == {"one", "two", "three"}
     assert "reaches" in full["two"]
     assert "65504" in full["two"]
-    assert np.isfinite(labels(model)).all()
+    emulated = Probe(rounded_everywhere(model), ["three.out"]).read(views()[0])["three.out"]
+    assert np.isfinite(emulated).all()
+    reckless, _ = to_half(beyond(1e5), dict.fromkeys(float_tensors(beyond(1e5)), 1.0))  # as if nothing were measured
+    assert not np.isfinite(Probe(rounded_everywhere(reckless), ["three.out"]).read(views()[0])["three.out"]).all()
 
 
 def test_a_weight_beyond_half_precision_is_kept():

@@ -76,7 +76,7 @@ def test_a_budget_that_nothing_keeps_is_said_to_be_broken(scorer: Scorer):
 
     found = search(unet(), always_wrong, {}, LAYERS, scorer, Budget())
     assert not found.inside
-    assert len(found.path) == len(LAYERS) + 1
+    assert len(found.path) == len(LAYERS), "one layer at least is quantised, or it is FP32 by another name"
 
 
 def test_the_search_keeps_half_of_the_budget_for_other_series(scorer: Scorer):

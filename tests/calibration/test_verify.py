@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,16 +44,12 @@ def with_graphs(bundle: Bundle, **graphs: onnx.ModelProto) -> Bundle:
     kept = {"fp32": load(bundle.graph("fp32")), **files}
 
     def put(folder: Path) -> None:
+        for name in FILES.values():
+            (folder / name).unlink(missing_ok=True)
         store({FILES[name]: graph for name, graph in kept.items()}, folder)
 
     seal.change(bundle.folder, put, precisions={name: FILES[name] for name in kept})
     return open_bundle(bundle.folder)
-
-
-def changed(model: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    one = next(w for w in model.graph.initializer if w.name == name)
-    values = numpy_helper.to_array(one)
-    one.CopyFrom(numpy_helper.from_array(change(values).astype(values.dtype), name))
 
 
 def behind_logits(model: onnx.ModelProto, operator: str, *constants: np.ndarray, **attributes: int) -> None:
@@ -113,19 +110,26 @@ def overflow(model: onnx.ModelProto) -> None:
 FAULTS = (wrong_scale, dropped_layer, swapped_classes, shifted_resize, nothing_at_all, overflow)
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-def test_a_fault_is_caught_and_the_node_does_not_serve_it(bundle: Bundle, fault):
-    graph = load(bundle.graph("int8-cpu"))
+CASES = [(fault, "int8-cpu") for fault in FAULTS] + [
+    (swapped_classes, "fp16"),
+    (overflow, "fp16"),
+    (wrong_scale, "int8"),
+]
+
+
+@pytest.mark.parametrize(("fault", "precision"), CASES, ids=lambda one: getattr(one, "__name__", one))
+def test_a_fault_is_caught_and_the_node_does_not_serve_it(bundle: Bundle, fault, precision: str):
+    graph = load(bundle.graph(precision))
     fault(graph)
     onnx.checker.check_model(graph)
-    faulty = with_graphs(bundle, int8_cpu=graph)
+    faulty = with_graphs(bundle, **{precision.replace("-", "_"): graph})
     verdicts = verify(faulty, heads(), RULES)
     assert verdicts["fp32"].passed
-    assert not verdicts["int8-cpu"].passed
-    print(f"\n{fault.__name__}: {'; '.join(verdicts['int8-cpu'].reasons[:3])}")
+    assert not verdicts[precision].passed
+    print(f"\n{fault.__name__} in {precision}: {'; '.join(verdicts[precision].reasons[:3])}")
     record(faulty, verdicts, heads())
-    with pytest.raises(NotVerified, match="int8-cpu failed: "):
-        open_session(open_bundle(faulty.folder), precision="int8-cpu")
+    with pytest.raises(NotVerified, match=f"{precision} failed: "):
+        open_bundle(faulty.folder).check_ruling(precision)
 
 
 def test_what_ships_passes_on_other_heads_and_is_served(bundle: Bundle):
@@ -143,7 +147,7 @@ def test_what_ships_passes_on_other_heads_and_is_served(bundle: Bundle):
 
 
 def test_a_ruling_is_about_these_very_bytes(bundle: Bundle):
-    record(bundle, verify(bundle, heads()[:1], RULES), heads()[:1])
+    record(bundle, verify(bundle, heads(), RULES), heads())
     open_session(open_bundle(bundle.folder), precision="int8-cpu")
     graph = load(bundle.graph("int8-cpu"))
     graph.producer_name = "someone else"
@@ -164,16 +168,26 @@ def test_a_processor_does_not_pretend_to_compute_what_is_tensorrts(precision: st
 
 
 def test_a_bundle_is_not_verified_on_what_it_was_calibrated_on(bundle: Bundle):
-    report = {"series": [{"sha256": heads()[1].sha256}]}
+    report = {"series": [{"sha256": heads()[1].sha256, "study": heads()[1].study}]}
     seal.add(bundle.folder, {"calibration.json": json.dumps(report)})
     with pytest.raises(SampleError, match="phantom 2: the bundle was calibrated on it"):
         check_held_out(heads(), open_bundle(bundle.folder))
     check_held_out(heads()[:1], open_bundle(bundle.folder))
+    other_kernel = replace(heads()[0], study=heads()[1].study)
+    with pytest.raises(SampleError, match="phantom 1: the bundle was calibrated on it"):
+        check_held_out([other_kernel], open_bundle(bundle.folder))
+    with pytest.raises(SampleError, match="two series with the same pixels"):
+        check_held_out([heads()[0]] * 2, open_bundle(bundle.folder))
+
+
+def test_no_series_is_no_verdict(bundle: Bundle):
+    with pytest.raises(SampleError, match="no series to verify on"):
+        verify(bundle, [], RULES)
 
 
 @pytest.mark.parametrize(
     ("series", "message"),
-    [(heads()[:2], "2 series: at least 3"), ((*heads()[:2], heads()[0]), "two series with the same pixels")],
+    [(heads()[:2], "series of 2 studies: at least 3"), ((*heads()[:2], heads()[0]), "two series with the same pixels")],
 )
 def test_too_little_to_calibrate_on_is_refused(bundle: Bundle, series, message: str):
     with pytest.raises(SampleError, match=message):
@@ -193,7 +207,9 @@ def test_series_without_blood_are_no_samples(bundle: Bundle):
     [
         ("dyce=1", "--budget dyce=1: there is dice, volume_percent"),
         ("dice", "write dice=NUMBER"),
-        ("decisions=0.5", "write"),
+        ("decisions=0.5", "decisions: Input should be a valid integer"),
+        ("dice=98", "dice: Input should be less"),
+        ("dice=nan", "dice: Input should be"),
     ],
 )
 def test_a_budget_that_is_none_is_refused(text: str, message: str):

@@ -20,7 +20,7 @@ from dicom_node.check import Item, check
 from dicom_node.config import Config, Destination, Model, Node, TriageRule
 from dicom_node.journal import Journal
 from dicom_node.mistakes import Mistake
-from runtime import session
+from runtime import seal, session
 from runtime.bundle import SHIPPED
 
 # pynetdicom does not close the socket of a connection that was refused; it is collected at once
@@ -265,6 +265,16 @@ def test_a_tampered_bundle(look, tmp_path):
     item = look(model=Model(bundle=tmp_path / "bundle"))["bundle"]
     assert (item.ok, item.kind) == (False, "environment")
     assert "SHA-256" in item.message
+
+
+@needs_bundle
+def test_a_precision_that_may_not_serve(look, tmp_path):
+    shutil.copytree(SHIPPED, tmp_path / "bundle")
+    seal.add(tmp_path / "bundle", {}, rulings={})
+    item = look(model=Model(bundle=tmp_path / "bundle", precision="int8-cpu"))["engine"]
+    assert (item.ok, item.kind) == (False, "environment")
+    assert "int8-cpu is not verified: run `scanside verify" in item.message
+    assert look(model=Model(precision="int8-cpu"))["engine"].ok
 
 
 @needs_bundle

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export import lint
+from calibration import lint
+from calibration.weights import rounded
 from export.graph import OPSET, ExportError, to_onnx
 from models.graph import HeadCT
 
@@ -68,10 +69,11 @@ def test_a_graph_takes_any_batch_and_any_size_of_slice(shown: int):
         assert (voxels == [np.bincount(one.ravel(), minlength=CLASSES) for one in labels]).all()
 
 
-def test_what_the_network_is_fed_is_in_service_what_it_was_in_training():
+@pytest.mark.parametrize("windows", [WINDOWS, ((-1024.0, 3071.0), (0.1, 77.7), (-600.3, 2800.7))])
+def test_what_the_network_is_fed_is_in_service_what_it_was_in_training(windows):
     """Windows bit for bit, the resize within two units of the last place: engines differ in the order of its sums."""
-    made = graph()
-    model = to_onnx(made)
+    made = HeadCT(Pointwise(3), windows, GRID, CLASSES).eval()
+    model = rounded(to_onnx(made))  # as a bundle stores it
     convolution = next(node for node in model.graph.node if node.op_type == "Conv")
     model.graph.output.append(onnx.helper.make_empty_tensor_value_info(convolution.input[0]))
     session = opened(model)

@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx.defs
 import pytest
 
-from export.lint import OPERATORS, OPSET
+from calibration.lint import OPERATORS, OPSET
 from tests.export import ask_parser
 
 LIBRARY = os.environ.get("SCANSIDE_NVONNXPARSER", "")

@@ -32,7 +32,7 @@ def named(value: int) -> str:
     return model_config_pb2.DataType.Name(value)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int8-cpu"])
+@pytest.mark.parametrize("precision", ["fp32", "int8-cpu"])
 def test_the_configuration_says_what_the_graph_takes_and_gives(tmp_path: Path, precision: str):
     folder = triton.write(open_bundle(), precision, tmp_path)
     config = parsed(folder)
@@ -50,12 +50,7 @@ def test_the_configuration_says_what_the_graph_takes_and_gives(tmp_path: Path, p
         assert answers[one.name].dtype == NUMPY[named(one.data_type)]
         assert answers[one.name].shape == (2, *[64 if size == -1 else size for size in one.dims])
     (group,) = config.instance_group
-    on_gpu = precision in ("fp16", "int8")
-    assert model_config_pb2.ModelInstanceGroup.Kind.Name(group.kind) == ("KIND_GPU" if on_gpu else "KIND_CPU")
-    modes = [
-        one.parameters["precision_mode"] for one in config.optimization.execution_accelerators.gpu_execution_accelerator
-    ]
-    assert modes == ([precision.upper()] if on_gpu else [])
+    assert model_config_pb2.ModelInstanceGroup.Kind.Name(group.kind) == "KIND_CPU"
     assert [one.batch_size for one in config.model_warmup] == [1, 8, 32]
     assert config.max_batch_size == 32
     assert config.parameters["sha256"].string_value == open_bundle().digest
@@ -73,8 +68,14 @@ def test_a_precision_that_has_not_passed_goes_nowhere(tmp_path: Path):
     copy = shutil.copytree(SHIPPED, tmp_path / "bundle")
     seal.add(copy, {}, rulings={})
     with pytest.raises(NotVerified):
-        triton.write(open_bundle(copy), "int8", tmp_path / "repository")
+        triton.write(open_bundle(copy), "int8-cpu", tmp_path / "repository")
     assert not (tmp_path / "repository").exists()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_what_no_processor_computes_gets_no_repository(tmp_path: Path, precision: str):
+    with pytest.raises(ExportError, match=f"{precision} is TensorRT's"):
+        triton.write(open_bundle(), precision, tmp_path)
 
 
 def test_what_is_there_is_not_overwritten(tmp_path: Path):

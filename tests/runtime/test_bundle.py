@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from runtime import seal
 from runtime.bundle import SHIPPED, open_bundle
 from runtime.errors import BackendError, BundleError, BundleTampered, InferenceError, SelfTestFailed
 from runtime.manifest import Manifest
 from runtime.session import checked, open_session, self_test
+from runtime.types import SliceLabels
 
 
 @pytest.fixture
@@ -65,6 +67,34 @@ def test_a_changed_byte_is_noticed(copy: Path):
     (copy / "model.onnx").write_bytes(raw)
     with pytest.raises(BundleTampered, match="model.onnx: SHA-256"):
         open_bundle(copy)
+
+
+def test_a_file_that_the_manifest_does_not_list_is_refused(copy: Path):
+    """It could be weights that a graph refers to."""
+    (copy / "unlisted.bin").touch()
+    with pytest.raises(BundleError, match=r"unlisted.bin: not in the manifest"):
+        open_bundle(copy)
+
+
+def test_a_change_that_fails_leaves_the_bundle_as_it_was(copy: Path):
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+
+    def breaks(partial: Path) -> None:
+        (partial / "model.onnx").write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        seal.change(copy, breaks)
+    with pytest.raises(BundleError, match="budget.dice: Input should be less than or equal to 1"):
+        seal.add(copy, {}, budget=json.loads(before["manifest.json"])["budget"] | {"dice": 98})
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+    assert sorted(path.name for path in copy.parent.iterdir()) == ["bundle"]
+
+
+def test_an_interruption_between_two_names_is_told(copy: Path):
+    copy.rename(copy.with_name("bundle.old"))
+    with pytest.raises(BundleError, match=r"bundle.old: left by an interruption.* rename it to bundle"):
+        seal.make(copy, lambda _: {})
 
 
 def test_the_digest_changes_with_anything(copy: Path):
@@ -176,4 +206,33 @@ def test_a_graph_that_is_no_graph_is_refused(copy: Path):
 )
 def test_outputs_that_contradict_themselves_are_refused(voxels, evidence, message: str):
     with pytest.raises(InferenceError, match=message):
-        checked(np.zeros((1, 4, 4), np.uint8), np.array(voxels), np.array(evidence, np.float32), 2)
+        checked(np.zeros((1, 4, 4), np.uint8), np.array(voxels), np.array(evidence, np.float32), 2, (1, 4, 4))
+
+
+def test_answers_to_other_slices_than_were_asked_for_are_refused():
+    voxels, evidence = np.array([[16.0, 0.0]]), np.zeros((1, 2), np.float32)
+    with pytest.raises(InferenceError, match=r"answers of shape \(1, 4, 4\)"):
+        checked(np.zeros((1, 4, 4), np.uint8), voxels, evidence, 2, (2, 4, 4))
+    with pytest.raises(InferenceError, match="label 255 of 2 classes"):
+        checked(np.full((1, 4, 4), 255, np.uint8), voxels, evidence, 2, (1, 4, 4))
+
+
+def test_a_class_that_vanishes_fails_the_self_test_however_few_its_pixels_are():
+    bundle = open_bundle()
+    session = open_session(bundle)
+    honest = session.infer
+    _, expected = bundle.golden()
+    counts = np.bincount(expected.ravel(), minlength=7)
+    assert (counts[1:] >= 300).all(), "golden slices that show enough of every class"
+    for c in range(1, 7):
+
+        def without(hu: np.ndarray, lost: int = c) -> list[SliceLabels]:
+            made = []
+            for one in honest(hu):
+                labels = np.where(one.labels == lost, 0, one.labels).astype(np.uint8)
+                made.append(SliceLabels(labels, np.bincount(labels.ravel(), minlength=7), one.evidence.copy()))
+            return made
+
+        session.infer = without
+        with pytest.raises(SelfTestFailed, match=rf"0 pixels of {bundle.classes[c]} in the golden slices|differ"):
+            self_test(session, bundle)

@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from runtime import seal
+from runtime import seal, signature
 from runtime.bundle import SHIPPED, SIGNATURE, differences, open_bundle
 from runtime.errors import BundleError, BundleTampered
-from runtime.signature import check, sign
+from runtime.signature import sign
 
 
 def keys(folder: Path, name: str) -> tuple[Path, Path]:
@@ -27,6 +27,10 @@ def keys(folder: Path, name: str) -> tuple[Path, Path]:
     kind = serialization.PublicFormat.SubjectPublicKeyInfo
     public.write_bytes(key.public_key().public_bytes(serialization.Encoding.PEM, kind))
     return private, public
+
+
+def check(bundle: Path, trusted: list[Path]) -> Path:
+    return signature.check((bundle / "manifest.json").read_bytes(), bundle / SIGNATURE, trusted)
 
 
 @pytest.fixture
@@ -48,13 +52,26 @@ def test_a_signature_holds_for_its_key_alone(copy: Path, tmp_path: Path):
 def test_whatever_changes_the_bundle_ends_the_signature(copy: Path, tmp_path: Path):
     private, public = keys(tmp_path, "mine")
     sign(copy, private)
-    signature = (copy / SIGNATURE).read_bytes()
+    signed = (copy / SIGNATURE).read_bytes()
     seal.add(copy, {"scores.json": "{}"})
     with pytest.raises(BundleError, match="not signed"):
         check(copy, [public])
-    (copy / SIGNATURE).write_bytes(signature)
+    (copy / SIGNATURE).write_bytes(signed)
     with pytest.raises(BundleTampered, match="or the bundle has changed since"):
         check(copy, [public])
+
+
+def test_what_is_checked_is_what_is_parsed(copy: Path, tmp_path: Path, monkeypatch):
+    """The manifest is read once: no other can take its place in between."""
+    private, public = keys(tmp_path, "mine")
+    sign(copy, private)
+    read: list[Path] = []
+    real = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or real(path))
+    assert open_bundle(copy, [public]).name == "phantom-unet"
+    assert read.count(copy / "manifest.json") == 1
+    with pytest.raises(BundleTampered):
+        open_bundle(copy, [keys(tmp_path, "other")[1]])
 
 
 def test_keys_of_openssl_are_read(copy: Path, tmp_path: Path):

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export import lint
+from calibration import lint
 from tests.calibration.made import conv, graph, shipped, unet
 
 

@@ -1,0 +1,71 @@
+"""What a worker opens, and what it refuses to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dicom_node.check import check
+from dicom_node.config import Config, Model
+from dicom_node.config import Node as NodeSettings
+from dicom_node.node import _opening
+from runtime import seal, signature
+from runtime.bundle import SHIPPED
+from tests.runtime.test_signature import keys
+
+
+def opened(model: Model) -> dict[str, object]:
+    """The first answer of a worker that is told to open a model."""
+    told = json.dumps(_opening(Config(model=model))) + "\n"
+    command = [sys.executable, "-m", "dicom_node.worker"]
+    shown = subprocess.run(command, input=told, capture_output=True, text=True, check=False, timeout=60)
+    return json.loads(shown.stdout.splitlines()[0])
+
+
+def checked(model: Model, folder: Path) -> str:
+    """What `scanside check` says of the bundle."""
+    config = Config(model=model, node=NodeSettings(folder=folder / "data", port=0))
+    return next(item.message for item in check(config, ()) if item.name == "bundle")
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return shutil.copytree(SHIPPED, tmp_path / "bundle")
+
+
+def test_a_worker_serves_what_is_asked_for(bundle: Path):
+    told = opened(Model(bundle=bundle, precision="int8-cpu"))
+    assert (told["is"], told["model"]) == ("ready", "phantom-unet 1.4.0")
+    assert 0 < told["self_test"] < 0.01, "FP32 would differ by nothing"
+
+
+def test_a_worker_refuses_a_precision_that_has_not_passed(bundle: Path):
+    seal.add(bundle, {}, rulings={})
+    told = opened(Model(bundle=bundle, precision="int8-cpu"))
+    assert told["is"] == "broken"
+    assert "int8-cpu is not verified" in told["error"]
+    assert opened(Model(bundle=bundle))["is"] == "ready", "FP32 needs no verdict"
+
+
+def test_where_keys_are_trusted_only_their_bundles_are_served(bundle: Path, tmp_path: Path):
+    (mine, public), (_, other) = keys(tmp_path, "mine"), keys(tmp_path, "other")
+    trusting = Model(bundle=bundle, trusted_keys=[public])
+    for said in (str(opened(trusting)["error"]), checked(trusting, tmp_path)):
+        assert "not signed, but must be" in said
+    signature.sign(bundle, mine)
+    assert opened(trusting)["is"] == "ready"
+    assert "every hash" in checked(trusting, tmp_path)
+    strangers = Model(bundle=bundle, trusted_keys=[other])
+    for said in (str(opened(strangers)["error"]), checked(strangers, tmp_path)):
+        assert "not of" in said
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["minimum_volume_ml"]["subdural"] = 1e6
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    for said in (str(opened(trusting)["error"]), checked(trusting, tmp_path)):
+        assert "or the bundle has changed since it was signed" in said
+    assert opened(Model(bundle=bundle))["is"] == "ready", "without keys, any whole bundle"
