@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import onnx
 import torch
-from onnx import checker
+from onnx import checker, numpy_helper
 
 from calibration.lint import OPSET
 from runtime.errors import ScansideError
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from models.graph import HeadCT
+
+
+TRACED = 2  # views in the batch that is traced
 
 
 class ExportError(ScansideError):
@@ -35,9 +38,27 @@ def to_onnx(graph: HeadCT) -> onnx.ModelProto:
         Batch norm behind a concatenation has no convolution to fold into and stays, with its constants
 
     """
-    hu = torch.zeros(2, graph.shown, 2 * graph.grid, 2 * graph.grid, dtype=torch.int32)
+    hu = torch.zeros(TRACED, graph.shown, 2 * graph.grid, 2 * graph.grid, dtype=torch.int32)
     sizes = {"labels": {0: "answered", 1: "H", 2: "W"}, "voxels": {0: "answered"}, "evidence": {0: "answered"}}
-    return traced(graph.eval(), (hu,), {"hu": {0: "N", 2: "H", 3: "W"}}, sizes)
+    return _of_any_batch(traced(graph.eval(), (hu,), {"hu": {0: "N", 2: "H", 3: "W"}}, sizes))
+
+
+def _of_any_batch(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Let a reshape that has kept the size of the traced batch take that of its input (0 copies it).
+
+    The transformer of MONAI's UNETR reshapes by einops, whose sizes are plain numbers to a trace. Where the first of
+    them was no batch, the graph answers other batches wrongly or not at all: export runs it with two sizes.
+    """
+    shapes = {node.output[0]: node for node in model.graph.node if node.op_type == "Constant"}
+    for node in model.graph.node:
+        shape = shapes.get(node.input[1]) if node.op_type == "Reshape" else None
+        if shape is None:
+            continue
+        sizes = numpy_helper.to_array(shape.attribute[0].t).copy()
+        if sizes.size > 1 and sizes[0] == TRACED:
+            sizes[0] = 0
+            shape.attribute[0].t.CopyFrom(numpy_helper.from_array(sizes))
+    return model
 
 
 def traced(

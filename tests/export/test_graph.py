@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from calibration import lint
 from calibration.weights import rounded
 from export.graph import OPSET, ExportError, to_onnx
+from models import catalogue
 from models.graph import HeadCT
 
 WINDOWS = ((0.0, 90.0), (-60.0, 140.0), (-200.0, 1000.0))
@@ -118,3 +119,17 @@ class Beyond(Pointwise):
 def test_an_operator_that_onnx_has_not_is_named():
     with pytest.raises(ExportError, match="bessel_j0"):
         to_onnx(graph(network=Beyond(len(WINDOWS))))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # instance norm looks at its input's size
+def test_the_transformer_of_unetr_takes_any_batch():
+    settings = {"size": (32, 32, 32), "features": 4, "hidden": 24, "mlp": 32, "heads": 2}
+    network = catalogue.build("unetr", in_channels=1, classes=CLASSES, **settings)
+    made = HeadCT(network, WINDOWS[:1], GRID, CLASSES, shown=32, answered=16).eval()
+    session = opened(to_onnx(made))
+    hu = slices(3, 32, 40, 40)
+    with torch.no_grad():
+        expected = made(torch.from_numpy(hu))[0].numpy()
+    for batch in (1, 3):
+        (labels,) = session.run(["labels"], {"hu": hu[:batch]})
+        assert (labels != expected[: 16 * batch]).mean() < 1e-3
