@@ -328,15 +328,16 @@ def test_evaluate_refuses_options_that_would_do_nothing(options: list[str], mess
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory) -> Path:
-    """Four phantoms with blood as arrays: three to calibrate on, one to verify on."""
+    """Four phantoms with blood of every class as arrays: three to calibrate on, one to verify on."""
     import numpy as np
 
-    from training.lesions import Lesion
+    from training.lesions import CLASSES, Lesion
     from training.phantom import Scan, make
 
     folder = tmp_path_factory.mktemp("samples")
+    blood = tuple(Lesion(name, 8.0) for name in CLASSES[1:])
     for seed in range(1, 5):
-        phantom = make((Lesion("subdural", 16.0), Lesion("intracerebral", 9.0)), Scan((7.0,), matrix=256), seed=seed)
+        phantom = make(blood, Scan((7.0,), matrix=320), seed=seed)
         hu = np.stack([one.hu for one in phantom.slices])
         target = folder / ("heldout" if seed == 4 else "samples")
         target.mkdir(exist_ok=True)
