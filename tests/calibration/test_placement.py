@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from calibration import lint, placement
 from calibration.activations import observe
 from calibration.graph import Graph
-from tests.calibration.made import shipped, unet, views
+from tests.calibration.made import conv, graph, shipped, unet, views
 
 
 def placed(model: onnx.ModelProto, precision: str, layers: list[str] | None = None) -> onnx.ModelProto:
@@ -116,3 +116,30 @@ def test_eight_bits_answer_nearly_as_32_do(precision: str):
     full = labels(unet())
     assert (labels(placed(unet(), precision)) != full).mean() < 0.03
     assert len(np.unique(full)) == 3, "a graph with one answer tests nothing"
+
+
+@pytest.mark.parametrize("precision", placement.PLACEMENTS)
+def test_sizes_and_constants_in_a_network_are_no_activations(precision: str):
+    """A resize to a skip's own size computes with integers; a sum with a Constant node has one activation."""
+    w: dict[str, np.ndarray] = {"one": np.array([1]), "two": np.array([2]), "four": np.array([4])}
+    node = onnx.helper.make_node
+    offset = numpy_helper.from_array(np.full((1, 16, 1, 1), 0.1, np.float32))
+    nodes = [
+        conv("first", "x", w, (1, 16)),
+        node("MaxPool", ["first.out"], ["pooled"], name="pool", kernel_shape=[2, 2], strides=[2, 2]),
+        conv("deep", "pooled", w, (16, 16)),
+        node("Constant", [], ["offset"], name="offset", value=offset),
+        node("Add", ["deep.out", "offset"], ["shifted"], name="shift"),
+        node("Shape", ["first.out"], ["size"], name="size"),
+        node("Shape", ["shifted"], ["small"], name="small"),
+        node("Slice", ["small", "zero", "two"], ["front"], name="front"),
+        node("Slice", ["size", "two", "four"], ["back"], name="back"),
+        node("Concat", ["front", "back"], ["target"], name="sizes", axis=0),
+        node("Resize", ["shifted", "", "", "target"], ["large"], name="resize", mode="nearest"),
+        node("Concat", ["large", "first.out"], ["both"], name="join", axis=1),
+        conv("merge", "both", w, (32, 16)),
+        conv("head", "merge.out", w, (16, 3), 1),
+    ]
+    model = graph(nodes, w | {"zero": np.array([0])}, "head.out")
+    assert not {"size", "small", "front", "target", "offset"} & set(placement.tensors(model))
+    assert quantised(placed(model, precision))
