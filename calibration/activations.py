@@ -15,7 +15,6 @@ from onnx import TensorProto, helper, shape_inference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -43,15 +42,15 @@ class Probe:
 
     Parameters
     ----------
-    model : its path, where its weights lie in another file
+    model : with its weights (`calibration.weights.load`)
     tensors : names of those to read
 
     """
 
-    def __init__(self, model: onnx.ModelProto | Path, tensors: Iterable[str]) -> None:
+    def __init__(self, model: onnx.ModelProto, tensors: Iterable[str]) -> None:
         self.tensors = list(tensors)
         opened = onnx.ModelProto()
-        opened.CopyFrom(model if isinstance(model, onnx.ModelProto) else onnx.load(model))
+        opened.CopyFrom(model)
         already = {output.name for output in opened.graph.output}
         opened.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in self.tensors if n not in already)
         options = onnxruntime.SessionOptions()
@@ -127,7 +126,7 @@ class Histogram:
 
 
 def observe(
-    model: onnx.ModelProto | Path,
+    model: onnx.ModelProto,
     tensors: Iterable[str],
     views: Iterable[NDArray[np.int16]],
     on_view: Callable[[int], None] = lambda _: None,

@@ -40,13 +40,11 @@ class Calibrated:
     ----------
     graphs : by precision; FP32 is among them as it was
     report : for ``calibration.json``: samples with their hashes, ranges, methods, layers left out and why
-    searches : by precision
 
     """
 
     graphs: Mapping[str, onnx.ModelProto]
     report: Mapping[str, Any]
-    searches: Mapping[str, sensitivity.Search]
 
 
 def calibrate(
@@ -69,8 +67,7 @@ def calibrate(
     SampleError : fewer than three studies, or too little blood that FP32 sees
 
     """
-    if len({one.sha256 for one in series}) < len(series):
-        raise SampleError("two series with the same pixels: each may be there once")
+    samples.check_distinct(series)
     studies = sorted({one.study for one in series})
     if len(studies) < LEAST_STUDIES:
         raise SampleError(
@@ -97,11 +94,10 @@ def calibrate(
         )
     half, full = to_half(model, {name: one.peak for name, one in seen.items()})
     graphs = {"fp32": model, "fp16": half}
-    searches, told = {}, {"fp16": {"kept_fp32": full}}
+    told: dict[str, Any] = {"fp16": {"kept_fp32": full}}
     for precision, place in placement.PLACEMENTS.items():
         found, how, span = _quantise(model, place, seen, scorer, budget, on_stage, precision)
         told[precision] = how
-        searches[precision] = found
         if found.inside:
             kept = [layer for layer in found.alone if layer not in found.left_out]
             graphs[precision] = place(model, span, kept)
@@ -116,7 +112,7 @@ def calibrate(
         "ranges": {name: {"low": one.low, "high": one.high} for name, one in seen.items()},
         "precisions": told,
     }
-    return Calibrated(graphs, report, searches)
+    return Calibrated(graphs, report)
 
 
 def _told(chosen: Sequence[Sample]) -> list[dict[str, object]]:

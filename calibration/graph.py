@@ -68,9 +68,6 @@ class Graph:
         """Operator that makes a tensor; None for a constant or an input."""
         return self.nodes[self.maker[name]].op_type if name in self.maker else None
 
-    def before(self, at: int) -> set[int]:
-        return {self.maker[name] for name in self.nodes[at].input if name in self.maker}
-
     def after(self, at: int) -> set[int]:
         return {reader for name in self.nodes[at].output for reader in self.readers.get(name, ())}
 

@@ -20,8 +20,9 @@ def rows(made: Calibrated) -> list[dict[str, str]]:
     told = made.report["precisions"]
     table = [{"precision": "fp16", "ranges": "", "layers": "", "kept FP32": str(len(told["fp16"]["kept_fp32"]))}]
     table[0] |= {"worst Dice": "", "area change": "", "inside budget": ""}
-    for name in made.searches:
-        one = told[name]
+    for name, one in told.items():
+        if name == "fp16":
+            continue
         dice, area = one["dice_against_fp32"], one["area_change_percent"]
         table.append(
             {
@@ -71,9 +72,9 @@ def _page(made: Calibrated) -> str:
     head, *_ = table = rows(made)
     lines = [list(head), ["---"] * len(head), *(list(row.values()) for row in table)]
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    for name, found in made.searches.items():
-        out = ", ".join(f"`{layer}`" for layer in found.left_out) or "none"
-        text += f"\n`{name}`: layers left in FP32: {out}.\n"
+    for name, one in made.report["precisions"].items():
+        out = ", ".join(f"`{layer}`" for layer in one.get("left_out", one.get("kept_fp32"))) or "none"
+        text += f"\n`{name}`: left in FP32: {out}.\n"
     return text + "\n![Each layer alone, and the search](sensitivity.png)\n"
 
 

@@ -142,6 +142,18 @@ def read_arrays(path: Path) -> Series:
     return series
 
 
+def check_distinct(series: Sequence[Series]) -> None:
+    """Refuse the same pixels twice: they would count twice, or lie on both sides of a division.
+
+    Raises
+    ------
+    SampleError
+
+    """
+    if len({one.sha256 for one in series}) < len(series):
+        raise SampleError("two series with the same pixels: each may be there once")
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One chosen view and why it is there.

@@ -11,7 +11,7 @@ import onnxruntime
 
 from calibration.activations import Probe
 from calibration.emulation import rounded_everywhere
-from calibration.samples import SampleError
+from calibration.samples import SampleError, check_distinct
 from calibration.weights import load
 from runtime import seal
 from runtime.errors import InferenceError, ScansideError, SelfTestFailed
@@ -46,8 +46,7 @@ def check_held_out(series: Sequence[Series], bundle: Bundle) -> None:
     SampleError
 
     """
-    if len({one.sha256 for one in series}) < len(series):
-        raise SampleError("two series with the same pixels: each may be there once")
+    check_distinct(series)
     path = bundle.folder / "calibration.json"
     if path.name not in bundle.manifest.files:
         return
@@ -163,10 +162,9 @@ class _Trial:
 
 def _opened(bundle: Bundle, precision: str) -> tuple[Session, _Logits]:
     """A precision on the processor, rounded as its own engine would round."""
-    if precision == "int8-cpu":
-        graph = load(bundle.graph(precision))
-        return open_session(bundle, "onnxruntime", precision=precision, on_trial=True), _Logits(graph)
     graph = load(bundle.graph(precision))
+    if precision in OrtSession.PRECISIONS:
+        return open_session(bundle, "onnxruntime", precision=precision, on_trial=True), _Logits(graph)
     if precision == "fp16":
         graph = rounded_everywhere(graph)
     return OrtSession(bundle, precision, graph=graph.SerializeToString()), _Logits(graph)

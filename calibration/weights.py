@@ -1,7 +1,7 @@
 """The weights of all precisions in one file, each tensor once.
 
 A network of 11 MB in four precisions would be 25 MB; here FP32 and FP16 share their tensors, and so do the two INT8
-graphs with their FP32 remainder. It works because a bundle's weights are rounded to FP16 at export, FP32's too: a
+graphs with their FP32 remainder. It works because a bundle's kernels are rounded to FP16 at export, FP32's too: a
 relative change of 2**-11 that parity with PyTorch measures. FP32 arithmetic reads them through a Cast, which ONNX
 Runtime folds when it opens the graph; TensorRT wants constants: `load` gives it those.
 """

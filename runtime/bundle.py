@@ -8,7 +8,7 @@
       model.fp16.onnx, model.int8.onnx (for TensorRT), model.int8-cpu.onnx (for ONNX Runtime's CPU kernels)
       weights.bin      the tensors of all of them, each once
       golden.npz       slices, and the answers that PyTorch gave on them: parity, and the self-test at every start
-      parity.json      how far the FP32 graph is from PyTorch
+      parity.json      how far the FP32 and FP16 graphs are from PyTorch
       calibration.json how the other precisions came about: samples, ranges, layers left out
       verdicts.json    how far they are from FP32 on series held out
       scores.json      what it scores on data it never saw
@@ -96,12 +96,13 @@ class Bundle:
 
         Raises
         ------
+        BundleError : the bundle has no such precision
         NotVerified : no ruling, one about other bytes, or one that it failed
 
         """
-        sha256 = self.sha256(precision)
+        sha256 = self.sha256(precision)  # a precision that the bundle has not is no question of rulings
         if precision == "fp32":
-            return  # held against PyTorch at export
+            return
         ruling = self.manifest.rulings.get(precision)  # type: ignore[call-overload]
         if ruling is None or ruling.sha256 != sha256:
             raise NotVerified(
