@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ import onnx
 import onnxruntime
 from rich.console import Console
 
-from benchmarks.study import machine
+from benchmarks.study import latency, machine
 from calibration.calibrate import calibrate
 from calibration.calibrate import write as write_graphs
 from calibration.samples import Series
@@ -70,7 +69,9 @@ class Row:
     share_of_time: dict[str, float]
 
 
-def measure(run: Path, calibration: Sequence[Series], held_out: Sequence[Series], folder: Path) -> list[Row]:
+def measure(
+    run: Path, calibration: Sequence[Series], held_out: Sequence[Series], folder: Path, views: int
+) -> list[Row]:
     """Bundle, calibration, verdict and times of one trained network."""
     checkpoint = load_checkpoint(run / BEST)
     recipe, graph = checkpoint.recipe, checkpoint.graph
@@ -78,14 +79,14 @@ def measure(run: Path, calibration: Sequence[Series], held_out: Sequence[Series]
         if not (folder / "manifest.json").exists():
             bundles.write(recipe, graph, heads.golden_slices(recipe.input.view), folder, minimum_ml=0.5)
         bundle = open_bundle(folder)
-        made = calibrate(bundle, calibration, count=32, budget=Budget(), on_stage=lambda *_: lambda _: None)
+        made = calibrate(bundle, calibration, count=views, budget=Budget(), on_stage=lambda *_: lambda _: None)
         write_graphs(bundle, made, Budget())
         bundle = open_bundle(folder)
         record(bundle, verify(bundle, held_out, RULES), held_out)
     bundle = open_bundle(folder)
     verdicts = json.loads((folder / "verdicts.json").read_text())["verdicts"]
     told = json.loads((folder / "calibration.json").read_text())["precisions"]
-    times = latency(bundle)
+    times = latency({name: OrtSession(bundle, name) for name in OrtSession.PRECISIONS})
     rows = []
     for precision in ("fp32", "fp16", "int8", "int8-cpu"):
         figures, how = verdicts[precision]["figures"], told.get(precision, {})
@@ -122,19 +123,6 @@ def weights(bundle: Bundle, precision: str) -> int:
     return path.stat().st_size + sum(length for _, length in places)
 
 
-def latency(bundle: Bundle, rounds: int = 15) -> dict[str, float]:
-    """Median milliseconds of a 512 x 512 slice, batch 1: the precisions in turn, so that both meet the same machine."""
-    sessions = {name: OrtSession(bundle, name) for name in OrtSession.PRECISIONS}
-    hu = np.random.default_rng(0).integers(-1000, 1500, (1, bundle.view.shown, SIZE, SIZE)).astype(np.int16)
-    took: dict[str, list[float]] = {name: [] for name in sessions}
-    for _ in range(rounds + 2):
-        for name, session in sessions.items():
-            started = time.perf_counter()
-            session.infer(hu)
-            took[name].append(1e3 * (time.perf_counter() - started))
-    return {name: round(float(np.median(times[2:])), 2) for name, times in took.items()}
-
-
 def profile(bundle: Bundle, precision: str) -> dict[str, float]:
     """Share of the time of each kind of operator, the three largest."""
     options = onnxruntime.SessionOptions()
@@ -155,9 +143,10 @@ def profile(bundle: Bundle, precision: str) -> dict[str, float]:
 
 PAGE = """# Precisions
 
-Made by `python -m benchmarks.precisions` on {cpu} with {threads} threads, from the networks of the
-[study](../networks/README.md): trained briefly, on synthetic phantoms alone. Whether 8 bits serve a network that was
-trained to its end is for `scanside calibrate` and `scanside verify` to say; the speeds do not depend on the weights.
+Made by `python -m benchmarks.precisions --views {views} --held-out {held_out}` on {cpu}, {threads} threads, from the
+networks of the [study](../networks/README.md): trained briefly, on synthetic phantoms alone. Whether 8 bits serve a
+network that was trained to its end is for `scanside calibrate` and `scanside verify` to say. How fast a layer is does
+not depend on its weights; how many of them stay in FP32 does.
 
 {table}
 
@@ -186,13 +175,22 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def write(rows: Sequence[Row], held_out: int, folder: Path) -> None:
+def write(rows: Sequence[Row], held_out: int, views: int, folder: Path) -> None:
     """``README.md`` and ``results.json``."""
-    told: dict[str, Any] = {"machine": machine(), "held_out": held_out, "rows": [asdict(row) for row in rows]}
+    told: dict[str, Any] = {
+        "machine": machine(),
+        "held_out": held_out,
+        "views": views,
+        "rows": [asdict(row) for row in rows],
+    }
     told["machine"]["onnxruntime"] = onnxruntime.__version__
     (folder / "results.json").write_text(json.dumps(told, indent=2) + "\n")
     text = PAGE.format(
-        cpu=told["machine"]["cpu"], threads=told["machine"]["threads"], held_out=held_out, table=table(rows)
+        cpu=told["machine"]["cpu"],
+        threads=told["machine"]["threads"],
+        held_out=held_out,
+        views=views,
+        table=table(rows),
     )
     (folder / "README.md").write_text(text)
 
@@ -208,6 +206,9 @@ def main() -> None:
     arguments.add_argument("--out", type=Path, default=Path("benchmarks/results/precisions"))
     arguments.add_argument("--runs", type=Path, default=Path("runs/study"), help="folders of `benchmarks.study`")
     arguments.add_argument("--heads", type=int, default=9, help="to calibrate on")
+    arguments.add_argument(
+        "--views", type=int, default=32, help="slices to measure ranges on; half as many to search on"
+    )
     arguments.add_argument("--held-out", type=int, default=4, help="to verify on")
     arguments.add_argument("runs_named", nargs="*", metavar="RUN", help="default: all that are trained")
     asked = arguments.parse_args()
@@ -217,9 +218,9 @@ def main() -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     console, rows = Console(), []
     for name in names:
-        rows += measure(asked.runs / name, calibration, held_out, asked.runs / "bundles" / name)
+        rows += measure(asked.runs / name, calibration, held_out, asked.runs / "bundles" / name, asked.views)
         console.print(rows[-1])
-        write(rows, len(held_out), asked.out)
+        write(rows, len(held_out), asked.views, asked.out)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import pytest
 
 from benchmarks import study
 from models import catalogue
+from runtime.bundle import open_bundle
+from runtime.session import open_session
 from training.heads import as_case
 from training.lesions import Lesion
 from training.phantom import Scan, make
@@ -27,8 +29,12 @@ def test_a_round_trains_exports_scores_and_tells(tmp_path: Path, monkeypatch: py
     cases = [as_case(make(blood, Scan((7.0,), matrix=128), seed=seed, hard=True)) for seed in (1, 2)]
     rows, summaries = [], {}
     for name in ("res_unet", "dr_unet"):
-        row, summaries[name] = study.score(study.learn(name, tmp_path / "runs", steps=2, grid=64), cases)
+        run = study.learn(name, tmp_path / "runs", steps=2, grid=64)
+        row, summaries[name] = study.score(run, cases, tmp_path / "bundles" / name)
         rows.append(row)
+    took = study.latency({name: open_session(open_bundle(tmp_path / "bundles" / name)) for name in summaries}, rounds=1)
+    assert took.keys() == summaries.keys()
+    assert min(took.values()) > 0
     made = sorted((tmp_path / "runs" / "slices").glob("hu-*.npy"))
     assert len(made) == 2, "training and validation slices, made once for both networks"
     study.write(rows, summaries, {"steps": 2, "grid": 64, "heads": 2, "bleed_free": 0}, tmp_path)
