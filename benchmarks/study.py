@@ -55,6 +55,22 @@ ALIKE = {
     },
 }  # fmt: skip
 
+# widths, the paper's in proportion, at which a slice on a grid of 128 costs what it costs `res_unet`: 1.1 GFLOPs
+SLIM: dict[str, dict[str, Any]] = {
+    "res_unet": {},
+    "vanilla_unet": {"stem": 8, "channels": [8, 24, 48, 96, 184, 368]},
+    "dr_unet": {"stem": 8, "channels": [24, 48, 88, 176, 352, 704]},
+    "dense_unet": {"stem": 24, "growth": 4, "bottleneck": 8, "decoder": [184, 96, 48, 24, 8]},
+    "attention_unet": {"channels": [16, 32, 56, 112]},
+    "wide_attention_unet": {"channels": [16, 24, 48, 104, 208]},
+    "ema_attention_unet": {"channels": [16, 32, 56, 112], "factor": 8},
+    "attention_res_unet": {"channels": [16, 24, 48, 96, 192]},
+    "resnet34_unet": {"stages": [32, 64, 136, 272], "decoder": [136, 64, 32, 16, 8]},
+    "att_focus_net": {"channels": [16, 24, 48, 96, 192]},
+    "unet_plus_plus": {"channels": [8, 16, 40, 80, 152]},
+    "pranet": {"stem": 40, "base_width": 16, "decoder": 24, "reverse": [40, 40, 176]},
+}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -79,14 +95,14 @@ class Row:
     training_s: float
 
 
-def recipe_of(network: str, steps: int, grid: int) -> Recipe:
-    """The network with its own settings under the conditions that all share."""
+def recipe_of(network: str, steps: int, grid: int, *, slim: bool = False) -> Recipe:
+    """The network with its paper's widths, or slim ones, under the conditions that all share."""
     return Recipe.model_validate(
         {
             "name": network,
             "version": "study",
             "training_data": "hard synthetic head CT phantoms only",
-            "network": {"architecture": network},
+            "network": {"architecture": network, **(SLIM[network] if slim else {})},
             **ALIKE,
             "input": ALIKE["input"] | {"grid": grid},
             "training": ALIKE["training"] | {"steps": steps, "validate_every": steps},
@@ -94,9 +110,9 @@ def recipe_of(network: str, steps: int, grid: int) -> Recipe:
     )
 
 
-def learn(network: str, runs: Path, steps: int, grid: int) -> Path:
+def learn(network: str, runs: Path, steps: int, grid: int, *, slim: bool = False) -> Path:
     """Train a network into its folder of `runs`, or find it trained there; one that was broken off starts again."""
-    recipe, run = recipe_of(network, steps, grid), runs / f"{network}-{steps}-{grid}"
+    recipe, run = recipe_of(network, steps, grid, slim=slim), runs / f"{network}{'-slim' * slim}-{steps}-{grid}"
     run.mkdir(parents=True, exist_ok=True)
     shared = runs / "slices"
     shared.mkdir(exist_ok=True)
@@ -213,10 +229,11 @@ def main() -> None:
     arguments.add_argument("--grid", type=int, default=128)
     arguments.add_argument("--heads", type=int, default=24)
     arguments.add_argument("--bleed-free", type=int, default=12)
+    arguments.add_argument("--slim", action="store_true", help="widths at which all cost what `res_unet` does")
     arguments.add_argument("networks", nargs="*", help="default: all of two dimensions")
     asked = arguments.parse_args()
     names = asked.networks or [name for name, one in catalogue.ARCHITECTURES.items() if one.dimensions == 2]
-    runs = {name: learn(name, asked.runs, asked.steps, asked.grid) for name in names}  # hours
+    runs = {name: learn(name, asked.runs, asked.steps, asked.grid, slim=asked.slim) for name in names}  # hours
     cases = list(heads.unseen(asked.heads, asked.bleed_free, hard=True))
     asked.out.mkdir(parents=True, exist_ok=True)
     console, rows, summaries = Console(), [], {}
@@ -230,9 +247,13 @@ def main() -> None:
     write(rows, summaries, vars(asked), asked.out)
 
 
+WIDTHS = (
+    "Each network has the widths of its paper.",
+    "Each network has the widths of its paper cut in proportion, until a slice costs about what it costs `res_unet`.",
+)
 PAGE = """# Networks alike, on phantoms that are hard to read
 
-Made by `python -m benchmarks.study {arguments}`.
+Made by `python -m benchmarks.study {arguments}`. {widths}
 
 **What is phantom here: everything.** Heads, blood and noise are synthetic, and so is what makes them hard: pale blood,
 motion, metal streaks, old bleeds, calcifications. The truth is exact, which no outline by hand is. Every network learnt
@@ -269,7 +290,8 @@ def page(rows: Sequence[Row], asked: dict[str, Any]) -> str:
     told = machine()
     missed = ", ".join(f"{r.network} missed {r.missed}" for r in rows if r.missed)
     return PAGE.format(
-        arguments=f"--steps {asked['steps']} --grid {asked['grid']}", steps=asked["steps"], grid=asked["grid"],
+        arguments=f"--steps {asked['steps']} --grid {asked['grid']}{' --slim' * asked['slim']}",
+        widths=WIDTHS[asked["slim"]], steps=asked["steps"], grid=asked["grid"],
         heads=asked["heads"] + asked["bleed_free"], bleed_free=asked["bleed_free"], cpu=told["cpu"],
         threads=told["threads"], table="\n".join(lines), batch=ALIKE["training"]["batch"],
         missed=f"of {rows[0].lesions} classes in heads, {missed}" if missed else "none was missed",

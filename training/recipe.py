@@ -174,7 +174,6 @@ class Training(_Section):
     watch: Literal["dice", "loss"] = "dice"  # of the validation side, or of the training
     precision: Literal["float32", "bfloat16"] = "float32"
     clip_norm: Annotated[float, Field(gt=0)] | None = None  # of all gradients together
-    balance: bool = False  # after the last step, let the median slice have its truth's area of every class
     validate_every: Annotated[int, Field(ge=1)] | None = None  # steps; None: once an epoch
     seed: Annotated[int, Field(ge=0)] = 0
 
@@ -279,10 +278,8 @@ class Recipe(Contract):
         volumetric = catalogue.ARCHITECTURES[name].dimensions == 3
         if volumetric != (self.input.depth is not None):
             raise ValueError(f"input.depth: {name} {'needs' if volumetric else 'has no use for'} one")
-        if volumetric and (self.input.neighbours or self.training.coarse_steps or self.training.balance):
-            raise ValueError(
-                "input.neighbours, training.coarse_steps and training.balance are for networks of two dimensions"
-            )
+        if volumetric and (self.input.neighbours or self.training.coarse_steps):
+            raise ValueError("input.neighbours and training.coarse_steps are for networks of two dimensions")
         if volumetric and name == "unetr" and self.training.crop:
             raise ValueError("training.crop: the position embedding of unetr belongs to the whole grid")
         if self.input.depth and self.input.depth % (multiple := catalogue.side_multiple(name, **self.settings)):

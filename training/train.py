@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from models import catalogue
 from models.graph import HeadCT
-from training import balance, card, collection, heads
+from training import card, collection, heads
 from training.augmentation import augment
 from training.figures import draw_training
 from training.losses import loss, soft_targets
@@ -119,7 +119,6 @@ class _Loop:
         self.schedule = schedule(settings, self.optimiser, self.steps)
         self.step, self.best, self.running = 0, -1.0, 0.0
         self.rows: list[dict[str, float]] = []
-        self.moved: list[float] = []  # logits of each class, after the last step
 
     def resume(self) -> None:
         """Take up an interrupted run of the same recipe.
@@ -153,8 +152,6 @@ class _Loop:
         for hu, target in self._batches():
             self.step += 1
             self._learn(hu, target)
-            if self.step == self.steps and self.recipe.training.balance:
-                self._balance()
             due = self.step % self.validate_every == 0 or self.step == self.steps
             if due:
                 self._validate()
@@ -206,11 +203,6 @@ class _Loop:
             self.schedule.step()
         self.running += (cost.item() - self.running) / min(self.step, 50)
 
-    def _balance(self) -> None:
-        self.moved = _of_first(lambda: balance.offsets(self.graph, self.training, self.recipe.training.seed))
-        hu = torch.from_numpy(self.training.hu[self.training.around[:1]]).to(self.device)
-        balance.shift(self.graph.network, self.moved, self.graph.prepare(hu))
-
     def _validate(self) -> None:
         """Score, keep the best, draw the curves: the first process does, for batch norm's statistics are its own."""
         names = self.recipe.classes[1:]
@@ -237,7 +229,6 @@ class _Loop:
             "slices": f"{len(self.training):,} to learn from, {len(self.validation):,} to validate on",
             "left out": ", ".join(f"{count:,} slices: {reason}" for reason, count in left_out.items()) or "nothing",
             "steps": f"{self.step:,} of {self.steps:,}",
-            **({"balance": ", ".join(f"{moved:+.2f}" for moved in self.moved) + " logits"} if self.moved else {}),
             "machine": f"{self.world} x {self.device.type}, PyTorch {torch.__version__}",
         }
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import study
 from models import catalogue
@@ -20,6 +21,16 @@ def test_every_network_of_two_dimensions_fits_the_common_conditions():
     for name, one in catalogue.ARCHITECTURES.items():
         if one.dimensions == 2:
             assert study.recipe_of(name, steps=10, grid=128).settings["classes"] == 7
+
+
+def test_slim_networks_cost_what_the_default_costs():
+    costs = {}
+    for name in study.SLIM:
+        with torch.device("meta"):
+            network = catalogue.build(name, **study.recipe_of(name, steps=10, grid=128, slim=True).settings)
+        costs[name] = catalogue.gflops(network, (1, 3, 128, 128))
+    assert costs.keys() == {name for name, one in catalogue.ARCHITECTURES.items() if one.dimensions == 2}
+    assert {name: cost for name, cost in costs.items() if not 0.9 < cost < 1.2} == {}
 
 
 def test_a_round_trains_exports_scores_and_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -37,7 +48,7 @@ def test_a_round_trains_exports_scores_and_tells(tmp_path: Path, monkeypatch: py
     assert min(took.values()) > 0
     made = sorted((tmp_path / "runs" / "slices").glob("hu-*.npy"))
     assert len(made) == 2, "training and validation slices, made once for both networks"
-    study.write(rows, summaries, {"steps": 2, "grid": 64, "heads": 2, "bleed_free": 0}, tmp_path)
+    study.write(rows, summaries, {"steps": 2, "grid": 64, "heads": 2, "bleed_free": 0, "slim": False}, tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     assert {row["network"] for row in results["rows"]} == {"res_unet", "dr_unet"}
     assert all(row["slice_ms"] > 0 and 0 <= row["dice"] <= 1 for row in results["rows"])

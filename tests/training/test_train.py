@@ -117,19 +117,6 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights(optimiser: str, checkp
     assert losses[0] == losses[1]
 
 
-def test_after_the_last_step_the_last_biases_alone_are_balanced(
-    recipe: recipes.Recipe, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("training.balance.CHANCE", 2)
-    shutil.copytree(checkpoint.parent / "slices", tmp_path / "slices")
-    balanced = recipe.model_copy(update={"training": recipe.training.model_copy(update={"balance": True})})
-    train(balanced, tmp_path)
-    weights, before = (torch.load(run / LAST, weights_only=True)["weights"] for run in (tmp_path, checkpoint.parent))
-    assert [name for name in weights if not torch.equal(weights[name], before[name])] == ["network.head.0.bias"]
-    assert "| balance | +0.00, " in (tmp_path / "MODEL_CARD.md").read_text()
-    assert "balance" not in (checkpoint.parent / "MODEL_CARD.md").read_text().replace("balance False", "")
-
-
 def test_another_recipe_does_not_go_on_with_a_run(recipe: recipes.Recipe, checkpoint: Path):
     with pytest.raises(RecipeError, match="holds a run of another recipe"):
         train(recipe.model_copy(update={"version": "1"}), checkpoint.parent)
@@ -268,7 +255,6 @@ def launch(recipe: str, checkpoint: Path, folder: Path) -> subprocess.CompletedP
 def test_several_processes_learn_together(checkpoint: Path, tmp_path: Path):
     """Each takes its share of every batch, the first one scores, cuts the rate for all, and writes."""
     plateau = SMALL.replace("one_cycle", "plateau").replace("validate_every = 3", "validate_every = 1\npatience = 1")
-    plateau += "balance = true\n"
     done = launch(plateau, checkpoint, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "2 x cpu" in (tmp_path / "run" / "MODEL_CARD.md").read_text()
