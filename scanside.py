@@ -23,13 +23,15 @@ from runtime.errors import ScansideError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
+app = typer.Typer(
+    help=__doc__.rpartition("\n\n")[0], no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False
+)
 outbox = typer.Typer(help="What the node still owes to its destinations.", no_args_is_help=True)
 app.add_typer(outbox, name="outbox")
 bundles = typer.Typer(help="A model bundle: what it is, who vouches for it.", no_args_is_help=True)
 app.add_typer(bundles, name="bundle")
 
-out = Console()
+out = Console(width=None if sys.stdout.isatty() else 160, soft_wrap=True)  # a path in a log is one piece
 err = Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else.")]
@@ -38,7 +40,10 @@ BundleFolder = Annotated[Path | None, typer.Option(help="Model bundle; default: 
 BundleArgument = Annotated[Path | None, typer.Argument(help="A bundle; default: the one that ships.")]
 SampleFolder = Annotated[
     Path | None,
-    typer.Argument(help="DICOM series, or .npz with hu, spacing_mm and thickness_mm; left out: phantoms never seen."),
+    typer.Argument(
+        help="DICOM series, or .npz with hu, spacing_mm and thickness_mm; may be left out of a bundle that was trained "
+        "on phantoms: then they are phantoms never seen."
+    ),
 ]
 PhantomHeads = Annotated[int, typer.Option(min=3, help="How many phantoms, where no samples are named.")]
 Seed = Annotated[int, typer.Option(min=0, help="Another head.")]
@@ -48,8 +53,20 @@ Lesions = Annotated[
 ]
 
 
+def _tell_version(asked: bool) -> None:  # typer calls it so
+    if asked:
+        from importlib.metadata import version
+
+        out.print(version("scanside"), highlight=False)
+        raise typer.Exit
+
+
 @app.callback()
-def _set_up() -> None:
+def _set_up(
+    version: Annotated[  # noqa: ARG001  # told by its callback
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="The version, and nothing else.")
+    ] = False,
+) -> None:
     """Keep what is logged away from stdout: that is for results."""
     from dicom_node import log
 
@@ -239,6 +256,7 @@ def outbox_park(config: ConfigFile, item: Annotated[int, typer.Argument(help="It
     """Take a result out of the sender's way until it is retried."""
     if not _journal(config).park(item, "parked by hand"):
         _end(f"no unsent result {item}: see `scanside outbox list`", 1)
+    out.print(f"parked: {item}, until `scanside outbox retry {item}`", highlight=False)
 
 
 # the same without a network, and what stands around it
@@ -248,32 +266,37 @@ def outbox_park(config: ConfigFile, item: Annotated[int, typer.Argument(help="It
 def analyse(
     folder: Annotated[Path, typer.Argument(help="DICOM files, any depth.")],
     target: Annotated[Path, typer.Option("--out", help="Results, one folder per series.")],
+    config: Annotated[
+        Path | None, typer.Option(help="The node's: its bundle, triage rules and limits hold. Default: the usual ones.")
+    ] = None,
     bundle: BundleFolder = None,
-    precision: Annotated[str, typer.Option(help="fp32, or one that `scanside verify` has passed.")] = "fp32",
-    min_slices: Annotated[int, typer.Option(min=1, help="A series with fewer is not analysed.")] = 5,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32 (default), or one that `scanside verify` has passed.")
+    ] = None,
+    min_slices: Annotated[int | None, typer.Option(min=1, help="A series with fewer is not analysed (5).")] = None,
     as_json: Json = False,
 ) -> None:
     """Analyse a folder as the node would, without a network."""
+    from dicom_node import config as configuration
     from dicom_node import folder as folders
     from dicom_node.analysis import Analyser
-    from dicom_node.config import Config
     from runtime.bundle import open_bundle
     from runtime.session import open_session, self_test
     from runtime.triage import Rule
 
     series, others = folders.find(folder)
     folders.prepare(target)
-    opened = open_bundle(bundle)
-    session = open_session(opened, precision=precision)
+    said = configuration.load(config) if config else configuration.Config()
+    opened = open_bundle(bundle) if bundle else open_bundle(said.model.bundle, said.model.trusted_keys)
+    session = open_session(opened, precision=precision or said.model.precision, threads=said.model.threads)
     self_test(session, opened)
-    usual = Config()
     analyser = Analyser(
         opened,
         session,
-        [Rule(rule.level, rule.classes, rule.volume_ml) for rule in usual.triage],
-        min_slices=min_slices,
-        min_coverage_mm=usual.series.min_coverage_mm,
-        max_batch=usual.model.max_batch,
+        [Rule(rule.level, rule.classes, rule.volume_ml) for rule in said.triage],
+        min_slices=min_slices or said.series.min_slices,
+        min_coverage_mm=said.series.min_coverage_mm,
+        max_batch=said.model.max_batch,
     )
     with _progress("images", sum(map(len, series.values()))) as advance:
         done = folders.analyse(analyser, series, target, advance)
@@ -284,7 +307,8 @@ def analyse(
         for one in told:
             _show_series(one)
         _show_others("left alone", others)
-    raise typer.Exit(1 if any(one["state"] == "failed" for one in told) else 0)
+    failed = any(one["state"] == "failed" for one in told) or all(one["report"] is None for one in told)
+    raise typer.Exit(1 if failed else 0)
 
 
 @app.command()
@@ -433,7 +457,7 @@ def models(as_json: Json = False) -> None:
         table.add_row(
             row["name"], f"{row['parameters']:,}", *(_by_side(row[key]) for key in ("gflops", "activations_mib"))
         )
-    out.print(table)
+    out.print(table, soft_wrap=False)
     for row in rows:
         out.print(f"{row['name']}  {row['headline']}", markup=False, highlight=False)
         out.print(
@@ -522,12 +546,15 @@ def evaluate(
         evaluation.write(scored, summary, opened, folder)
     if seal:
         told = {"scores.json": json.dumps(summary, indent=2) + "\n", "MODEL_CARD.md": card.of_bundle(summary, opened)}
+        was_signed = opened.is_signed
         sealing.add(bundle, told)
+        _tell_unsigned(was_signed, bundle)
     if as_json:
         print(json.dumps(summary, indent=2))
         return
     shown = ("class", "cases", "Dice", "error, ml", "within 10 % or 1.5 ml", "found", "false findings")
     _print([{key: row[key] for key in shown} for row in card.rows(summary)])
+    out.print("\ncases without any blood:")
     out.print_json(data=summary["bleed_free"])
 
 
@@ -553,18 +580,21 @@ def calibrate(
     from training.heads import FIRST_CALIBRATION
 
     opened = open_bundle(bundle)
+    was_signed = opened.is_signed
     budget = parse_budget(limits or (), opened.budget)
     series = list(_series(opened, data, heads, FIRST_CALIBRATION))
     with _stages() as on_stage:
         made = measure(opened, series, count=slices, budget=budget, on_stage=on_stage)
     write(opened, made, budget)
+    _tell_unsigned(was_signed, bundle)
     if folder:
         report.write(made, folder)
     if as_json:
         print(json.dumps(made.report, indent=2))
         return
     _print(report.rows(made))
-    out.print(f"now: scanside verify {bundle}", highlight=False)
+    held_out = "" if data is None else " HELD_OUT, other series than these"
+    out.print(f"now: scanside verify {bundle}{held_out}", highlight=False)
 
 
 @app.command()
@@ -597,7 +627,9 @@ def verify(
     with _progress("series", len(series)) as advance:
         verdicts = judge(opened, series, rules, advance)
     if bundle and not dry_run:
+        was_signed = opened.is_signed
         record(opened, verdicts, series, rules)
+        _tell_unsigned(was_signed, bundle)
     if as_json:
         print(json.dumps({name: dataclasses.asdict(one) for name, one in verdicts.items()}, indent=2))
     else:
@@ -635,10 +667,9 @@ def bundle_diff(first: Path, second: Path, as_json: Json = False) -> None:
     if as_json:
         print(json.dumps(found, indent=2))
     elif found:
-        table = Table(*found[0])
         for one in found:
-            table.add_row(*one.values())
-        out.print(table)
+            lines = (one["entry"], f"  first:  {one['first'] or '-'}", f"  second: {one['second'] or '-'}")
+            out.print("\n".join(lines), markup=False, highlight=False)
     if found:
         raise typer.Exit(1)
 
@@ -759,6 +790,11 @@ def _dicom_series(folder: Path, *, or_none: bool) -> Iterator[Any]:
             advance(1)
 
 
+def _tell_unsigned(was_signed: bool, bundle: Path) -> None:
+    if was_signed:
+        err.print(f"{bundle} has changed and is no longer signed: `scanside bundle sign` it again", style="yellow")
+
+
 def _stages() -> Any:
     """Progress of work in stages, each with steps of its own, on a terminal; elsewhere nothing."""
     from contextlib import contextmanager
@@ -808,7 +844,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row.values()))
-    out.print(table)
+    out.print(table, soft_wrap=False)
 
 
 def _by_side(values: dict[str, float]) -> str:
@@ -821,7 +857,7 @@ def _show_demo(told: dict[str, Any]) -> None:
     table = Table("found", "ml", "truth ml", title=f"{told['model']} on {told['backend']}", title_justify="left")
     for finding in told["findings"]:
         table.add_row(finding["class"], f"{finding['volume_ml']:.1f}", f"{finding['truth_ml']:.1f}")
-    out.print(table)
+    out.print(table, soft_wrap=False)
     decision = told["decision"]
     out.print(
         f"triage: [{LEVEL_STYLES[decision['level']]}]{decision['level']}[/] ({decision['reason']})", highlight=False
@@ -854,13 +890,19 @@ def _told(one: Any) -> dict[str, Any]:
         "state": str(outcome.state),
         "reason": outcome.reason,
         "report": dataclasses.asdict(outcome.report) if outcome.report else None,
+        "refused": [{"path": str(path), "reason": reason} for path, reason in one.refused],
         "results": {file.path.stem: str(file.path) for file in outcome.files},
         "folder": str(one.folder) if outcome.report else None,
     }
 
 
 def _show_series(one: dict[str, Any]) -> None:
-    out.print(f"series {one['series_uid']}: {one['files']} files, {one['state']}", highlight=False)
+    state = one["state"].replace("_", " ")
+    out.print(f"series {one['series_uid'] or 'without a UID'}: {one['files']} files, {state}", highlight=False)
+    for each in one["refused"][:5]:
+        out.print(f"  not analysed: {each['path']}: {each['reason']}", style="yellow", markup=False, highlight=False)
+    if len(one["refused"]) > 5:
+        out.print(f"  and {len(one['refused']) - 5} more: see --json", style="yellow", highlight=False)
     report = one["report"]
     if report is None:
         out.print(f"  {one['reason']}", style="yellow", markup=False, highlight=False)

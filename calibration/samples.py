@@ -125,6 +125,8 @@ def read_arrays(path: Path) -> Series:
     SampleError : not such a file
 
     """
+    if not path.exists():
+        raise SampleError(f"{path}: no such file or folder")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             hu, spacing, thickness = (arrays[key] for key in (HU, "spacing_mm", "thickness_mm"))

@@ -37,6 +37,7 @@ class Analysed:
     files: int
     outcome: Outcome
     folder: Path
+    refused: tuple[tuple[Path, str], ...] = ()  # files that were not analysed, and why
 
 
 def find(folder: Path) -> tuple[dict[tuple[str, str], list[Path]], list[Path]]:
@@ -118,14 +119,27 @@ def prepare(out: Path) -> None:
 def analyse(
     analyser: Analyser, series: dict[tuple[str, str], list[Path]], out: Path, on_image: Callable[[int], None]
 ) -> list[Analysed]:
-    """Analyse each series as the node would when it closes; its results go into a folder of its own under `out`."""
+    """Analyse each series as the node would when it closes; its results go into a folder of its own under `out`.
+
+    Raises
+    ------
+    FolderError : a series has results there already
+
+    """
+    targets = {key: _target(*key, out) for key in series}
+    if taken := [target for target in targets.values() if target.is_dir() and any(target.iterdir())]:
+        raise FolderError(f"{taken[0]} holds the results of an earlier run: choose another --out, or remove it")
     done = []
-    for (study_uid, series_uid), paths in series.items():
-        state = Series()
+    for key, paths in series.items():
+        state, refused = Series(), []
         for path in paths:
-            analyser.feed(state, [path])
+            refused += [(path, str(one.refusal)) for one in analyser.feed(state, [path]) if one.refusal]
             on_image(1)
-        safe = re.fullmatch(r"[0-9.]{1,64}", series_uid)
-        target = out / (series_uid if safe else str(derive(study_uid, series_uid)))
-        done.append(Analysed(series_uid, len(paths), analyser.close(state, target, revision=1, missing=()), target))
+        outcome = analyser.close(state, targets[key], revision=1, missing=())
+        done.append(Analysed(key[1], len(paths), outcome, targets[key], tuple(refused)))
     return done
+
+
+def _target(study_uid: str, series_uid: str, out: Path) -> Path:
+    safe = re.fullmatch(r"[0-9.]{1,64}", series_uid)
+    return out / (series_uid if safe else str(derive(study_uid, series_uid)))

@@ -63,8 +63,8 @@ def write(
 
     Raises
     ------
-    ExportError : the folder is in use, the graph is not equal to PyTorch within the budget, or holds what an engine
-        would refuse; then nothing is written
+    ExportError : the folder is in use, the network does not answer with logits of the contract's classes, the graph is
+        not equal to PyTorch within the budget, or holds what an engine would refuse; then nothing is written
 
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -77,7 +77,9 @@ def write(
         )
     hu = golden_hu.astype(np.int32)
     with torch.no_grad():
-        expected = [out.numpy() for out in graph(torch.from_numpy(hu))]
+        logits = graph.network(graph.prepare(torch.from_numpy(hu)))
+        _check_logits(logits, contract)
+        expected = [out.numpy() for out in graph.answer(logits, torch.from_numpy(hu))]
     exact = model or to_onnx(graph)
     full = rounded(exact)
     seen = observe(full, float_tensors(full), golden_hu)
@@ -107,6 +109,21 @@ def write(
         folder.rmdir()
     seal.make(folder, put)
     return parity
+
+
+def _check_logits(logits: torch.Tensor, contract: Contract) -> None:
+    """Refuse a network that answers for another number of classes, or with probabilities."""
+    answered, classes = logits.shape[1], len(contract.classes)
+    if answered != classes and (answered, classes) != (1, 2):
+        one = ", or one for blood" if classes == 2 else ""
+        raise ExportError(f"the network answers with {answered} logits; {contract.name} has {classes} classes{one}")
+    total = logits.sum(dim=1) if answered > 1 else torch.ones(1)
+    between = logits.min() >= 0 and logits.max() <= 1 and logits.min() < logits.max()
+    if between and torch.allclose(total, torch.ones_like(total), atol=1e-3):
+        raise ExportError(
+            "the network answers with probabilities, as after a softmax or a sigmoid: scanside takes logits and makes "
+            "the probabilities itself, so export the network without its last step"
+        )
 
 
 def _manifest(contract: Contract, graph: HeadCT, minimum_ml: float, learnt_from: str | None) -> dict[str, Any]:

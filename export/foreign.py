@@ -82,6 +82,12 @@ def surround(path: Path, contract: Contract) -> tuple[HeadCT, onnx.ModelProto]:
     view, classes = contract.input.view, len(contract.classes)
     grid, channels = contract.input.grid, len(contract.input.windows_hu) * view.shown
     asked = torch.zeros(2, channels, grid, grid)
+    first = given.graph.input[0].type.tensor_type.shape.dim[:1]
+    if first and first[0].dim_value:
+        raise ExportError(
+            f"{path}: takes batches of {first[0].dim_value} alone: export it with a dynamic first axis "
+            '(torch.onnx.export: dynamic_axes={"x": {0: "N"}})'
+        )
     try:
         answered = tuple(Foreign(given, classes)(asked).shape)
     except Exception as error:  # onnxruntime's exceptions share no base class below Exception
@@ -89,7 +95,7 @@ def surround(path: Path, contract: Contract) -> tuple[HeadCT, onnx.ModelProto]:
             f"{path}: does not take an input of shape {tuple(asked.shape)}, as {contract.name} shows it "
             f"({len(contract.input.windows_hu)} windows of {view.shown} slices, grid {grid}): {error}"
         ) from error
-    if answered not in ((2, classes, grid, grid), (2, 1, grid, grid)):
+    if answered != (2, classes, grid, grid) and (answered, classes) != ((2, 1, grid, grid), 2):
         raise ExportError(
             f"{path}: answers with {answered}: {contract.name} has {classes} classes on a grid of {grid}, so logits "
             f"are of shape {(2, classes, grid, grid)}"

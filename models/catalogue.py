@@ -266,7 +266,8 @@ def side_multiple(name: str, /, **settings: Any) -> int:
     CatalogueError : as `configure`
 
     """
-    return ARCHITECTURES[name].multiple(configure(name, **settings))
+    config = configure(name, **settings)
+    return ARCHITECTURES[name].multiple(config)
 
 
 def parameters(network: nn.Module) -> int:

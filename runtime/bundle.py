@@ -27,7 +27,7 @@ import numpy as np
 
 from runtime.errors import BundleError, BundleTampered, NotVerified
 from runtime.geometry import View
-from runtime.manifest import Manifest, parse
+from runtime.manifest import FILES, PROCESSOR, Manifest, parse
 from runtime.verdict import Budget
 
 if TYPE_CHECKING:
@@ -76,11 +76,17 @@ class Bundle:
         """How far from FP32 its other precisions may be."""
         return Budget(**self.manifest.budget.model_dump())
 
+    @property
+    def is_signed(self) -> bool:
+        """Whether somebody vouches for it; by whom, `open_bundle` asks."""
+        return (self.folder / SIGNATURE).exists()
+
     def graph(self, precision: str) -> Path:
         """Path of the ONNX graph of a precision."""
         files: dict[str, str] = {**self.manifest.precisions}
         if precision not in files:
-            raise BundleError(f"{self.folder}: no {precision} graph, only {', '.join(files)}: `scanside calibrate` it")
+            remedy = "`scanside calibrate` makes it" if precision in FILES else "there is no such precision"
+            raise BundleError(f"{self.folder}: no {precision} graph, only {', '.join(files)}: {remedy}")
         return self.folder / files[precision]
 
     def sha256(self, precision: str) -> str:
@@ -180,7 +186,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     for name, file in manifest.precisions.items():
         try:
             bundle.check_ruling(name)
-            serves = "yes"
+            serves = "yes" if name in PROCESSOR else "passed; TensorRT's, which this version does not run yet"
         except NotVerified as error:
             serves = str(error)
         size = (bundle.folder / file).stat().st_size
@@ -196,7 +202,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "training_data": bundle.training_data,
         "licence": manifest.licence,
         "classes": ", ".join(bundle.classes),
-        "signed": (bundle.folder / SIGNATURE).exists(),
+        "signed": bundle.is_signed,
         "weights_bytes": weights,
         "precisions": precisions,
     }

@@ -21,6 +21,7 @@ FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]  # in
 FILES = {
     "fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx", "int8-cpu": "model.int8-cpu.onnx",
 }  # fmt: skip
+PROCESSOR = ("fp32", "int8-cpu")  # FP16 it would compute in FP32, and INT8 placed for TensorRT slower than FP32
 ABOUT = {"parity.json", "calibration.json", "verdicts.json", "scores.json", "MODEL_CARD.md"}
 Precision = Literal["fp32", "fp16", "int8", "int8-cpu"]
 
@@ -87,6 +88,9 @@ class Manifest(_Strict):
 
     @model_validator(mode="after")
     def _complete(self) -> Manifest:
+        names = [one.name for one in self.classes]
+        if len(set(names)) < len(names):
+            raise ValueError(f"classes {', '.join(names)}: one is there twice")
         without = [one.name for one in self.classes[1:] if one.name not in self.minimum_volume_ml]
         if without:
             raise ValueError(f"no minimum_volume_ml for {', '.join(without)}")

@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 
 from runtime.errors import BackendError, InferenceError
+from runtime.manifest import PROCESSOR
 from runtime.session import checked
 from runtime.types import ModelIdentity, SliceLabels
 
@@ -27,7 +28,7 @@ class OrtSession:
 
     """
 
-    PRECISIONS = ("fp32", "int8-cpu")  # FP16 it would compute in FP32, and INT8 placed for TensorRT slower than FP32
+    PRECISIONS = PROCESSOR
 
     def __init__(
         self, bundle: Bundle, precision: str = "fp32", *, graph: bytes | None = None, threads: int = 0

@@ -45,7 +45,10 @@ def check_rules(rules: Sequence[Rule], classes: Sequence[str]) -> None:
     """
     unknown = sorted({name for rule in rules for name in rule.classes} - {"any", *classes[1:]})
     if unknown:
-        raise RuleError(f"triage rules name {', '.join(unknown)}; the model has {', '.join(classes[1:])}")
+        raise RuleError(
+            f"triage rules name {', '.join(unknown)}; the model has {', '.join(classes[1:])}: write [[triage]] rules "
+            "for its classes (without any, the usual ones hold: see `scanside config --example`)"
+        )
 
 
 def decide(

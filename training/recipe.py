@@ -141,6 +141,8 @@ class Split(_Section):
             raise ValueError("give either fractions or folds")
         if self.fractions is not None and len(self.fractions) not in (2, 3):
             raise ValueError("fractions are two (training, validation) or three (and test)")
+        if self.fractions is not None and abs(sum(self.fractions) - 1) > 1e-6:
+            raise ValueError(f"fractions make {sum(self.fractions):g}, not 1: a share that is left out is learnt from")
         if self.folds is not None and self.fold >= self.folds:
             raise ValueError(f"fold {self.fold} of {self.folds}: they count from 0")
         return self
@@ -196,6 +198,15 @@ class Contract(_Section):
     classes: Annotated[tuple[str, ...], Field(min_length=2)] = CLASSES
     codes: dict[str, Coded] = {}  # of classes that the node's own table does not know, or that it is to call otherwise
     input: Input
+
+    @model_validator(mode="after")
+    def _background_first(self) -> Self:
+        twice = sorted({name for name in self.classes if self.classes.count(name) > 1})
+        if twice:
+            raise ValueError(f"classes: {', '.join(twice)} is there twice")
+        if self.classes[0] != "background":
+            raise ValueError(f'classes: the first is "background", not {self.classes[0]!r}: all others are blood')
+        return self
 
     @model_validator(mode="after")
     def _codes_are_of_classes(self) -> Self:
@@ -301,5 +312,11 @@ def load(path: Path, kind: type[Read] = Recipe) -> Read:  # type: ignore[assignm
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path}: no valid TOML: {error}") from None
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        lines = [_mistake(one["loc"], one["type"], one["msg"]) for one in error.errors()]
         raise RecipeError(f"{path}:\n  " + "\n  ".join(lines)) from None
+
+
+def _mistake(place: tuple[int | str, ...], kind: str, message: str) -> str:
+    """One mistake in one line: where, and what."""
+    said = "unknown key" if kind == "extra_forbidden" else message.removeprefix("Value error, ")
+    return f"{'.'.join(map(str, place))}: {said}" if place else said

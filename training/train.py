@@ -381,8 +381,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
         state = torch.load(path, map_location="cpu", weights_only=True)
         recipe = Recipe.model_validate(state["recipe"])
         weights, learnt_from = state["weights"], state["learnt_from"]
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, EOFError, UnpicklingError) as error:
-        raise RecipeError(f"{path} is no checkpoint of `scanside train`: {error}") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: {error.strerror}") from None
+    except (KeyError, RuntimeError, ValueError, TypeError, EOFError, UnpicklingError):  # torch's advice misleads here
+        raise RecipeError(f"{path} is no checkpoint of `scanside train`: give the best.pt of a run") from None
     graph = build(recipe)
     graph.load_state_dict(weights)
     return Checkpoint(recipe, graph.eval(), learnt_from)

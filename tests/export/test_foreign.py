@@ -134,12 +134,56 @@ def test_a_single_logit_is_blood_of_two_classes(tmp_path: Path, golden: np.ndarr
     [
         ({"channels": 3}, r"does not take an input of shape \(2, 2, 64, 64\), as theirs shows it \(2 windows"),
         ({"classes": 5}, r"answers with \(2, 5, 64, 64\): theirs has 3 classes"),
+        ({"classes": 1}, r"answers with \(2, 1, 64, 64\): theirs has 3 classes"),
     ],
 )
 def test_a_network_that_does_not_fit_its_contract_is_refused(tmp_path: Path, change: dict[str, int], message: str):
     path = write(tmp_path / "x.onnx", network(**change), channels=change.get("channels", 2))
     with pytest.raises(ExportError, match=message):
         surround(path, contract(tmp_path))
+
+
+@pytest.mark.parametrize(("said", "answered"), [(3, 5), (7, 3), (1, 1)])
+def test_a_module_that_answers_for_other_classes_is_refused(
+    tmp_path: Path, golden: np.ndarray, said: int, answered: int
+):
+    module = network(classes=answered)
+    module.config.classes = said
+    wanted = contract(tmp_path) if answered != 3 else contract(tmp_path, CONTRACT.replace(', "subdural"', ""))
+    graph = HeadCT(module, wanted.input.windows_hu, 64, len(wanted.classes)).eval()
+    with pytest.raises(ExportError, match=r"the network answers with \d logits; theirs has [23] classes"):
+        bundles.write(wanted, graph, golden, tmp_path / "b", minimum_ml=0.5)
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(("last", "classes"), [(nn.Softmax(dim=1), 3), (nn.Sigmoid(), 1)])
+def test_probabilities_are_not_taken_for_logits(tmp_path: Path, golden: np.ndarray, last: nn.Module, classes: int):
+    module = network(classes=classes)
+    module.head = nn.Sequential(module.head, last)
+    said = contract(tmp_path, CONTRACT.replace('"intracerebral", "subdural"', '"any"') if classes == 1 else CONTRACT)
+    graph, model = surround(write(tmp_path / "p.onnx", module), said)
+    with pytest.raises(ExportError, match="answers with probabilities, as after a softmax or a sigmoid"):
+        bundles.write(said, graph, golden, tmp_path / "b", minimum_ml=0.5, model=model)
+
+
+def test_a_network_for_one_slice_at_a_time_is_refused(tmp_path: Path):
+    buffer = io.BytesIO()
+    torch.onnx.export(network(), (torch.zeros(1, 2, 64, 64),), buffer, opset_version=17, dynamo=False)
+    (tmp_path / "one.onnx").write_bytes(buffer.getvalue())
+    with pytest.raises(ExportError, match=r"takes batches of 1 alone: export it with a dynamic first axis"):
+        surround(tmp_path / "one.onnx", contract(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ('["intracerebral", "background"]', "the first is \"background\", not 'intracerebral'"),
+        ('["background", "subdural", "subdural"]', "classes: subdural is there twice"),
+    ],
+)
+def test_classes_are_background_and_then_others(tmp_path: Path, classes: str, message: str):
+    with pytest.raises(RecipeError, match=message):
+        contract(tmp_path, CONTRACT.replace('["background", "intracerebral", "subdural"]', classes))
 
 
 def test_what_is_no_onnx_is_refused_by_name(tmp_path: Path):

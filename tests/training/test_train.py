@@ -211,7 +211,12 @@ def test_the_shipped_recipe_is_a_recipe():
         (SMALL.replace("[0, 90]", "[90, 90]"), "(?s)windows_hu.*the first must be less than the second"),
         (SMALL.replace("seed = 1", "seed = -1"), "(?s)training.seed.*greater than or equal to 0"),
         ('classes = ["background", "subdural"]' + SMALL, "classes: phantoms have background, intracerebral"),
-        (SMALL.replace("batch", "bach"), "(?s)training.batch.*training.bach"),
+        (SMALL.replace("batch", "bach"), "(?s)training.batch.*training.bach: unknown key"),
+        (
+            SMALL.replace('"res_unet"', '"resunet"'),
+            r"\n  no architecture 'resunet': choose from res_unet, vanilla_unet",
+        ),
+        (SMALL + "[split]\nfractions = [0.7, 0.1]\n", "split: fractions make 0.8, not 1"),
         ("[[[", "no valid TOML"),
     ],
 )
@@ -224,8 +229,10 @@ def test_a_wrong_recipe_is_refused_with_every_error(tmp_path: Path, text: str, m
 @pytest.mark.parametrize("content", [b"nonsense", b""])
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes):
     (tmp_path / "x.pt").write_bytes(content)
-    with pytest.raises(RecipeError, match="is no checkpoint"):
+    with pytest.raises(RecipeError, match=r"x\.pt is no checkpoint of `scanside train`: give the best\.pt of a run$"):
         load_checkpoint(tmp_path / "x.pt")
+    with pytest.raises(RecipeError, match=r"y\.pt: No such file or directory$"):
+        load_checkpoint(tmp_path / "y.pt")
 
 
 def test_the_losses_are_monais():

@@ -52,7 +52,7 @@ def look_up(classes: Mapping[Any, int], key: object, path: Path) -> int:
         raise SourceError(
             path,
             f"unknown class {key!r} (known: {known})",
-            "give it an index in the class mapping, or 0 to leave it out",
+            'add it to [data.classes], as a class of the recipe or as "background" to leave it out',
         ) from None
 
 
