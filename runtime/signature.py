@@ -49,14 +49,14 @@ def check(manifest: bytes, signature: Path, keys: Sequence[Path]) -> Path:
     BundleTampered : signed by someone else, or changed since
 
     """
+    publics = [(key, _read(key, load_pem_public_key, Ed25519PublicKey, "public")) for key in keys]
     try:
         signed = signature.read_bytes()
     except OSError as error:
         raise BundleError(
             f"{signature}: {error.strerror}: not signed, but must be: `scanside bundle sign` the bundle"
         ) from None
-    for key in keys:
-        public = _read(key, load_pem_public_key, Ed25519PublicKey, "public")
+    for key, public in publics:
         try:
             public.verify(signed, manifest)
         except InvalidSignature:

@@ -407,7 +407,7 @@ def test_a_bundle_is_calibrated_verified_signed_and_served_in_8_bits(samples: Pa
         (["export", "x.onnx", "--out", "y"], 2, "go together"),
         (["export", "x.pt", "--out", "y", "--contract", "c.toml"], 2, "go together"),
         (["bundle", "sign", SHIPPED, "--key", "nowhere.key"], 2, "name an Ed25519 private key"),
-        (["bundle", "verify", SHIPPED, "--key", "nowhere.pem"], 2, "not signed"),
+        (["bundle", "verify", SHIPPED, "--key", "nowhere.pem"], 2, "nowhere.pem: No such file"),
         (["bundle", "triton", SHIPPED, "--precision", "fp8", "--out", "t"], 2, "no fp8 graph, only"),
         (["analyse", ".", "--out", "x", "--precision", "int8"], 2, "no DICOM file"),
     ],
