@@ -285,11 +285,11 @@ def analyse(
     from runtime.triage import Rule
 
     series, others = folders.find(folder)
-    folders.prepare(target)
     said = configuration.load(config) if config else configuration.Config()
     opened = open_bundle(bundle) if bundle else open_bundle(said.model.bundle, said.model.trusted_keys)
     session = open_session(opened, precision=precision or said.model.precision, threads=said.model.threads)
     self_test(session, opened)
+    folders.prepare(target)
     analyser = Analyser(
         opened,
         session,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from pynetdicom import build_context
 from pynetdicom.sop_class import Verification
 
+from dicom_node.lock import is_locked
 from dicom_node.receiver import PORT_REMEDIES
 from dicom_node.sender import PeerError, associate
 from runtime.bundle import open_bundle
@@ -152,6 +154,8 @@ def _port(node: Node) -> Item:
         with socket.create_server((node.address, node.port), family=family):
             pass
     except OSError as error:
+        if error.errno == errno.EADDRINUSE and is_locked(node.folder):
+            return Item("port", True, "environment", f"{node.address}:{node.port}: taken; a node runs in {node.folder}")
         by_name = isinstance(error, socket.gaierror)
         remedy = None if by_name else PORT_REMEDIES.get(error.errno or 0)
         # create_server adds the address to what the system says

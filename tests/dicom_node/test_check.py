@@ -19,6 +19,7 @@ from dicom_node import sender
 from dicom_node.check import Item, check
 from dicom_node.config import Config, Destination, Model, Node, TriageRule
 from dicom_node.journal import Journal
+from dicom_node.lock import FolderLock
 from dicom_node.mistakes import Mistake
 from runtime import seal, session
 from runtime.bundle import SHIPPED
@@ -144,6 +145,16 @@ def test_a_port_in_use(look):
         item = look(port=port)["port"]
     assert (item.ok, item.kind) == (False, "environment")
     assert f"127.0.0.1:{port}: Address already in use; is a node running already?" in item.message
+
+
+def test_the_port_of_a_node_that_runs_is_no_fault(look, tmp_path):
+    (tmp_path / "node").mkdir(exist_ok=True)
+    running = FolderLock(tmp_path / "node")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        item = look(port=port, folder=tmp_path / "node")["port"]
+    running.release()
+    assert (item.ok, item.message) == (True, f"127.0.0.1:{port}: taken; a node runs in {tmp_path / 'node'}")
 
 
 def test_an_address_of_another_machine(look):
