@@ -74,7 +74,9 @@ class _Section(BaseModel):
 
 
 class Node(_Section):
-    ae_title: AETitle = Field("SCANSIDE", description="What scanners call this node; one that calls it otherwise is answered too.")
+    ae_title: AETitle = Field(
+        "SCANSIDE", description="What scanners call this node; one that calls it otherwise is answered too."
+    )
     address: Host = Field(
         "127.0.0.1",
         description="Where to listen. The default is this machine only: whoever reaches the port can send images, so "
