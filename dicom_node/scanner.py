@@ -193,9 +193,9 @@ def _find(paths: Sequence[Path]) -> tuple[list[_File], list[tuple[Path, str]]]:
             skipped.append((path, f"a DICOM file without {error.name} in its file meta information"))
         except (ValueError, RuntimeError, struct.error) as error:  # what pydicom raises for a head that is garbage
             skipped.append((path, f"a DICOM file that can't be read: {str(error) or type(error).__name__}"))
-    if missing := [path for path in paths if not path.exists()]:
-        raise PushError(f"{missing[0]}: no such file or folder")
     if not files:
+        if missing := [path for path in paths if not path.exists()]:
+            raise PushError(f"{missing[0]}: no such file or folder")
         raise PushError(f"no DICOM files in {', '.join(map(str, paths))} ({len(skipped)} other files)")
     return sorted(files, key=lambda file: (file.number, file.path.name)), skipped
 

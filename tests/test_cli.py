@@ -298,7 +298,7 @@ def test_status_and_outbox_before_the_first_start_say_so(tmp_path: Path):
         (["phantom", "."], "not empty"),
         (["analyse", "nowhere", "--out", "x"], "is no folder"),
         (["analyse", ".", "--out", "x"], "no DICOM file"),
-        (["push", "nowhere", "127.0.0.1:1"], "no DICOM files"),
+        (["push", "nowhere", "127.0.0.1:1"], "nowhere: no such file or folder"),
         (["push", ".", "somewhere"], "is not HOST:PORT"),
         (["phantom", "new", "--seed", "-1"], "Invalid value"),
         (["phantom", "new", "--tilt", "nan"], "tilts by 30 degrees"),

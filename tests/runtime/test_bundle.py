@@ -57,7 +57,7 @@ def test_a_bundle_of_the_first_format_loads_and_serves_full_precision(copy: Path
     bundle = open_bundle(copy)
     assert bundle.classes == open_bundle().classes
     assert self_test(open_session(bundle), bundle) <= 1e-3
-    with pytest.raises(BundleError, match="no int8-cpu graph, only fp32: `scanside calibrate` it"):
+    with pytest.raises(BundleError, match="no int8-cpu graph, only fp32: `scanside calibrate` makes it"):
         open_session(bundle, precision="int8-cpu")
 
 
