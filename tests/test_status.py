@@ -347,4 +347,5 @@ def test_retry_of_what_is_there(folder: Folder, capsys):
     scanside.outbox_park(folder.config, 1)
     scanside.outbox_retry(folder.config, 1)
     scanside.outbox_retry(folder.config, None)
-    assert capsys.readouterr().out == "1 queued again\n0 queued again\n"
+    told = "parked: 1, until `scanside outbox retry 1`\n1 queued again\n0 queued again\n"
+    assert capsys.readouterr().out == told
