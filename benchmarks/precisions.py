@@ -209,7 +209,9 @@ def main() -> None:
     arguments.add_argument(
         "--views", type=int, default=32, help="slices to measure ranges on; half as many to search on"
     )
-    arguments.add_argument("--held-out", type=int, default=4, help="to verify on")
+    arguments.add_argument(
+        "--held-out", type=int, default=12, help="to verify on; fewer may not show every class, and prove nothing"
+    )
     arguments.add_argument("runs_named", nargs="*", metavar="RUN", help="default: all that are trained")
     asked = arguments.parse_args()
     names = asked.runs_named or sorted(path.parent.name for path in asked.runs.glob("*/training_s"))

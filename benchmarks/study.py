@@ -305,7 +305,8 @@ def page(rows: Sequence[Row], asked: dict[str, Any]) -> str:
     ]
     told = machine()
     return PAGE.format(
-        arguments=f"--steps {asked['steps']} --grid {asked['grid']}{' --slim' * asked['slim']}",
+        arguments=f"--steps {asked['steps']} --grid {asked['grid']} --heads {asked['heads']} "
+        f"--bleed-free {asked['bleed_free']}{' --slim' * asked['slim']}",
         widths=WIDTHS[asked["slim"]], steps=asked["steps"], grid=asked["grid"],
         heads=asked["heads"] + asked["bleed_free"], bleed_free=asked["bleed_free"], cpu=told["cpu"],
         threads=told["threads"], table="\n".join(lines), batch=ALIKE["training"]["batch"],
