@@ -286,7 +286,7 @@ def analyse(
 
     series, others = folders.find(folder)
     said = configuration.load(config) if config else configuration.Config()
-    opened = open_bundle(bundle) if bundle else open_bundle(said.model.bundle, said.model.trusted_keys)
+    opened = open_bundle(bundle or said.model.bundle, said.model.trusted_keys)
     session = open_session(opened, precision=precision or said.model.precision, threads=said.model.threads)
     self_test(session, opened)
     folders.prepare(target)
