@@ -287,7 +287,13 @@ def analyse(
     series, others = folders.find(folder)
     said = configuration.load(config) if config else configuration.Config()
     opened = open_bundle(bundle or said.model.bundle, said.model.trusted_keys)
-    session = open_session(opened, precision=precision or said.model.precision, threads=said.model.threads)
+    session = open_session(
+        opened,
+        said.model.backend,
+        precision=precision or said.model.precision,
+        threads=said.model.threads,
+        plans=said.model.plans,
+    )
     self_test(session, opened)
     folders.prepare(target)
     analyser = Analyser(

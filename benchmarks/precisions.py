@@ -30,6 +30,7 @@ from calibration.samples import Series
 from calibration.verify import record, verify
 from export import bundle as bundles
 from runtime.bundle import open_bundle
+from runtime.manifest import PROCESSOR
 from runtime.ort import OrtSession
 from runtime.triage import Rule
 from runtime.verdict import Budget
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from runtime.bundle import Bundle
 
+NOT_MADE = {"passed": False, "reasons": ("not made: no choice of layers is inside the budget",), "figures": {}}
 RULES = (Rule("critical", ("any",), 30.0), Rule("urgent", ("any",), 0.0))
 SIZE = 512
 
@@ -63,7 +65,7 @@ class Row:
     decisions_flipped: int | None
     layers: int
     left_out: int
-    megabytes: float
+    megabytes: float | None
     slice_ms: float | None
     speed_up: float | None
     share_of_time: dict[str, float]
@@ -86,26 +88,28 @@ def measure(
     bundle = open_bundle(folder)
     verdicts = json.loads((folder / "verdicts.json").read_text())["verdicts"]
     told = json.loads((folder / "calibration.json").read_text())["precisions"]
-    times = latency({name: OrtSession(bundle, name) for name in OrtSession.PRECISIONS})
+    times = latency({name: OrtSession(bundle, name) for name in PROCESSOR if name in bundle.manifest.precisions})
     rows = []
     for precision in ("fp32", "fp16", "int8", "int8-cpu"):
-        figures, how = verdicts[precision]["figures"], told.get(precision, {})
+        how = told.get(precision, {})
+        verdict = verdicts.get(precision, NOT_MADE)
+        figures = verdict["figures"]
         change = figures.get("worst_volume_change")
         rows.append(
             Row(
                 network=recipe.name,
                 precision=precision,
-                passed=verdicts[precision]["passed"],
-                reasons=tuple(verdicts[precision]["reasons"]),
+                passed=verdict["passed"],
+                reasons=tuple(verdict["reasons"]),
                 dice=min(figures["dice"].values()) if figures.get("dice") else None,
                 volume_ml=change["ml"] if change else None,
                 decisions_flipped=figures.get("decisions_flipped"),
                 layers=how.get("layers", 0),
                 left_out=len(how.get("left_out", how.get("kept_fp32", ()))),
-                megabytes=round(weights(bundle, precision) / 1e6, 2),
+                megabytes=round(weights(bundle, precision) / 1e6, 2) if precision in verdicts else None,
                 slice_ms=times.get(precision),
                 speed_up=round(times["fp32"] / times[precision], 2) if precision in times else None,
-                share_of_time=profile(bundle, precision) if precision == "int8-cpu" else {},
+                share_of_time=profile(bundle, precision) if precision == "int8-cpu" and precision in verdicts else {},
             )
         )
     return rows
@@ -169,7 +173,7 @@ def table(rows: Sequence[Row]) -> str:
         spent = ", ".join(f"{kind} {share:.0%}" for kind, share in row.share_of_time.items())
         lines.append(
             f"| `{row.network}` | {row.precision} | {'passed' if row.passed else 'failed'} | {dice} | {volume} "
-            f"| {row.layers or ''} | {row.left_out if row.precision != 'fp32' else ''} | {row.megabytes} "
+            f"| {row.layers or ''} | {row.left_out if row.precision != 'fp32' else ''} | {row.megabytes or ''} "
             f"| {row.slice_ms or ''} | {row.speed_up or ''} | {spent} |"
         )
     return "\n".join(lines)

@@ -92,7 +92,8 @@ def calibrate(
             f"FP32 shows less than {scorer.LEAST_PIXELS} pixels of every class in the {len(chosen)} slices to choose "
             "on: give more samples that bleed, or ask for more --slices"
         )
-    half, full = to_half(model, {name: one.peak for name, one in seen.items()})
+    peak = {name: one.peak for name, one in seen.items()}
+    half, full = to_half(model, peak)
     graphs = {"fp32": model, "fp16": half}
     told: dict[str, Any] = {"fp16": {"kept_fp32": full}}
     for precision, place in placement.PLACEMENTS.items():
@@ -101,6 +102,8 @@ def calibrate(
         if found.inside:
             kept = [layer for layer in found.alone if layer not in found.left_out]
             graphs[precision] = place(model, span, kept)
+            if precision == "int8":  # what TensorRT does not compute on bytes, it computes in FP16
+                graphs[precision], told[precision]["kept_fp32"] = to_half(graphs[precision], peak)
     wrong = [text for name, graph in graphs.items() if name != "int8-cpu" for text in lint.check(graph)]
     if wrong:
         raise SampleError(f"{bundle.folder}: TensorRT would refuse what came of it: {'; '.join(wrong)}")

@@ -3,6 +3,9 @@
 TensorRT 11 has no builder flag for FP16: precision is the graph's (strong typing). What comes before the first
 convolution and after the last, the pre- and post-processing, stays FP32: Hounsfield units beyond 2,048 are not exact in
 FP16, and a slice has more pixels than FP16 can count.
+
+In a graph with Q/DQ for TensorRT it types what is not computed on bytes. Where bytes are, FP32 stays in name: opset 17
+quantises nothing else, and a cast in between would keep TensorRT from fusing.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
-from calibration.graph import WEIGHTED, Graph
+from calibration.graph import COPYING, WEIGHTED, Graph
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -41,6 +44,7 @@ HALF = frozenset(
         "Sigmoid", "Slice", "SpaceToDepth", "Split", "Squeeze", "Sub", "Sum", "Tanh", "Transpose", "Unsqueeze",
     }
 )  # fmt: skip
+BEHIND = ("Add", "Clip", "LeakyRelu", "Relu")  # what TensorRT computes within the quantised convolution before it
 STAYS_FLOAT = {"Resize": (1, 2)}  # inputs that are float32 whatever the data is: region and scales
 
 
@@ -54,7 +58,7 @@ def kept_full(model: onnx.ModelProto, peak: Mapping[str, float]) -> dict[str, st
     """
     graph = Graph.of(model)
     reasons = {}
-    for at in sorted(graph.body):
+    for at in sorted(graph.body - _on_bytes(graph)):
         node = graph.nodes[at]
         if node.op_type == "Constant" or not any(name in peak for name in node.output):
             continue  # sizes and other integers
@@ -82,7 +86,28 @@ def to_half(model: onnx.ModelProto, peak: Mapping[str, float]) -> tuple[onnx.Mod
 
     """
     full = kept_full(model, peak)
-    return _Typing(model, Graph.of(model).body, full.keys()).run(), full
+    graph = Graph.of(model)
+    return _Typing(model, graph.body - _on_bytes(graph), full.keys()).run(), full
+
+
+def _on_bytes(graph: Graph) -> set[int]:
+    """Places of Q and DQ, of the convolutions between them, and of what TensorRT fuses into these or moves Q across."""
+    found = {at for at, node in enumerate(graph.nodes) if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
+    for at in sorted(graph.body):
+        node = graph.nodes[at]
+        quantised = node.op_type == "Conv" and graph.kind_of_maker(node.input[1]) == "DequantizeLinear"
+        if quantised or (node.op_type in BEHIND and any(_makes(graph, name) & found for name in node.input)):
+            found.add(at)
+    before = {at for at in found if graph.nodes[at].op_type == "QuantizeLinear"}
+    for at in sorted(graph.body, reverse=True):
+        if graph.nodes[at].op_type in COPYING and graph.after(at) & before:
+            before.add(at)
+    return found | before
+
+
+def _makes(graph: Graph, name: str) -> set[int]:
+    """The node that makes a tensor of floats; of a DQ's nothing follows for who reads it."""
+    return {graph.maker[name]} if graph.kind_of_maker(name) in ("Conv", *BEHIND) else set()
 
 
 def _vanishes(constant: NDArray[np.float32] | None) -> bool:

@@ -15,6 +15,7 @@ from calibration.samples import SampleError, check_distinct
 from calibration.weights import load
 from runtime import seal
 from runtime.errors import InferenceError, ScansideError, SelfTestFailed
+from runtime.manifest import PROCESSOR
 from runtime.ort import OrtSession
 from runtime.report import compose
 from runtime.session import open_session, self_test
@@ -163,10 +164,9 @@ class _Trial:
 def _opened(bundle: Bundle, precision: str) -> tuple[Session, _Logits]:
     """A precision on the processor, rounded as its own engine would round."""
     graph = load(bundle.graph(precision))
-    if precision in OrtSession.PRECISIONS:
+    if precision in PROCESSOR:
         return open_session(bundle, "onnxruntime", precision=precision, on_trial=True), _Logits(graph)
-    if precision == "fp16":
-        graph = rounded_everywhere(graph)
+    graph = rounded_everywhere(graph)
     return OrtSession(bundle, precision, graph=graph.SerializeToString()), _Logits(graph)
 
 

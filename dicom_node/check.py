@@ -195,11 +195,15 @@ def _model(config: Config, is_sound: Callable[..., bool]) -> Iterator[Item]:
         return
     yield Item("bundle", True, "environment", f"{bundle.name} {bundle.version}, every hash as its manifest says")
     yield from _triage(config, bundle)
-    if not is_sound("model.backend", "model.threads", "model.precision"):
+    if not is_sound("model.backend", "model.threads", "model.precision", "model.plans"):
         return
     try:
         session = open_session(
-            bundle, config.model.backend, precision=config.model.precision, threads=config.model.threads
+            bundle,
+            config.model.backend,
+            precision=config.model.precision,
+            threads=config.model.threads,
+            plans=config.model.plans,
         )
     except (BackendError, BundleError) as error:
         yield Item("engine", False, "environment", str(error))
@@ -209,7 +213,11 @@ def _model(config: Config, is_sound: Callable[..., bool]) -> Iterator[Item]:
     except (InferenceError, SelfTestFailed) as error:
         yield Item("engine", False, "finding", str(error))
     else:
-        message = f"{session.identity.backend}: golden slices as recorded (at most {worst:.3%} of the pixels differ)"
+        identity = session.identity
+        message = (
+            f"{identity.backend}, {identity.precision}: golden slices as recorded (at most {worst:.3%} of the pixels "
+            f"differ); {session.why}"
+        )
         yield Item("engine", True, "finding", message)
     finally:
         session.close()

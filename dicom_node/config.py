@@ -102,12 +102,20 @@ class Model(_Section):
         description="Folder of the model bundle; relative to this file's folder. Default: the one scanside brings.",
         examples=["bundles/mine"],
     )
-    backend: Literal["auto", "onnxruntime"] = Field(
-        "auto", description="Inference engine; auto takes the best one here."
+    backend: Literal["auto", "tensorrt", "onnxruntime", "onnxruntime-cuda"] = Field(
+        "auto",
+        description="Inference engine. auto: TensorRT where there is a GPU and a plan of `scanside build`, else ONNX "
+        "Runtime on the processor; the log says which and why. The others never become another.",
     )
-    precision: Literal["fp32", "int8-cpu"] = Field(
-        "fp32",
-        description="int8-cpu is faster, where the bundle has it and `scanside verify` has passed it.",
+    precision: Literal["auto", "fp32", "fp16", "int8", "int8-cpu"] = Field(
+        "auto",
+        description="One that the bundle has and `scanside verify` has passed: int8-cpu is the processor's fastest, "
+        "fp16 and int8 are TensorRT's. auto: TensorRT's fastest, and fp32 on the processor.",
+    )
+    plans: Folder | None = Field(
+        None,
+        description="Folder of TensorRT's plans, relative to this file's folder. Default: the user's cache.",
+        examples=["plans"],
     )
     trusted_keys: tuple[Folder, ...] = Field(
         (),

@@ -122,7 +122,8 @@ class Dispatch:
         """Take a message of the supervisor: all of one worker's come before the next one's."""
         match message["is"]:
             case "ready":
-                log.info("worker_ready", model=message["model"], backend=message["backend"], pid=self._supervisor.pid)
+                told = {name: message[name] for name in ("model", "backend", "precision", "why")}
+                log.info("worker_ready", **told, pid=self._supervisor.pid)
                 self._worker = message["worker"]
                 self._start_over()
             case "died":

@@ -212,6 +212,7 @@ def _opening(config: Config) -> dict[str, Any]:
         "bundle": str(config.model.bundle) if config.model.bundle else None,
         "backend": config.model.backend,
         "precision": config.model.precision,
+        "plans": str(config.model.plans) if config.model.plans else None,
         "trusted_keys": [str(key) for key in config.model.trusted_keys],
         "threads": config.model.threads,
         "max_batch": config.model.max_batch,

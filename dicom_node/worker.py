@@ -56,11 +56,20 @@ def main() -> None:
 def _open(opening: dict[str, Any], answers: IO[str]) -> Analyser:
     keys = [Path(key) for key in opening["trusted_keys"]]
     bundle = open_bundle(Path(opening["bundle"]) if opening["bundle"] else None, keys)
-    session = open_session(bundle, opening["backend"], precision=opening["precision"], threads=opening["threads"])
+    plans = Path(opening["plans"]) if opening["plans"] else None
+    session = open_session(
+        bundle, opening["backend"], precision=opening["precision"], threads=opening["threads"], plans=plans
+    )
     disagreement = self_test(session, bundle)
     rules = [Rule(rule["level"], tuple(rule["classes"]), rule["volume_ml"]) for rule in opening["triage"]]
     check_rules(rules, bundle.classes)
-    ready = {"model": f"{bundle.name} {bundle.version}", "backend": session.identity.backend, "self_test": disagreement}
+    ready = {
+        "model": f"{bundle.name} {bundle.version}",
+        "backend": session.identity.backend,
+        "precision": session.identity.precision,
+        "why": session.why,
+        "self_test": disagreement,
+    }
     _say(answers, {"is": "ready", **ready})
     limits = {name: opening[name] for name in ("min_slices", "min_coverage_mm", "max_batch")}
     return Analyser(bundle, session, rules, **limits)

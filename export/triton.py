@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from calibration.weights import load
 from export.graph import ExportError
-from runtime.ort import OrtSession
+from runtime.manifest import PROCESSOR
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,7 +54,7 @@ def write(bundle: Bundle, precision: str, repository: Path) -> Path:
 
     """
     bundle.check_ruling(precision)
-    if precision not in OrtSession.PRECISIONS:
+    if precision not in PROCESSOR:
         raise ExportError(f"{precision} is TensorRT's, and no verdict of this machine is about it: choose another")
     model = f"{bundle.name}-{precision}".replace("-", "_")
     folder = repository / model

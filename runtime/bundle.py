@@ -186,7 +186,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     for name, file in manifest.precisions.items():
         try:
             bundle.check_ruling(name)
-            serves = "yes" if name in PROCESSOR else "passed; TensorRT's, which this version does not run yet"
+            serves = "yes" if name in PROCESSOR else "on TensorRT, after `scanside build`"
         except NotVerified as error:
             serves = str(error)
         size = (bundle.folder / file).stat().st_size

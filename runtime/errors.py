@@ -9,6 +9,7 @@
     │   └── NotVerified       a precision that no verdict has passed
     ├── BackendError          an inference engine that can't be opened
     ├── InferenceError        an engine that ran and gave no valid answer
+    │   └── DeviceLost        a GPU that failed or hangs: only a new process helps
     └── SelfTestFailed        an engine whose answers on the golden slices are not the bundle's
 
 Each message names the thing, the reason and the remedy. `exit_code` is what the command line ends with: 1 where a
@@ -54,6 +55,12 @@ class InferenceError(ScansideError):
     """The engine ran and its output is not a valid answer."""
 
     exit_code: ClassVar[int] = 1
+
+
+class DeviceLost(InferenceError):
+    """CUDA reported an error, or a batch did not end: the process that holds the GPU must start anew."""
+
+    exit_code: ClassVar[int] = 3
 
 
 class SelfTestFailed(ScansideError):

@@ -2,57 +2,66 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import onnxruntime
 
 from runtime.errors import BackendError, InferenceError
 from runtime.manifest import PROCESSOR
-from runtime.session import checked
-from runtime.types import ModelIdentity, SliceLabels
+from runtime.session import checked, identity
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from runtime.bundle import Bundle
+    from runtime.types import SliceLabels
 
 
 class OrtSession:
-    """A bundle's graph of one precision on the processor.
+    """A bundle's graph of one precision on the processor, or on the GPU through ONNX Runtime's CUDA provider.
 
     Parameters
     ----------
     graph : another graph in its place, serialised: one that shows more of itself
-    threads : 0 takes all cores
+    threads : of the processor; 0 takes all cores
+    provider : ``"CPUExecutionProvider"`` or ``"CUDAExecutionProvider"``, and no other in its place
 
     """
 
-    PRECISIONS = PROCESSOR
+    PRECISIONS: ClassVar = {"CPUExecutionProvider": PROCESSOR, "CUDAExecutionProvider": ("fp32", "fp16")}
 
     def __init__(
-        self, bundle: Bundle, precision: str = "fp32", *, graph: bytes | None = None, threads: int = 0
+        self,
+        bundle: Bundle,
+        precision: str = "fp32",
+        *,
+        graph: bytes | None = None,
+        threads: int = 0,
+        provider: str = "CPUExecutionProvider",
+        why: str = "asked for",
     ) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # errors; its warnings are about graphs, which export has checked
         path = bundle.graph(precision)
+        has = onnxruntime.get_available_providers()
+        if provider not in has:
+            raise BackendError(
+                f"ONNX Runtime {onnxruntime.__version__} has {', '.join(has)}, not {provider}: replace onnxruntime by "
+                "onnxruntime-gpu"
+            )
         try:
-            self._session = onnxruntime.InferenceSession(graph or path, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(graph or path, options, providers=[provider])
         except Exception as error:  # onnxruntime's exceptions share no base class below Exception
             raise BackendError(
                 f"{path}: ONNX Runtime {onnxruntime.__version__} does not take the graph: {error}"
             ) from error
+        if self._session.get_providers()[0] != provider:  # it falls back in silence
+            raise BackendError(f"ONNX Runtime {onnxruntime.__version__}: {provider} does not start: see `nvidia-smi`")
         self._classes, self._answered = len(bundle.classes), bundle.view.answered
-        self.identity = ModelIdentity(
-            name=bundle.name,
-            version=bundle.version,
-            digest=bundle.digest,
-            precision=precision,
-            backend=f"onnxruntime {onnxruntime.__version__} {self._session.get_providers()[0]}",
-            training_data=bundle.training_data,
-            codes={one.name: one.codes for one in bundle.manifest.classes if one.codes},
-        )
+        self.identity = identity(bundle, precision, f"onnxruntime {onnxruntime.__version__} {provider}")
+        self.why = why
 
     def infer(self, hu: NDArray[np.int16] | NDArray[np.int32]) -> list[SliceLabels]:
         """Labels of the slices that N views answer, from HU ``(N, shown, H, W)``."""

@@ -11,11 +11,13 @@ from runtime.types import ModelIdentity, SliceLabels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from runtime.bundle import Bundle
 
+BACKENDS = ("auto", "tensorrt", "onnxruntime", "onnxruntime-cuda")
 # share of a golden slice's pixels that may differ from PyTorch's: whether a precision may serve is the verdict's
 # business, whether this engine computes it is the self-test's
 SELF_TEST_DISAGREEMENT = {"fp32": 1e-3, "fp16": 1e-3, "int8": 1e-2, "int8-cpu": 1e-2}
@@ -23,9 +25,16 @@ GOLDEN_PIXELS, GOLDEN_CHANGE = 300, 0.1  # of a class in all golden slices; shar
 
 
 class Session(Protocol):
-    """An opened engine. Not for use from several threads at once."""
+    """An opened engine. Not for use from several threads at once.
+
+    Attributes
+    ----------
+    why : one sentence on how this engine came to be taken
+
+    """
 
     identity: ModelIdentity
+    why: str
 
     def infer(self, hu: NDArray[np.int16] | NDArray[np.int32]) -> list[SliceLabels]:
         """Labels of the slices that N views answer, in order, from HU ``(N, shown, H, W)`` (`runtime.geometry.View`).
@@ -33,6 +42,7 @@ class Session(Protocol):
         Raises
         ------
         InferenceError : the engine fails, or its answer is not valid
+        DeviceLost : and only a new process helps
 
         """
 
@@ -41,36 +51,71 @@ class Session(Protocol):
 
 
 def open_session(
-    bundle: Bundle, backend: str = "auto", *, precision: str = "fp32", threads: int = 0, on_trial: bool = False
+    bundle: Bundle,
+    backend: str = "auto",
+    *,
+    precision: str = "auto",
+    threads: int = 0,
+    plans: Path | None = None,
+    on_trial: bool = False,
 ) -> Session:
     """Open a bundle on a backend.
 
     Parameters
     ----------
-    backend : ``"onnxruntime"`` or ``"auto"``, which takes it too: it is the one engine this version has
-    precision : one that the bundle has
+    backend : ``"tensorrt"``, ``"onnxruntime"`` (the processor) or ``"onnxruntime-cuda"``, which never become another;
+        or ``"auto"``: TensorRT where there is a GPU and an accepted plan, else ONNX Runtime on the processor.
+        ``Session.why`` says which and why
+    precision : one that the bundle has; ``"auto"`` is the fastest that has passed among TensorRT's plans, elsewhere
+        FP32
     threads : for the processor's engine; 0 takes all cores
+    plans : folder of TensorRT's plans (`runtime.plans`); default: the user's cache
     on_trial : open a precision that has not passed, to find out whether it does
 
     Raises
     ------
     BundleError : the bundle has no such precision
     NotVerified : it has, but no verdict has passed it
-    BackendError : an unknown backend, or an engine that does not take the graph
+    BackendError : an unknown backend, or one that can't be had here: no GPU, no plan, a graph that it does not take
 
     """
-    if backend not in ("auto", "onnxruntime"):
-        raise BackendError(f"backend {backend!r} is not one of auto, onnxruntime")
-    from runtime.ort import OrtSession  # noqa: PLC0415  # engines load when they are asked for
+    if backend not in BACKENDS:
+        raise BackendError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
+    if precision != "auto":
+        bundle.graph(precision)  # a precision that it has not is nobody's else fault
+    why = "asked for"
+    if backend in ("auto", "tensorrt") and precision != "int8-cpu":
+        from runtime.plans import open_accepted  # noqa: PLC0415  # engines load when they are asked for
 
-    bundle.graph(precision)
-    if precision not in OrtSession.PRECISIONS:
-        raise BackendError(
-            f"{precision} is TensorRT's: ONNX Runtime on a processor takes {' or '.join(OrtSession.PRECISIONS)}"
-        )
+        try:
+            return open_accepted(bundle, precision, plans, on_trial=on_trial, is_asked_for=backend == "tensorrt")
+        except BackendError as error:
+            if backend == "tensorrt":
+                raise
+            why = f"no TensorRT: {error}"
+    from runtime.ort import OrtSession  # noqa: PLC0415  # as above
+
+    precision = "fp32" if precision == "auto" else precision
+    provider = "CUDAExecutionProvider" if backend == "onnxruntime-cuda" else "CPUExecutionProvider"
+    if precision not in OrtSession.PRECISIONS[provider]:
+        taken = " or ".join(OrtSession.PRECISIONS[provider])
+        raise BackendError(f"{precision} is not for ONNX Runtime's {provider}: it takes {taken} ({why})")
     if not on_trial:
         bundle.check_ruling(precision)
-    return OrtSession(bundle, precision, threads=threads)
+    return OrtSession(bundle, precision, threads=threads, provider=provider, why=why)
+
+
+def identity(bundle: Bundle, precision: str, backend: str) -> ModelIdentity:
+    """What every result of a session must carry."""
+    return ModelIdentity(
+        name=bundle.name,
+        version=bundle.version,
+        digest=bundle.digest,
+        precision=precision,
+        backend=backend,
+        training_data=bundle.training_data,
+        codes={one.name: one.codes for one in bundle.manifest.classes if one.codes},
+    )
 
 
 def checked(

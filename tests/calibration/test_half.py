@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
-from calibration import lint
+from calibration import lint, placement
 from calibration.activations import Probe, float_tensors, observe
 from calibration.emulation import rounded_everywhere
 from calibration.half import to_half
@@ -64,6 +64,24 @@ def test_emulated_half_precision_rounds_between_operators():
 def test_half_precision_answers_nearly_as_full():
     model, _ = typed(unet())
     assert (labels(rounded_everywhere(model)) != labels(unet())).mean() < 0.01
+
+
+def test_beside_bytes_a_graph_for_tensorrt_is_half():
+    """The transposed convolution, the gate and the logits in FP16; around Q, DQ and what is fused with them FP32."""
+    seen = observe(unet(), float_tensors(unet()), views())
+    span = placement.spans(unet(), seen, "minmax")
+    placed = placement.for_tensorrt(unet(), span, placement.layers(unet()))
+    model, full = to_half(placed, {name: one.peak for name, one in seen.items()})
+    kind = kinds(model)
+    assert full == {}
+    assert {kind[name] for name in ("up", "head.out")} == {TensorProto.FLOAT16}
+    fused = ("first.out", "a", "second.out", "sum", "pooled", "deep.out", "both")
+    assert {name: kind[name] for name in fused} == dict.fromkeys(fused, TensorProto.FLOAT)
+    halves = {node.input[0] for node in model.graph.node if node.op_type == "Cast"} & {"a", "pooled", "first.out"}
+    readers = {name: [node.op_type for node in model.graph.node if name in node.input] for name in halves}
+    assert all("QuantizeLinear" in kinds_of for kinds_of in readers.values()), "no cast between a layer and its Q"
+    assert lint.check(model) == []
+    assert (labels(rounded_everywhere(model)) != labels(placed)).mean() < 0.01
 
 
 def test_a_constant_that_vanishes_in_half_precision_keeps_its_operator():

@@ -160,9 +160,9 @@ def test_a_ruling_is_about_these_very_bytes(bundle: Bundle):
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_a_processor_does_not_pretend_to_compute_what_is_tensorrts(precision: str):
     with pytest.raises(
-        BackendError, match=f"{precision} is TensorRT's: ONNX Runtime on a processor takes fp32 or int8-cpu"
+        BackendError, match=f"{precision} is not for ONNX Runtime's CPUExecutionProvider: it takes fp32 or int8-cpu"
     ):
-        open_session(open_bundle(), precision=precision)
+        open_session(open_bundle(), "onnxruntime", precision=precision)
     with pytest.raises(BundleError, match="no fp8 graph, only"):
         open_session(open_bundle(), precision="fp8")
 

@@ -114,7 +114,7 @@ def test_paths_are_relative_to_the_file(write, tmp_path, monkeypatch):
         ('[node]\naddress = "my host"', 'node.address: "my host" is not a host name'),
         ("[node]\nfree_floor_gb = nan", "node.free_floor_gb: NaN is not a finite number"),
         ("[node]\nmax_associations = 0", "node.max_associations: 0 is below 1"),
-        ('[model]\nbackend = "tensorrt"', "model.backend: \"tensorrt\" is none of 'auto' or 'onnxruntime'"),
+        ('[model]\nbackend = "cuda"', "model.backend: \"cuda\" is none of 'auto', 'tensorrt', 'onnxruntime'"),
         ("[model]\nthreads = 1.5", "model.threads: 1.5 is not a whole number"),
         ("[series]\nidle_timeout_s = 0", "series.idle_timeout_s: 0 is not above 0"),
         ("[series]\nidle_timeout_s = []", "series.idle_timeout_s: [] is not a number"),

@@ -153,7 +153,7 @@ def test_a_graph_that_is_not_the_network_leaves_no_bundle(
     real = bundles.to_onnx
     monkeypatch.setattr(bundles, "to_onnx", lambda _: real(other))
     hu = np.random.default_rng(0).integers(-100, 200, (2, 3, 128, 128)).astype(np.int16)
-    with pytest.raises(ExportError, match="the exported graph is not the network"):
+    with pytest.raises(ExportError, match="the traced graph answers otherwise than PyTorch"):
         bundles.write(recipe, graph, hu, tmp_path / "bundle", minimum_ml=0.5)
     with pytest.raises(BundleError, match="is no bundle"):
         open_bundle(tmp_path / "bundle")
