@@ -25,7 +25,7 @@ from dicom_node import capture, decode, results
 from dicom_node.gate import NotAnalysed, Reason
 from dicom_node.journal import ResultFile, Role, SeriesState
 from runtime import geometry
-from runtime.errors import GeometryError
+from runtime.errors import DeviceLost, GeometryError, InferenceError
 from runtime.report import compose
 
 if TYPE_CHECKING:
@@ -128,6 +128,11 @@ class Analyser:
         """Decode slices of an open series, and infer those whose neighbours are there, together in batches.
 
         A network for volumes sees none before the series closes.
+
+        Raises
+        ------
+        DeviceLost : the engine's GPU failed or hangs; nothing is wrong with the series
+
         """
         seen = []
         for path in paths:
@@ -146,7 +151,12 @@ class Analyser:
         view = self._bundle.view
         if view.answered == 1:
             ends = view.shown // 2  # slices that may still get other neighbours
-            self._infer(series, self._views([key for _, key in series.order])[ends : len(series.order) - ends])
+            try:
+                self._infer(series, self._views([key for _, key in series.order])[ends : len(series.order) - ends])
+            except DeviceLost:
+                raise
+            except InferenceError as error:  # closing tries again, and what fails then is the series' fate
+                log.error("inference_failed", reason=str(error))  # noqa: TRY400
         for key in list(series.recent)[: -2 * self._max_batch - view.shown]:
             del series.recent[key]
         return seen
@@ -182,6 +192,10 @@ class Analyser:
         missing : what makes the report provisional, as far as the caller knows
         predecessor : the SR that this one replaces
 
+        Raises
+        ------
+        DeviceLost : as of `feed`
+
         """
         try:
             return self._close(series, folder, revision, missing, predecessor)
@@ -189,6 +203,10 @@ class Analyser:
             # a series of another kind lacks nothing, whatever ended it
             wanting = () if refusal.reason.of_another_kind else missing
             return Outcome(SeriesState.NOT_ANALYSED, "; ".join((str(refusal), *wanting)), None)
+        except DeviceLost:
+            raise
+        except InferenceError as error:  # of ours, and about no patient
+            return Outcome(SeriesState.FAILED, str(error), None)
         except Exception as error:  # noqa: BLE001  # see above; its message may quote the patient, its place can't
             frame = traceback.extract_tb(error.__traceback__)[-1]
             reason = f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"

@@ -7,7 +7,7 @@ series again.
 ::
 
     -> {"do": "open", "bundle": ..., "backend": ..., ...}
-    <- {"is": "ready", "model": ..., "backend": ...}      or {"is": "broken", "error": ...}
+    <- {"is": "ready", "model": ..., "backend": ...}      or {"is": "broken", "error": ...}, now or later
     -> {"do": "slice", "series": ID, "path": ...}
     <- {"is": "slice", "series": ID, "path": ..., "plane": {...} or null, "refusal": null or why}
     -> {"do": "close", "series": ID, "folder": ..., "revision": 1, "missing": [...], "predecessor": path or null}
@@ -30,7 +30,7 @@ from typing import IO, Any
 from dicom_node import log as logging
 from dicom_node.analysis import Analyser, Outcome, Seen, Series, to_json
 from runtime.bundle import open_bundle
-from runtime.errors import ScansideError
+from runtime.errors import DeviceLost, ScansideError
 from runtime.session import open_session, self_test
 from runtime.triage import Rule, check_rules
 
@@ -50,7 +50,11 @@ def main() -> None:
         _say(answers, {"is": "broken", "error": str(error)})
         return
     threading.Thread(target=_read, args=(sys.stdin, requests), daemon=True).start()
-    _serve(analyser, requests, answers, opening["max_batch"])
+    try:
+        _serve(analyser, requests, answers, opening["max_batch"])
+    except DeviceLost as error:
+        _say(answers, {"is": "broken", "error": str(error)})
+        os._exit(error.exit_code)  # giving back what a hanging GPU holds may hang too
 
 
 def _open(opening: dict[str, Any], answers: IO[str]) -> Analyser:

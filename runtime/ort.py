@@ -29,6 +29,7 @@ class OrtSession:
 
     """
 
+    sizes = None
     PRECISIONS: ClassVar = {"CPUExecutionProvider": PROCESSOR, "CUDAExecutionProvider": ("fp32", "fp16")}
 
     def __init__(

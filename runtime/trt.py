@@ -63,6 +63,7 @@ class TrtSession:
         self._classes, self._view = len(bundle.classes), bundle.view
         self._runners: dict[tuple[int, int, int], _Runner] = {}
         self.why = "asked for"
+        self.sizes = tuple(sorted({shape[1:] for shape in plans}))
         self.identity = identity(bundle, precision, f"tensorrt {trt.__version__} {device.about().name}")
         try:
             self._open({shape: engine.deserialize(trt, plan) for shape, (plan, _) in plans.items()})

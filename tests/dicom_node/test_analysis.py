@@ -13,6 +13,7 @@ from dicom_node.analysis import Analyser, Series
 from dicom_node.gate import NotAnalysed, Reason
 from dicom_node.journal import SeriesState
 from runtime.bundle import open_bundle
+from runtime.errors import DeviceLost, InferenceError
 from runtime.geometry import View
 from runtime.types import ModelIdentity, Plane, Slice, SliceLabels
 
@@ -126,3 +127,24 @@ def test_slices_of_several_sizes_are_no_stack(paths: list[Path], tmp_path: Path)
 def test_a_series_of_another_kind_lacks_nothing(reason: Reason, verdict: str, tmp_path: Path):
     outcome = analyser(View())[0].close(Series(refused=[NotAnalysed(reason)]), tmp_path, revision=1, missing=(MISSING,))
     assert outcome.reason == verdict
+
+
+def test_an_engine_that_can_not_answer_ends_the_series_and_says_why(paths: list[Path], tmp_path: Path):
+    one, engine = analyser(View(1))
+    engine.infer = lambda _: (_ for _ in ()).throw(InferenceError("slices of 16 x 16, and plans for 512 x 512 alone"))
+    series = Series()
+    assert len(one.feed(series, paths)) == SLICES, "each of them is accounted for"
+    outcome = one.close(series, tmp_path, revision=1, missing=())
+    assert outcome.state is SeriesState.FAILED
+    assert outcome.reason == "slices of 16 x 16, and plans for 512 x 512 alone"
+
+
+def test_a_lost_gpu_is_not_the_series_fault(paths: list[Path], tmp_path: Path):
+    one, engine = analyser(View(3))
+    series = Series()
+    one.feed(series, paths[:5])
+    engine.infer = lambda _: (_ for _ in ()).throw(DeviceLost("the GPU hangs"))
+    with pytest.raises(DeviceLost):
+        one.feed(series, paths[5:])
+    with pytest.raises(DeviceLost):
+        one.close(series, tmp_path, revision=1, missing=())

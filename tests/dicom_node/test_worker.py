@@ -6,16 +6,20 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from dicom_node import phantom
 from dicom_node.check import check
 from dicom_node.config import Config, Model
 from dicom_node.config import Node as NodeSettings
 from dicom_node.node import _opening
 from runtime import seal, signature
 from runtime.bundle import SHIPPED
+from runtime.types import Plane, Slice
 from tests.runtime.test_signature import keys
 
 
@@ -69,3 +73,47 @@ def test_where_keys_are_trusted_only_their_bundles_are_served(bundle: Path, tmp_
     for said in (str(opened(trusting)["error"]), checked(trusting, tmp_path)):
         assert "or the bundle has changed since it was signed" in said
     assert opened(Model(bundle=bundle))["is"] == "ready", "without keys, any whole bundle"
+
+
+LOSES_ITS_GPU = """
+import dicom_node.worker as worker
+from runtime.errors import DeviceLost
+from runtime.session import open_session
+
+def opened(*given, **how):
+    session = open_session(*given, **how)
+    infer, calls = session.infer, []
+    def losing(hu):
+        calls.append(hu)
+        if len(calls) > 2:  # the self-test, and one slice
+            raise DeviceLost("a batch is not done after 10 s: the GPU hangs")
+        return infer(hu)
+    session.infer = losing
+    return session
+
+worker.open_session = opened
+worker.main()
+"""
+
+
+def test_a_worker_that_loses_its_gpu_says_so_and_ends(tmp_path: Path):
+    """The node starts another: `test_node` kills workers to see that."""
+    plane = Plane((-8.0, -8.0, 0.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (1.0, 1.0), 5.0)
+    slices = [
+        Slice(str(i), replace(plane, origin_lps=(-8.0, -8.0, 5.0 * i)), np.full((64, 64), i, np.int16))
+        for i in range(6)
+    ]
+    requests = [_opening(Config(model=Model(max_batch=1)))]
+    requests += [{"do": "slice", "series": "one", "path": str(path)} for path in phantom.write(slices, tmp_path)]
+    shown = subprocess.run(
+        [sys.executable, "-c", LOSES_ITS_GPU],
+        input="".join(f"{json.dumps(one)}\n" for one in requests),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    answers = [json.loads(line) for line in shown.stdout.splitlines()]
+    assert [one["is"] for one in answers] == ["ready", "slice", "broken"]
+    assert answers[-1]["error"] == "a batch is not done after 10 s: the GPU hangs"
+    assert shown.returncode == 3

@@ -327,7 +327,7 @@ class Context:
             for name, values in self._run(hu).items():
                 spoilt = trt.spoil(name, values)
                 if spoilt is not None:
-                    ctypes.memmove(addresses[name], np.ascontiguousarray(spoilt).ctypes.data, spoilt.nbytes)
+                    ctypes.memmove(addresses[name], spoilt.tobytes(), spoilt.nbytes)
             return True
 
         trt.cuda.put(stream, compute)

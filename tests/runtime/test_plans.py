@@ -1,0 +1,260 @@
+"""Plans: what is accepted, what is loaded, and what is said where there is none."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from runtime import caps, engine, plans
+from runtime.bundle import open_bundle
+from runtime.device import CudaBindings
+from runtime.errors import BackendError, InferenceError, NotVerified, SelfTestFailed
+from runtime.plans import Key, Plan
+from runtime.session import open_session
+from tests.runtime.stand_ins import Cuda, Trt
+
+BUNDLE = open_bundle()
+
+
+@pytest.fixture
+def cuda() -> Cuda:
+    return Cuda()
+
+
+@pytest.fixture
+def trt(cuda: Cuda) -> Trt:
+    return Trt(cuda)
+
+
+def key(trt: Trt, cuda: Cuda, precision: str = "fp16", batch: int = 1) -> Key:
+    return Key.of(BUNDLE, precision, (batch, 512, 512), trt, CudaBindings(runtime=cuda).about())
+
+
+def made(folder: Path, trt: Trt, cuda: Cuda, precision: str = "fp16", batch: int = 1) -> Plan:
+    trt.types = {"fp32": "FP32", "fp16": "FP16", "int8": "Int8"}[precision]
+    return plans.make(
+        BUNDLE,
+        key(trt, cuda, precision, batch),
+        folder,
+        trt=trt,
+        open_device=lambda: CudaBindings(runtime=cuda),
+    )
+
+
+@pytest.fixture
+def at_hand(monkeypatch: pytest.MonkeyPatch, trt: Trt, cuda: Cuda) -> None:
+    """A machine with a GPU and TensorRT."""
+    monkeypatch.setattr(caps, "load", lambda: trt)
+    monkeypatch.setattr(plans, "open_device", lambda: CudaBindings(runtime=cuda))
+    monkeypatch.setattr(plans, "TIMED", 1)
+
+
+pytestmark = pytest.mark.usefixtures("at_hand")
+
+
+@pytest.fixture
+def gate_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of other things: golden slices take a while."""
+    monkeypatch.setattr(plans, "self_test", lambda *_: 0.0)
+
+
+def test_a_plan_that_answers_as_the_bundle_says_is_kept_with_its_proof(tmp_path: Path, trt: Trt, cuda: Cuda):
+    plan = made(tmp_path, trt, cuda)
+    found, data = plans.load(tmp_path, key(trt, cuda))
+    assert found == plan
+    assert json.loads(data)["shape"] == [1, 1, 512, 512]
+    assert plan.layers == {"fp32": 0, "fp16": 2, "int8": 0}
+    assert plan.golden_disagreement <= 1e-3
+    assert plan.batch_ms > 0
+    assert len(json.loads((tmp_path / f"{plan.key.stem}.layers").read_text())["Layers"]) == 2
+    assert cuda.held == {}, "the trial gave the GPU back"
+
+
+@pytest.mark.usefixtures("gate_left_open")
+def test_what_it_cost_to_time_tactics_is_kept_and_used_again(tmp_path: Path, trt: Trt, cuda: Cuda):
+    made(tmp_path, trt, cuda)
+    (cache,) = tmp_path.glob("timing-*.cache")
+    assert cache.name == "timing-10.13.0-Stand-in-GPU-8.6.cache"
+    assert cache.read_bytes() == b"what was timed"
+    cache.write_bytes(b"another GPU's")
+    made(tmp_path, trt, cuda, batch=2)
+    assert cache.read_bytes() == b"what was timed"
+
+
+def test_an_engine_in_another_precision_is_not_accepted(tmp_path: Path, trt: Trt, cuda: Cuda):
+    trt.types = "FP32"
+    with pytest.raises(BackendError, match="asked for fp16, and of the engine's convolutions are 2 in fp32"):
+        plans.make(BUNDLE, key(trt, cuda), tmp_path, trt=trt, open_device=lambda: CudaBindings(runtime=cuda))
+    assert not list(tmp_path.glob("*.plan"))
+    assert not list(tmp_path.glob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error"),
+    [
+        (lambda name, values: values[..., ::-1] if name == "labels" else values, SelfTestFailed),
+        (lambda _, __: None, InferenceError),
+    ],
+)
+def test_an_engine_with_other_answers_is_not_accepted(tmp_path: Path, trt: Trt, cuda: Cuda, spoil, error):
+    trt.spoil = spoil
+    with pytest.raises(error):
+        made(tmp_path, trt, cuda)
+    assert not list(tmp_path.glob("*.json"))
+    assert cuda.held == {}
+
+
+@pytest.mark.parametrize(
+    ("refuses", "message"),
+    [("parse", "does not take the graph: no such operator"), ("build", "built no engine: it gives no reason")],
+)
+def test_a_build_that_fails_names_the_reason_and_leaves_nothing(
+    tmp_path: Path, trt: Trt, cuda: Cuda, refuses: str, message: str
+):
+    trt.refuses.add(refuses)
+    with pytest.raises(BackendError, match=message):
+        made(tmp_path, trt, cuda)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("gate_left_open")
+def test_an_interrupted_build_leaves_no_plan(tmp_path: Path, trt: Trt, cuda: Cuda, monkeypatch: pytest.MonkeyPatch):
+    write = plans._write
+
+    def stop(path: Path, data: bytes) -> None:
+        if path.suffix == ".json":
+            raise KeyboardInterrupt
+        write(path, data)
+
+    monkeypatch.setattr(plans, "_write", stop)
+    with pytest.raises(KeyboardInterrupt):
+        made(tmp_path, trt, cuda)
+    assert list(plans.accepted(tmp_path)) == []
+    with pytest.raises(BackendError, match="no fp16 plan"):
+        plans.load(tmp_path, key(trt, cuda))
+
+
+@pytest.mark.usefixtures("gate_left_open")
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"tensorrt": "8.6.1"}, "one is there, of tensorrt 8.6.1, now 10.13.0"),
+        ({"gpu": "NVIDIA T4", "capability": "7.5"}, "gpu NVIDIA T4, now Stand-in GPU; capability 7.5, now 8.6"),
+        ({"driver": "12.2"}, "driver 12.2, now 12.4"),
+        ({"sha256": "0" * 64}, "sha256 0000"),
+    ],
+)
+def test_a_plan_of_something_else_is_never_loaded_and_the_difference_is_named(
+    tmp_path: Path, trt: Trt, cuda: Cuda, changed: dict, message: str
+):
+    plan = made(tmp_path, trt, cuda)
+    other = dataclasses.replace(plan, key=dataclasses.replace(plan.key, **changed))
+    for path in tmp_path.glob(f"{plan.key.stem}.*"):
+        path.rename(tmp_path / f"{other.key.stem}{path.suffix}")
+    (tmp_path / f"{other.key.stem}.json").write_text(json.dumps(dataclasses.asdict(other)))
+    with pytest.raises(BackendError, match=message) as caught:
+        plans.load(tmp_path, plan.key)
+    assert "run `scanside build --precision fp16 --batch 1`" in str(caught.value)
+    assert plans.fitting(tmp_path, plan.key) == []
+
+
+@pytest.mark.usefixtures("gate_left_open")
+def test_a_plan_whose_bytes_changed_is_not_loaded(tmp_path: Path, trt: Trt, cuda: Cuda):
+    plan = made(tmp_path, trt, cuda)
+    path = tmp_path / f"{plan.key.stem}.plan"
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(BackendError, match="not what was accepted"):
+        plans.load(tmp_path, plan.key)
+
+
+@pytest.mark.usefixtures("gate_left_open")
+def test_a_plan_under_another_name_is_not_loaded(tmp_path: Path, trt: Trt, cuda: Cuda):
+    one, other = made(tmp_path, trt, cuda), key(trt, cuda, batch=8)
+    for path in tmp_path.glob(f"{one.key.stem}.*"):
+        path.rename(tmp_path / f"{other.stem}{path.suffix}")
+    with pytest.raises(BackendError, match="not what was accepted"):
+        plans.load(tmp_path, other)
+
+
+@pytest.mark.usefixtures("gate_left_open")
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"key": {}}', '{"key": 1, "sha256": 2}'])
+def test_a_broken_record_is_no_plan(tmp_path: Path, trt: Trt, cuda: Cuda, text: str):
+    plan = made(tmp_path, trt, cuda)
+    (tmp_path / f"{plan.key.stem}.json").write_text(text)
+    assert list(plans.accepted(tmp_path)) == []
+    with pytest.raises(BackendError, match="scanside build"):
+        plans.load(tmp_path, plan.key)
+
+
+@pytest.mark.usefixtures("gate_left_open")
+def test_auto_takes_the_plans_and_says_so(tmp_path: Path, trt: Trt, cuda: Cuda):
+    for precision in ("fp32", "fp16"):
+        made(tmp_path, trt, cuda, precision)
+    slower, faster = sorted(plans.accepted(tmp_path), key=lambda one: one.key.precision == "fp16")
+    for plan, ms in ((slower, 5.0), (faster, 1.0)):
+        told = dataclasses.asdict(dataclasses.replace(plan, batch_ms=ms))
+        (tmp_path / f"{plan.key.stem}.json").write_text(json.dumps(told))
+    session = open_session(BUNDLE, plans=tmp_path)
+    assert (session.identity.precision, session.identity.backend) == ("fp16", "tensorrt 10.13.0 Stand-in GPU")
+    assert session.why == "there are plans for this GPU: 1 in 1.00 ms, the fastest that has passed"
+    session.close()
+    assert open_session(BUNDLE, "tensorrt", precision="fp32", plans=tmp_path).why == "asked for: 1 in 5.00 ms"
+
+
+def test_auto_without_a_plan_takes_the_processor_and_says_why(tmp_path: Path):
+    session = open_session(BUNDLE, plans=tmp_path)
+    assert session.identity.backend.startswith("onnxruntime")
+    assert session.why.startswith(f"no TensorRT: {tmp_path}: no int8 plan of phantom-unet for 1 x 512 x 512")
+
+
+def test_who_asks_for_tensorrt_gets_it_or_an_error(tmp_path: Path, cuda: Cuda):
+    with pytest.raises(BackendError, match="no fp16 plan of phantom-unet .*: run `scanside build`"):
+        open_session(BUNDLE, "tensorrt", precision="fp16", plans=tmp_path)
+    assert cuda.held == {}
+
+
+@pytest.mark.usefixtures("gate_left_open")
+def test_a_precision_that_has_not_passed_is_not_served(tmp_path: Path, trt: Trt, cuda: Cuda):
+    made(tmp_path, trt, cuda)
+    untried = dataclasses.replace(BUNDLE, manifest=BUNDLE.manifest.model_copy(update={"rulings": {}}))
+    with pytest.raises(NotVerified, match="fp16 is not verified"):
+        open_session(untried, "tensorrt", precision="fp16", plans=tmp_path)
+    assert open_session(untried, plans=tmp_path).identity.precision == "fp32"
+    assert open_session(untried, "tensorrt", precision="fp16", plans=tmp_path, on_trial=True)
+
+
+@pytest.mark.parametrize(
+    ("report", "expected"),
+    [
+        # TensorRT 8.6
+        ({"LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": "Row major linear FP32"}]}, "fp32"),
+        ({"LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": "Channel major FP16 format"}]}, "fp16"),
+        (
+            {"LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": "Thirty-two wide channel vectorized row "
+            "major Int8 format"}]},
+            "int8",
+        ),
+        # TensorRT 10 and 11
+        ({"LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": "Half"}]}, "fp16"),
+        ({"LayerType": "CaskDeconvolutionV2", "Inputs": [{"Format/Datatype": "Float"}]}, "fp32"),
+        ({"LayerType": "kgen", "Inputs": [{"DataType": "Half"}]}, "fp16"),
+    ],
+)  # fmt: skip
+def test_the_inspectors_words_are_understood(report: dict, expected: str):
+    assert {name for name, count in engine.layer_types(json.dumps({"Layers": [report]})).items() if count} == {expected}
+
+
+def test_a_report_without_types_proves_nothing():
+    layers = engine.layer_types(json.dumps({"Layers": ["names alone"]}))
+    with pytest.raises(BackendError, match="none that tells its type"):
+        engine.check_types("fp16", layers)
+
+
+def test_an_fp32_engine_holds_nothing_shorter():
+    engine.check_types("fp32", {"fp32": 3, "fp16": 0, "int8": 0})
+    with pytest.raises(BackendError, match="asked for fp32"):
+        engine.check_types("fp32", {"fp32": 3, "fp16": 1, "int8": 0})
+    engine.check_types("int8", {"fp32": 1, "fp16": 2, "int8": 9})
