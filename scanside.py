@@ -646,6 +646,44 @@ def verify(
         raise typer.Exit(1)
 
 
+@app.command()
+def build(
+    bundle: BundleArgument = None,
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16 or int8; best: all that have passed, of which the node takes the fastest.")
+    ] = "best",
+    batch: Annotated[str, typer.Option(help="Batch sizes, an engine each.")] = "1,8,32",
+    sizes: Annotated[
+        list[str] | None, typer.Option("--size", help="Rows x columns of the slices, several times; default 512x512.")
+    ] = None,
+    folder: Annotated[Path | None, typer.Option("--plans", help="Default: the user's cache.")] = None,
+    config: Annotated[Path | None, typer.Option(help="The node's: its bundle and its folder of plans.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Build also what is there already.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Build TensorRT's engines for this GPU, and keep those that answer as the bundle says (needs the `gpu` extra).
+
+    Exit code 1 where one fails.
+    """
+    from dicom_node import config as configuration
+    from runtime import plans
+    from runtime.bundle import open_bundle
+
+    said = configuration.load(config) if config else configuration.Config()
+    opened = open_bundle(bundle or said.model.bundle, said.model.trusted_keys)
+    batches = _numbers("--batch", batch, ",")
+    shapes = [(n, *_numbers("--size", size, "x", 2)) for size in sizes or ("512x512",) for n in batches]
+    where = folder or said.model.plans or plans.default_folder()
+    with err.status("looking for a GPU", spinner="line") as status:
+        rows = list(plans.make_all(opened, precision, shapes, where, again=again, tell=status.update))
+    if as_json:
+        print(json.dumps({"plans": str(where), "engines": rows}, indent=2))
+    else:
+        _print(rows)
+        out.print(f"in {where}", highlight=False)
+    raise typer.Exit(1 if any(row["state"] == "failed" for row in rows) else 0)
+
+
 # a bundle as a thing
 
 
@@ -817,6 +855,14 @@ def _stages() -> Any:
             yield begin
 
     return bars()
+
+
+def _numbers(option: str, text: str, between: str, count: int | None = None) -> tuple[int, ...]:
+    """Positive whole numbers of an option's value."""
+    parts = text.split(between)
+    if not all(part.isdecimal() and int(part) for part in parts) or count not in (None, len(parts)):
+        raise typer.BadParameter(f"{option} {text}: write {'512x512' if count else '1,8,32'}")
+    return tuple(map(int, parts))
 
 
 def _journal(config: Path) -> Any:

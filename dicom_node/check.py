@@ -197,6 +197,7 @@ def _model(config: Config, is_sound: Callable[..., bool]) -> Iterator[Item]:
     yield from _triage(config, bundle)
     if not is_sound("model.backend", "model.threads", "model.precision", "model.plans"):
         return
+    yield from _gpu(config, bundle)
     try:
         session = open_session(
             bundle,
@@ -221,6 +222,42 @@ def _model(config: Config, is_sound: Callable[..., bool]) -> Iterator[Item]:
         yield Item("engine", True, "finding", message)
     finally:
         session.close()
+
+
+def _gpu(config: Config, bundle: Bundle) -> Iterator[Item]:
+    """Look at TensorRT, the GPU and its plans, where they are meant or there; what is missing names its remedy."""
+    from runtime import caps, device, plans  # noqa: PLC0415  # as above
+
+    is_meant = config.model.backend == "tensorrt"
+    if config.model.backend not in ("auto", "tensorrt"):
+        return
+    try:
+        trt = caps.load()
+    except BackendError as error:
+        if is_meant:
+            yield Item("tensorrt", False, "environment", str(error))
+        return
+    typed = "strongly typed" if caps.is_strongly_typed(trt) else "types by constraint"
+    yield Item("tensorrt", True, "environment", f"{trt.__version__}, {typed}")
+    try:
+        found = device.open_device()
+    except BackendError as error:
+        yield Item("gpu", False if is_meant else None, "environment", str(error))
+        return
+    gpu, free, library = found.about(), found.free_bytes(), found.library
+    found.close()
+    memory = f"{free >> 20} of {gpu.memory >> 20} MiB free"
+    about = f"{gpu.name}, compute capability {gpu.capability}, driver for CUDA {gpu.driver}, {memory}, by {library}"
+    yield Item("gpu", True, "environment", about)
+    folder = config.model.plans or plans.default_folder()
+    fitting, others = plans.sorted_out(bundle, folder, trt, gpu)
+    message = f"{folder}: {len(fitting)} for this GPU and bundle"
+    if others:
+        message += f", {len(others)} of another GPU, TensorRT or bundle"
+    if fitting:
+        yield Item("plans", True, "environment", f"{message}: {', '.join(fitting)}")
+    else:
+        yield Item("plans", False if is_meant else None, "environment", f"{message}; run `scanside build`")
 
 
 def _triage(config: Config, bundle: Bundle) -> Iterator[Item]:

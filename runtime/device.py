@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike, NDArray
 
+NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING, for which pycuda has no name
+
 
 @dataclass(frozen=True, slots=True)
 class GPU:
@@ -296,7 +298,7 @@ class PyCuda:
         self._call(self._cuda.memset_d8_async, target, 0xFF, size, self._held[stream])
 
     def stream(self) -> int:
-        stream = self._call(self._cuda.Stream, self._cuda.stream_flags.NON_BLOCKING)
+        stream = self._call(self._cuda.Stream, NON_BLOCKING)
         self._held[stream.handle] = stream
         return stream.handle
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -30,12 +31,12 @@ import numpy as np
 
 from runtime import caps, engine
 from runtime.device import open_device
-from runtime.errors import BackendError, NotVerified
+from runtime.errors import BackendError, BundleError, DeviceLost, InferenceError, SelfTestFailed
 from runtime.session import self_test
 from runtime.trt import TrtSession
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import ModuleType
 
     from runtime.bundle import Bundle
@@ -110,6 +111,73 @@ class Plan:
     build_s: float
     batch_ms: float
     golden_disagreement: float
+
+
+def make_all(
+    bundle: Bundle,
+    precision: str,
+    shapes: Sequence[tuple[int, int, int]],
+    folder: Path,
+    *,
+    again: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Iterator[dict[str, Any]]:
+    """Build plans for the GPU at hand.
+
+    Parameters
+    ----------
+    precision : one of the bundle's for TensorRT, or ``"best"``: all that have passed
+    shapes : ``(batch, H, W)``
+    again : build also what is there
+    tell : told what is done just now
+
+    Yields
+    ------
+    for each precision and shape what became of it: ``state`` is built, there already or failed
+
+    Raises
+    ------
+    BackendError : no TensorRT or no GPU
+    BundleError, NotVerified : a precision that the bundle has not, or that has not passed
+
+    """
+    names = [name for name in engine.PRECISIONS if _has_passed(bundle, name)] if precision == "best" else [precision]
+    for name in names:
+        if name not in engine.PRECISIONS:
+            raise BackendError(f"{name}: TensorRT's precisions are {', '.join(engine.PRECISIONS)}, or say best")
+        bundle.check_ruling(name)
+    trt = caps.load()
+    device = open_device()
+    gpu = device.about()
+    device.close()
+    for name, shape in itertools.product(names, shapes):
+        key = Key.of(bundle, name, shape, trt, gpu)
+        batch, height, width = shape
+        row: dict[str, Any] = {"precision": name, "batch": batch, "size": f"{height}x{width}"}
+        what = f"{name}, batch {batch}, {height} x {width}"
+        tell(what)
+        state = "there already"
+        try:
+            found = None if again else next((one for one in fitting(folder, key) if one.key == key), None)
+            if found is None:
+                state = "built"
+                found = make(
+                    bundle,
+                    key,
+                    folder,
+                    trt=trt,
+                    open_device=open_device,
+                    on_step=lambda phase, done, total, what=what: tell(f"{what}: {phase} {done} of {total}"),
+                )
+        except (BackendError, InferenceError, SelfTestFailed) as error:
+            yield row | {"state": "failed", "slice_ms": None, "build_s": None, "types": str(error)}
+            if isinstance(error, DeviceLost):
+                raise
+            continue
+        types = ", ".join(f"{count} {kind}" for kind, count in found.layers.items() if count)
+        slices = batch * bundle.view.answered
+        times = {"slice_ms": round(found.batch_ms / slices, 3), "build_s": round(found.build_s, 1)}
+        yield row | {"state": state} | times | {"types": types}
 
 
 def make(
@@ -208,8 +276,8 @@ def _choose(bundle: Bundle, precision: str, folder: Path, trt: ModuleType, gpu: 
         if not on_trial:
             bundle.check_ruling(precision)
     else:
-        own = [name for name in engine.PRECISIONS if name in bundle.manifest.precisions]
-        names = [name for name in own if on_trial or _has_passed(bundle, name)]
+        own = [name for name in engine.PRECISIONS if _has(bundle, name)]
+        names = own if on_trial else [name for name in own if _has_passed(bundle, name)]
     bases = [Key.of(bundle, name, (1, *SIZE), trt, gpu) for name in names]
     found = [plans for base in bases if (plans := fitting(folder, base))]
     if not found:
@@ -220,7 +288,7 @@ def _choose(bundle: Bundle, precision: str, folder: Path, trt: ModuleType, gpu: 
 def _has_passed(bundle: Bundle, precision: str) -> bool:
     try:
         bundle.check_ruling(precision)
-    except NotVerified:
+    except BundleError:  # the bundle has not that precision, or it has not passed
         return False
     return True
 
@@ -289,6 +357,21 @@ def fitting(folder: Path, key: Key) -> list[Plan]:
     """Accepted plans that differ from the key in their shape alone, smallest batch first."""
     found = (one for one in accepted(folder) if dataclasses.replace(key, **_shape(one.key)) == one.key)
     return sorted(found, key=lambda one: one.key.shape)
+
+
+def sorted_out(bundle: Bundle, folder: Path, trt: ModuleType, gpu: GPU) -> tuple[list[str], list[str]]:
+    """Names of the accepted plans that this bundle can use on this GPU, and of those that it can't."""
+    names: tuple[list[str], list[str]] = [], []
+    own = {name: Key.of(bundle, name, (1, *SIZE), trt, gpu) for name in engine.PRECISIONS if _has(bundle, name)}
+    for one in accepted(folder):
+        base = own.get(one.key.precision)
+        fits = base is not None and dataclasses.replace(base, **_shape(one.key)) == one.key
+        names[not fits].append(f"{one.key.precision} {one.key.batch} x {one.key.height} x {one.key.width}")
+    return names
+
+
+def _has(bundle: Bundle, precision: str) -> bool:
+    return precision in bundle.manifest.precisions
 
 
 def _shape(key: Key) -> dict[str, Any]:

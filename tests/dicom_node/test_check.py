@@ -21,8 +21,9 @@ from dicom_node.config import Config, Destination, Model, Node, TriageRule
 from dicom_node.journal import Journal
 from dicom_node.lock import FolderLock
 from dicom_node.mistakes import Mistake
-from runtime import seal, session
-from runtime.bundle import SHIPPED
+from runtime import caps, device, plans, seal, session
+from runtime.bundle import SHIPPED, open_bundle
+from tests.runtime.stand_ins import Cuda, Error, Trt
 
 # pynetdicom does not close the socket of a connection that was refused; it is collected at once
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
@@ -294,3 +295,51 @@ def test_an_engine_that_computes_something_else(look, monkeypatch):
     item = look(model=Model())["engine"]
     assert (item.ok, item.kind) == (False, "finding")
     assert "differ from PyTorch" in item.message
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Cuda:
+    """A machine with a GPU and TensorRT."""
+    cuda = Cuda()
+    trt = Trt(cuda)
+    monkeypatch.setattr(caps, "load", lambda: trt)
+    for module in (device, plans):
+        monkeypatch.setattr(module, "open_device", lambda: device.CudaBindings(runtime=cuda))
+    return cuda
+
+
+def test_a_machine_without_tensorrt_needs_none(look):
+    items = look(model=Model())
+    assert not {"tensorrt", "gpu", "plans"} & items.keys()
+    assert "no TensorRT: TensorRT: No module named 'tensorrt'" in items["engine"].message
+
+
+def test_where_tensorrt_is_meant_what_is_missing_is_named(look):
+    items = look(model=Model(backend="tensorrt"))
+    assert items["tensorrt"].ok is False
+    assert "pip install 'scanside[gpu]'; on a Jetson" in items["tensorrt"].message
+
+
+def test_a_gpu_is_described_and_its_plans_are_counted(look, tmp_path: Path, gpu: Cuda, monkeypatch: pytest.MonkeyPatch):
+    model = Model(plans=tmp_path / "plans")
+    items = look(model=model)
+    assert items["tensorrt"].message == "10.13.0, strongly typed"
+    assert items["gpu"].message.startswith(
+        "Stand-in GPU, compute capability 8.6, driver for CUDA 12.4, 8192 of 8192 MiB"
+    )
+    assert (items["plans"].ok, "0 for this GPU and bundle; run" in items["plans"].message) == (None, True)
+    monkeypatch.setattr(plans, "self_test", lambda *_: 0.0)
+    (row,) = plans.make_all(open_bundle(), "fp16", [(1, 512, 512)], tmp_path / "plans")
+    assert row["state"] == "built"
+    items = look(model=model)
+    assert items["plans"].message.endswith("1 for this GPU and bundle: fp16 1 x 512 x 512")
+    assert "tensorrt 10.13.0 Stand-in GPU, fp16: golden slices as recorded" in items["engine"].message
+    assert gpu.held == {}
+
+
+def test_a_gpu_that_does_not_answer_is_a_fault_where_it_is_meant(look, gpu: Cuda):
+    gpu.fails["cudaSetDevice"] = Error.cudaErrorMemoryAllocation
+    for backend, ok in (("tensorrt", False), ("auto", None)):
+        items = look(model=Model(backend=backend))
+        assert items["gpu"].ok is ok
+        assert "nvidia-smi" in items["gpu"].message
