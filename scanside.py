@@ -608,6 +608,11 @@ def verify(
     data: SampleFolder = None,
     heads: PhantomHeads = 12,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge, and leave the bundle as it is.")] = False,
+    tensorrt: Annotated[
+        bool,
+        typer.Option("--tensorrt", help="Judge this GPU's plans in place of the graphs; the bundle stays as it is."),
+    ] = False,
+    plans: Annotated[Path | None, typer.Option(help="Folder of the plans; default: the user's cache.")] = None,
     as_json: Json = False,
 ) -> None:
     """Hold every precision of a bundle against FP32 on series held out; the node serves what passes.
@@ -630,8 +635,8 @@ def verify(
     check_held_out(series, opened)
     rules = [Rule(rule.level, rule.classes, rule.volume_ml) for rule in Config().triage]
     with _progress("series", len(series)) as advance:
-        verdicts = judge(opened, series, rules, advance)
-    if bundle and not dry_run:
+        verdicts = judge(opened, series, rules, advance, on_gpu=tensorrt, plans=plans)
+    if bundle and not dry_run and not tensorrt:
         was_signed = opened.is_signed
         record(opened, verdicts, series, rules)
         _tell_unsigned(was_signed, bundle)

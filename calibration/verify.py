@@ -14,6 +14,7 @@ from calibration.emulation import rounded_everywhere
 from calibration.samples import SampleError, check_distinct
 from calibration.weights import load
 from runtime import seal
+from runtime.engine import PRECISIONS
 from runtime.errors import InferenceError, ScansideError, SelfTestFailed
 from runtime.manifest import PROCESSOR
 from runtime.ort import OrtSession
@@ -23,6 +24,7 @@ from runtime.verdict import Verdict, compare, judge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
 
     import onnx
     from numpy.typing import NDArray
@@ -81,21 +83,30 @@ def verify(
     series: Iterable[Series],
     rules: Sequence[Rule],
     on_series: Callable[[int], None] = lambda _: None,
+    *,
+    on_gpu: bool = False,
+    plans: Path | None = None,
 ) -> dict[str, Verdict]:
-    """Judge every precision of the bundle on ONNX Runtime's CPU provider.
+    """Judge every precision of the bundle on ONNX Runtime's CPU provider, or those of TensorRT on the GPU at hand.
 
     Parameters
     ----------
     series : held out: neither trained nor calibrated on
     rules : of triage; no decision may flip by them
+    plans : folder of TensorRT's plans; default: the user's cache
 
     Returns
     -------
-    by precision; FP32's says whether it answers its golden slices as PyTorch did
+    by precision; FP32's says whether it answers its golden slices as PyTorch did, of TensorRT's own FP32 too
 
     """
     full = open_session(bundle, "onnxruntime")
-    trials = {name: _Trial(bundle, name) for name in bundle.manifest.precisions if name != "fp32"}
+    if on_gpu:
+        names = [name for name in PRECISIONS if name in bundle.manifest.precisions]
+        trials = {name: _Trial(bundle, name, lambda name: _on_gpu(bundle, name, plans)) for name in names}
+    else:
+        others = (name for name in bundle.manifest.precisions if name != "fp32")
+        trials = {name: _Trial(bundle, name, lambda name: _on_processor(bundle, name)) for name in others}
     reference = _Logits(load(bundle.graph("fp32")))
     for one in series:
         labels = one.answered(full, bundle.view)
@@ -106,7 +117,8 @@ def verify(
         for trial in trials.values():
             trial.run(one, expected, list(zip(some, logits, strict=True)), rules)
         on_series(1)
-    return {"fp32": _golden(full, bundle)} | {name: trial.verdict() for name, trial in trials.items()}
+    verdicts = {name: trial.verdict() for name, trial in trials.items()}
+    return verdicts if on_gpu else {"fp32": _golden(full, bundle)} | verdicts
 
 
 def _golden(session: Session, bundle: Bundle) -> Verdict:
@@ -120,13 +132,13 @@ def _golden(session: Session, bundle: Bundle) -> Verdict:
 class _Trial:
     """A precision that is being tried; the first thing that breaks ends it."""
 
-    def __init__(self, bundle: Bundle, precision: str) -> None:
+    def __init__(self, bundle: Bundle, precision: str, opened: Callable[[str], tuple[Session, _Logits | None]]) -> None:
         self._bundle = bundle
         self._differences: list[Difference] = []
         self._sums: list[tuple[float, float]] = []
         self._broken: str | None = None
         try:
-            self._session, self._logits = _opened(bundle, precision)
+            self._session, self._logits = opened(precision)
         except ScansideError as error:
             self._broken = str(error)
 
@@ -147,21 +159,28 @@ class _Trial:
             return
         answer = labels, compose(series.stack, labels, bundle, self._session.identity, rules)
         self._differences.append(compare(series.name, series.stack, expected, answer, len(bundle.classes), rules))
-        for view, one in logits:
+        for view, one in logits if self._logits else ():
             far = np.abs(_margins(self._logits.read(view)) - _margins(one))
             self._sums.append((float(far.mean()), float(far.max())))
 
     def verdict(self) -> Verdict:
         if self._broken:
             return Verdict(passed=False, reasons=(self._broken,), figures={})
-        if not self._sums:
+        if not self._differences:
             raise SampleError("no series to verify on: give some that can be analysed")
-        mean, largest = (np.array(one) for one in zip(*self._sums, strict=True))
-        logits = float(mean.mean()), float(largest.max())  # NaN stays NaN, and fails
+        logits = None
+        if self._sums:
+            mean, largest = (np.array(one) for one in zip(*self._sums, strict=True))
+            logits = float(mean.mean()), float(largest.max())  # NaN stays NaN, and fails
         return judge(self._differences, self._bundle.budget, self._bundle.classes, logits)
 
 
-def _opened(bundle: Bundle, precision: str) -> tuple[Session, _Logits]:
+def _on_gpu(bundle: Bundle, precision: str, plans: Path | None) -> tuple[Session, None]:
+    """A precision on TensorRT, whose logits stay on the GPU."""
+    return open_session(bundle, "tensorrt", precision=precision, plans=plans, on_trial=True), None
+
+
+def _on_processor(bundle: Bundle, precision: str) -> tuple[Session, _Logits]:
     """A precision on the processor, rounded as its own engine would round."""
     graph = load(bundle.graph(precision))
     if precision in PROCESSOR:
