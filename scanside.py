@@ -125,6 +125,7 @@ def demo(
 ) -> None:
     """Push a phantom head with a bleed through a node into a local PACS, and show what came out."""
     from dicom_node import demo as demonstration
+    from dicom_node import tables
     from dicom_node.phantom import write
     from training.lesions import Lesion
     from training.phantom import Scan, make
@@ -143,7 +144,7 @@ def demo(
     if as_json:
         print(json.dumps(told, indent=2))
     else:
-        _show_demo(told)
+        tables.show_demo(told, out)
     raise typer.Exit(0 if told["ok"] else 1)
 
 
@@ -279,6 +280,7 @@ def analyse(
     """Analyse a folder as the node would, without a network."""
     from dicom_node import config as configuration
     from dicom_node import folder as folders
+    from dicom_node import tables
     from dicom_node.analysis import Analyser
     from runtime.bundle import open_bundle
     from runtime.session import open_session, self_test
@@ -311,7 +313,7 @@ def analyse(
         print(json.dumps({"series": told, "not_dicom": [str(path) for path in others]}, indent=2))
     else:
         for one in told:
-            _show_series(one)
+            tables.show_series(one, out)
         _show_others("left alone", others)
     raise typer.Exit(1 if any(one["state"] == "failed" for one in told) else 0)
 
@@ -907,35 +909,6 @@ def _by_side(values: dict[str, float]) -> str:
     return ", ".join(f"{value:g} at {side}" for side, value in values.items())
 
 
-def _show_demo(told: dict[str, Any]) -> None:
-    from dicom_node.tables import LEVEL_STYLES
-
-    table = Table("found", "ml", "truth ml", title=f"{told['model']} on {told['backend']}", title_justify="left")
-    for finding in told["findings"]:
-        table.add_row(finding["class"], f"{finding['volume_ml']:.1f}", f"{finding['truth_ml']:.1f}")
-    out.print(table, soft_wrap=False)
-    decision = told["decision"]
-    out.print(
-        f"triage: [{LEVEL_STYLES[decision['level']]}]{decision['level']}[/] ({decision['reason']})", highlight=False
-    )
-    if told["provisional"]:
-        out.print(f"provisional: {'; '.join(told['missing'])}", style="yellow", highlight=False)
-    times = told["timings_ms"]
-    out.print(
-        f"  {told['slices']} slices pushed in {times['push']:.0f} ms, {told['slices_per_s']:.0f} a second",
-        highlight=False,
-    )
-    out.print(f"  last slice acknowledged -> findings       {times['last_slice_to_findings']:7.0f} ms", highlight=False)
-    out.print(f"  last slice acknowledged -> all in the PACS {times['last_slice_to_pacs']:6.0f} ms", highlight=False)
-    for role in ("sr", "sc", "seg"):
-        out.print(f"  {role.upper():<4} {told['pacs'][role]}", highlight=False)
-    for picture in told["pictures"]:
-        out.print(f"  look at {picture}", highlight=False)
-    out.print(
-        "Synthetic phantom, model trained on phantoms alone. Research use only; not a medical device.", style="dim"
-    )
-
-
 def _told(one: Any) -> dict[str, Any]:
     import dataclasses
 
@@ -950,30 +923,6 @@ def _told(one: Any) -> dict[str, Any]:
         "results": {file.path.stem: str(file.path) for file in outcome.files},
         "folder": str(one.folder) if outcome.report else None,
     }
-
-
-def _show_series(one: dict[str, Any]) -> None:
-    state = one["state"].replace("_", " ")
-    out.print(f"series {one['series_uid'] or 'without a UID'}: {one['files']} files, {state}", highlight=False)
-    for each in one["refused"][:5]:
-        out.print(f"  not analysed: {each['path']}: {each['reason']}", style="yellow", markup=False, highlight=False)
-    if len(one["refused"]) > 5:
-        out.print(f"  and {len(one['refused']) - 5} more: see --json", style="yellow", highlight=False)
-    report = one["report"]
-    if report is None:
-        out.print(f"  {one['reason']}", style="yellow", markup=False, highlight=False)
-        return
-    for finding in report["findings"]:
-        out.print(f"  {finding['name']} {finding['volume_ml']:.1f} ml", highlight=False)
-    if not report["findings"]:
-        out.print("  no haemorrhage found")
-    out.print(f"  triage: {report['decision']['level']} ({report['decision']['reason']})", highlight=False)
-    for sentence in report["missing"]:
-        out.print(
-            f"  {'provisional' if report['provisional'] else 'note'}: {sentence}", style="yellow", highlight=False
-        )
-    out.print(f"  trained on: {report['model']['training_data']}", style="dim", highlight=False)
-    out.print(f"  results in {one['folder']}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What `scanside status` and `scanside outbox list` show on a terminal, in whole identifiers and at any width."""
+"""What the commands of the node show on a terminal, in whole identifiers and at any width."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import textwrap
 import time
 from datetime import datetime
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -126,3 +128,56 @@ def _clock(seconds: float) -> str:
     """Local time; with the date where that is not today's."""
     at, now = datetime.fromtimestamp(seconds).astimezone(), datetime.now().astimezone()
     return f"{at:%H:%M}" if at.date() == now.date() else f"{at:%m-%d %H:%M}"
+
+
+def show_demo(told: dict[str, Any], out: Console) -> None:
+    """What a demonstration found beside its truth, how long it took, and where everything lies."""
+    table = Table("found", "ml", "truth ml", title=f"{told['model']} on {told['backend']}", title_justify="left")
+    for finding in told["findings"]:
+        table.add_row(finding["class"], f"{finding['volume_ml']:.1f}", f"{finding['truth_ml']:.1f}")
+    out.print(table, soft_wrap=False)
+    decision = told["decision"]
+    out.print(
+        f"triage: [{LEVEL_STYLES[decision['level']]}]{decision['level']}[/] ({decision['reason']})", highlight=False
+    )
+    if told["provisional"]:
+        out.print(f"provisional: {'; '.join(told['missing'])}", style="yellow", highlight=False)
+    times = told["timings_ms"]
+    out.print(
+        f"  {told['slices']} slices pushed in {times['push']:.0f} ms, {told['slices_per_s']:.0f} a second",
+        highlight=False,
+    )
+    out.print(f"  last slice acknowledged -> findings       {times['last_slice_to_findings']:7.0f} ms", highlight=False)
+    out.print(f"  last slice acknowledged -> all in the PACS {times['last_slice_to_pacs']:6.0f} ms", highlight=False)
+    for role in ("sr", "sc", "seg"):
+        out.print(f"  {role.upper():<4} {told['pacs'][role]}", highlight=False)
+    for picture in told["pictures"]:
+        out.print(f"  look at {picture}", highlight=False)
+    out.print(
+        "Synthetic phantom, model trained on phantoms alone. Research use only; not a medical device.", style="dim"
+    )
+
+
+def show_series(one: dict[str, Any], out: Console) -> None:
+    """What `scanside analyse` found in one series, or why it found nothing."""
+    state = one["state"].replace("_", " ")
+    out.print(f"series {one['series_uid'] or 'without a UID'}: {one['files']} files, {state}", highlight=False)
+    for each in one["refused"][:5]:
+        out.print(f"  not analysed: {each['path']}: {each['reason']}", style="yellow", markup=False, highlight=False)
+    if len(one["refused"]) > 5:
+        out.print(f"  and {len(one['refused']) - 5} more: see --json", style="yellow", highlight=False)
+    report = one["report"]
+    if report is None:
+        out.print(f"  {one['reason']}", style="yellow", markup=False, highlight=False)
+        return
+    for finding in report["findings"]:
+        out.print(f"  {finding['name']} {finding['volume_ml']:.1f} ml", highlight=False)
+    if not report["findings"]:
+        out.print("  no haemorrhage found")
+    out.print(f"  triage: {report['decision']['level']} ({report['decision']['reason']})", highlight=False)
+    for sentence in report["missing"]:
+        out.print(
+            f"  {'provisional' if report['provisional'] else 'note'}: {sentence}", style="yellow", highlight=False
+        )
+    out.print(f"  trained on: {report['model']['training_data']}", style="dim", highlight=False)
+    out.print(f"  results in {one['folder']}", highlight=False)

@@ -202,9 +202,11 @@ class CudaBindings:
         finally:  # a stream that is left capturing takes no other work
             error, graph = self._cuda.cudaStreamEndCapture(stream)
         self._check("cudaStreamEndCapture", error)
-        launchable = self._call("cudaGraphInstantiate", graph, 0)
-        self._graphs.append(launchable)
-        self._call("cudaGraphDestroy", graph)
+        try:
+            launchable = self._call("cudaGraphInstantiate", graph, 0)
+            self._graphs.append(launchable)
+        finally:
+            self._cuda.cudaGraphDestroy(graph)
         return lambda: self._call("cudaGraphLaunch", launchable, stream)
 
     def close(self) -> None:

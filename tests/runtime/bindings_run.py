@@ -7,6 +7,7 @@ is printed as JSON.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -25,8 +26,46 @@ from tests.runtime.stand_ins import Cuda
 SHAPE = (2, 1, 64, 64)
 
 
+SPECS: list[tuple[str, object]] = []
+CHECKED: set[str] = set()
+
+
 def spec(name: str) -> object:
-    return create_autospec(getattr(real, name), instance=True, spec_set=True)
+    one = create_autospec(getattr(real, name), instance=True, spec_set=True)
+    SPECS.append((name, one))
+    return one
+
+
+def signatures(owner: type, name: str) -> list[tuple[list[str], int]]:
+    """Names of a bound method's parameters, and how many of them have no default, from pybind11's docstring."""
+    found = re.findall(rf"\b{name}\((.*?)\) -> ", getattr(owner, name).__doc__ or "")
+    told = []
+    for text in found:
+        parameters = [one.strip() for one in re.split(r",(?![^\[]*\])", text)][1:]  # without self
+        told.append(
+            (
+                [one.partition(":")[0] for one in parameters],
+                sum("=" not in one.rpartition(":")[2] for one in parameters),
+            )
+        )
+    return told
+
+
+def misfits() -> list[str]:
+    """Calls that were made of the mocks and fit no signature of the real method."""
+    wrong = []
+    for owner, one in SPECS:
+        for name, given, named in one.method_calls:
+            fits = [
+                len(given) + len(named) <= len(names)
+                and len(given) + len(named) >= needed
+                and set(named) <= set(names[len(given) :])
+                for names, needed in signatures(getattr(real, owner), name)
+            ]
+            if "." not in name and fits and not any(fits):
+                wrong.append(f"{owner}.{name}{given}{named}")
+            CHECKED.update([f"{owner}.{name}"] if fits else [])
+    return wrong
 
 
 def tensor(name: str, dtype: object) -> object:
@@ -138,6 +177,8 @@ print(
             "tells_progress": hasattr(real, "IProgressMonitor"),
             "builds": {precision: built(precision) for precision in engine.PRECISIONS},
             "ran": ran(),
+            "misfits": misfits(),
+            "checked": sorted(CHECKED),
         }
     )
 )

@@ -82,6 +82,19 @@ def test_all_that_scanside_calls_is_there(told: dict[str, Any]):
     assert told["ran"].startswith("label 255 of 7 classes"), "the session went all the way to the poison"
 
 
+def test_calls_fit_the_signatures(told: dict[str, Any]):
+    assert told["misfits"] == []
+    wanted = {
+        "IBuilderConfig.set_timing_cache",
+        "IExecutionContext.execute_async_v3",
+        "IExecutionContext.set_tensor_address",
+        "IOptimizationProfile.set_shape",
+        "OnnxParser.parse_from_file",
+        "Runtime.deserialize_cuda_engine",
+    }
+    assert wanted <= set(told["checked"])
+
+
 def test_types_are_the_graphs_by_the_means_of_each_version(told: dict[str, Any]):
     number = tuple(map(int, told["version"].split(".")[:2]))
     builds = told["builds"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -236,3 +237,23 @@ def test_a_class_that_vanishes_fails_the_self_test_however_few_its_pixels_are():
         session.infer = without
         with pytest.raises(SelfTestFailed, match=rf"0 pixels of {bundle.classes[c]} in the golden slices|differ"):
             self_test(session, bundle)
+
+
+def test_the_cuda_provider_is_no_other_in_silence():
+    with pytest.raises(BackendError, match=r"ONNX Runtime .* has .*, not CUDAExecutionProvider: .* onnxruntime-gpu"):
+        open_session(open_bundle(), "onnxruntime-cuda")
+    with pytest.raises(BackendError, match="int8-cpu is not for ONNX Runtime's CUDAExecutionProvider"):
+        open_session(open_bundle(), "onnxruntime-cuda", precision="int8-cpu")
+
+
+@pytest.mark.parametrize("version", ["8.5.3", "12.0.0", "7.2"])
+def test_a_tensorrt_that_nobody_tried_is_refused(version: str, monkeypatch: pytest.MonkeyPatch):
+    from types import ModuleType
+
+    from runtime import caps
+
+    module = ModuleType("tensorrt")
+    module.__version__ = version
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    with pytest.raises(BackendError, match=f"TensorRT {version}: this version of scanside knows 8.6 to 11"):
+        caps.load()

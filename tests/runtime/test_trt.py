@@ -194,3 +194,42 @@ def test_golden_slices_pass_through_it():
     cuda = Cuda()
     session = TrtSession(BUNDLE, "fp32", plans, device=CudaBindings(runtime=cuda), trt=Trt(cuda))
     assert self_test(session, BUNDLE) <= 1e-3
+
+
+CALLS = (
+    "cudaGetDeviceProperties", "cudaDriverGetVersion", "cudaMemGetInfo", "cudaMalloc", "cudaHostAlloc",
+    "cudaStreamCreateWithFlags", "cudaEventCreateWithFlags", "cudaMemcpyAsync", "cudaMemsetAsync", "cudaEventRecord",
+    "cudaEventQuery", "cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_whatever_fails_while_it_opens_is_named_and_nothing_is_kept(call: str):
+    cuda = Cuda()
+    cuda.fails[call] = Error.cudaErrorMemoryAllocation
+    with pytest.raises(DeviceLost, match=f"{call}: cudaErrorMemoryAllocation"):
+        opened(cuda=cuda)
+    assert cuda.held == {}
+
+
+@pytest.mark.parametrize(
+    "call", ["cudaMemcpyAsync", "cudaEventRecord", "cudaStreamWaitEvent", "cudaGraphLaunch", "cudaEventQuery"]
+)
+def test_whatever_fails_while_it_runs_is_named(call: str):
+    session, cuda, _ = opened()
+    cuda.fails[call] = Error.cudaErrorIllegalAddress
+    with pytest.raises(DeviceLost, match=f"{call}: cudaErrorIllegalAddress"):
+        session.infer(heads(5))
+    cuda.fails.clear()
+    session.close()
+    assert cuda.held == {}
+
+
+def test_a_thousand_sessions_leave_nothing_behind():
+    cuda = Cuda()
+    trt = None
+    for _ in range(1000):
+        session, _, trt = opened((1,), cuda=cuda)
+        session.close()
+    assert cuda.held == {}
+    assert trt.contexts == 0
