@@ -5,7 +5,7 @@
     python -m benchmarks.gpu_suite --out benchmarks/results/gpu [BUNDLE ...]
     python -m benchmarks.gpu_peers res_unet attention_unet ...            (PyTorch on the same machine, where it is)
 
-The first needs what `scanside build` and `scanside verify` need, and no torch. After each bundle it writes what it knows
+The first needs what `scanside build` and `scanside verify` need, and no torch. After each bundle it writes what it has
 so far: ``results.json``, and a table in ``README.md``.
 """
 
