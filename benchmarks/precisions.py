@@ -24,10 +24,12 @@ import onnxruntime
 from rich.console import Console
 
 from benchmarks.study import latency, machine
+from calibration import placement
 from calibration.calibrate import calibrate
 from calibration.calibrate import write as write_graphs
 from calibration.samples import Series
 from calibration.verify import record, verify
+from calibration.weights import load
 from export import bundle as bundles
 from runtime.bundle import open_bundle
 from runtime.manifest import PROCESSOR
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from runtime.bundle import Bundle
 
 NOT_MADE = {"passed": False, "reasons": ("not made: no choice of layers is inside the budget",), "figures": {}}
+ALL = "all layers"
 RULES = (Rule("critical", ("any",), 30.0), Rule("urgent", ("any",), 0.0))
 SIZE = 512
 
@@ -52,8 +55,8 @@ class Row:
     """One precision of one network.
 
     `dice`: of the worst class, against FP32, on heads held out. `volume_ml`: largest change of a class in a head.
-    `slice_ms` and `speed_up` where a processor serves the precision. `share_of_time`: operators by what of INT8's
-    time they take, the three largest.
+    `slice_ms` and `speed_up` where a processor serves the precision. `speed_up_of_all`: with every layer in 8 bits that
+    may be, whatever it costs. `share_of_time`: operators by what of INT8's time they take, the three largest.
     """
 
     network: str
@@ -68,6 +71,7 @@ class Row:
     megabytes: float | None
     slice_ms: float | None
     speed_up: float | None
+    speed_up_of_all: float | None
     share_of_time: dict[str, float]
 
 
@@ -88,7 +92,8 @@ def measure(
     bundle = open_bundle(folder)
     verdicts = json.loads((folder / "verdicts.json").read_text())["verdicts"]
     told = json.loads((folder / "calibration.json").read_text())["precisions"]
-    times = latency({name: OrtSession(bundle, name) for name in PROCESSOR if name in bundle.manifest.precisions})
+    sessions = {name: OrtSession(bundle, name) for name in PROCESSOR if name in bundle.manifest.precisions}
+    times = latency(sessions | {ALL: OrtSession(bundle, graph=everything(bundle))})
     rows = []
     for precision in ("fp32", "fp16", "int8", "int8-cpu"):
         how = told.get(precision, {})
@@ -109,10 +114,19 @@ def measure(
                 megabytes=round(weights(bundle, precision) / 1e6, 2) if precision in verdicts else None,
                 slice_ms=times.get(precision),
                 speed_up=round(times["fp32"] / times[precision], 2) if precision in times else None,
+                speed_up_of_all=round(times["fp32"] / times[ALL], 2) if precision == "int8-cpu" else None,
                 share_of_time=profile(bundle, precision) if precision == "int8-cpu" and precision in verdicts else {},
             )
         )
     return rows
+
+
+def everything(bundle: Bundle) -> bytes:
+    """The graph with every layer in 8 bits that may be: what the network could gain if 8 bits cost it nothing."""
+    model = load(bundle.graph("fp32"))
+    ranges = json.loads((bundle.folder / "calibration.json").read_text())["ranges"]
+    span = {name: (one["low"], one["high"]) for name, one in ranges.items()}
+    return placement.for_onnxruntime(model, span, placement.layers(model)).SerializeToString()
 
 
 def weights(bundle: Bundle, precision: str) -> int:
@@ -156,17 +170,17 @@ not depend on its weights; how many of them stay in FP32 does.
 
 Dice and ml: the worst class of {held_out} heads that no calibration saw, against FP32. `left out`: layers that the
 search left in FP32 (of FP16: operators). ms: median of a 512 x 512 slice, batch 1, the whole graph with its pre- and
-post-processing, precisions in turn. `fp16` and `int8` are TensorRT's: a processor holds them to their budget, and
-times say nothing of them. Where INT8 spends its time, and every reason of a failure, is in `results.json`.
+post-processing, precisions in turn; `of all`: the speed-up with every layer in 8 bits that may be, whatever it costs.
+`fp16` and `int8` are TensorRT's: a processor holds them to their budget, and times say nothing of them. Where INT8
+spends its time, and every reason of a failure, is in `results.json`.
 """
 
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as Markdown."""
-    lines = [
-        "| network | precision | verdict | Dice | ml | layers | left out | MB | ms | speed-up | most of its time |"
-    ]
-    lines.append("|---|---|---|" + "---:|" * 7 + "---|")
+    columns = "network|precision|verdict|Dice|ml|layers|left out|MB|ms|speed-up|of all|most of its time"
+    lines = [f"| {columns.replace('|', ' | ')} |"]
+    lines.append("|---|---|---|" + "---:|" * 8 + "---|")
     for row in rows:
         dice = "" if row.dice is None else f"{row.dice:.4f}"
         volume = "" if row.volume_ml is None else f"{row.volume_ml:.2f}"
@@ -174,7 +188,7 @@ def table(rows: Sequence[Row]) -> str:
         lines.append(
             f"| `{row.network}` | {row.precision} | {'passed' if row.passed else 'failed'} | {dice} | {volume} "
             f"| {row.layers or ''} | {row.left_out if row.precision != 'fp32' else ''} | {row.megabytes or ''} "
-            f"| {row.slice_ms or ''} | {row.speed_up or ''} | {spent} |"
+            f"| {row.slice_ms or ''} | {row.speed_up or ''} | {row.speed_up_of_all or ''} | {spent} |"
         )
     return "\n".join(lines)
 
