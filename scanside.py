@@ -310,10 +310,17 @@ def analyse(
         done = folders.analyse(analyser, series, target, advance)
     told = [_told(one) for one in done]
     if as_json:
-        print(json.dumps({"series": told, "not_dicom": [str(path) for path in others]}, indent=2))
+        engine = {"backend": session.identity.backend, "precision": session.identity.precision, "why": session.why}
+        print(json.dumps({"engine": engine, "series": told, "not_dicom": [str(path) for path in others]}, indent=2))
     else:
         for one in told:
             tables.show_series(one, out)
+        out.print(
+            f"engine: {session.identity.backend}, {session.identity.precision}; {session.why}",
+            style="dim",
+            markup=False,
+            highlight=False,
+        )
         _show_others("left alone", others)
     raise typer.Exit(1 if any(one["state"] == "failed" for one in told) else 0)
 

@@ -63,6 +63,7 @@ class TrtSession:
         self._classes, self._view = len(bundle.classes), bundle.view
         self._runners: dict[tuple[int, int, int], _Runner] = {}
         self.why = "asked for"
+        self._hangs = False
         self.sizes = tuple(sorted({shape[1:] for shape in plans}))
         self.identity = identity(bundle, precision, f"tensorrt {trt.__version__} {device.about().name}")
         try:
@@ -137,7 +138,9 @@ class TrtSession:
         return answers
 
     def close(self) -> None:
-        """Give back what it holds, on the GPU and of the host's memory."""
+        """Give back what it holds, on the GPU and of the host's memory; of a GPU that hangs nothing can be had."""
+        if self._hangs:
+            return
         while self._runners:
             _, runner = self._runners.popitem()
             runner.close()  # the context before the memory that it uses
@@ -149,6 +152,7 @@ class TrtSession:
         while not self._device.is_done(event):
             waited = time.perf_counter() - began
             if waited > self._watchdog_s:
+                self._hangs = True
                 raise DeviceLost(
                     f"{self.identity.backend}: a batch is not done after {self._watchdog_s:g} s: the GPU hangs, and "
                     "the process that holds it must start anew"

@@ -136,7 +136,8 @@ class Cuda:
         return (Error.cudaSuccess if told["done"] == told["asked"] else Error.cudaErrorNotReady,)
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[Error]:
-        while self.held[stream] and not self.hangs:
+        while self.held[stream]:
+            assert not self.hangs, "who waits for this waits for ever"
             self._step()
         return (Error.cudaSuccess,)
 

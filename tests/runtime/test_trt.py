@@ -129,6 +129,7 @@ def test_a_gpu_that_hangs_is_lost_and_says_so():
     cuda.hangs = True
     with pytest.raises(DeviceLost, match=r"a batch is not done after 0.2 s: the GPU hangs"):
         session.infer(heads(1))
+    session.close()  # and does not wait for what never ends
 
 
 def test_a_gpu_that_fails_is_lost_and_names_the_call():
