@@ -304,10 +304,11 @@ def analyse(
         [Rule(rule.level, rule.classes, rule.volume_ml) for rule in said.triage],
         min_slices=min_slices or said.series.min_slices,
         min_coverage_mm=said.series.min_coverage_mm,
-        max_batch=said.model.max_batch,
+        max_batch=said.model.max_batch or session.max_batch,
     )
     with _progress("images", sum(map(len, series.values()))) as advance:
         done = folders.analyse(analyser, series, target, advance)
+    session.close()
     told = [_told(one) for one in done]
     if as_json:
         engine = {"backend": session.identity.backend, "precision": session.identity.precision, "why": session.why}
@@ -619,7 +620,7 @@ def verify(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge, and leave the bundle as it is.")] = False,
     tensorrt: Annotated[
         bool,
-        typer.Option("--tensorrt", help="Judge this GPU's plans in place of the graphs; the bundle stays as it is."),
+        typer.Option("--tensorrt", help="Judge this GPU's plans in place of the graphs: what fails is not served."),
     ] = False,
     plans: Annotated[Path | None, typer.Option(help="Folder of the plans; default: the user's cache.")] = None,
     as_json: Json = False,
@@ -635,7 +636,9 @@ def verify(
     from calibration.verify import check_held_out, record
     from calibration.verify import verify as judge
     from dicom_node.config import Config
+    from runtime import gpu
     from runtime.bundle import open_bundle
+    from runtime.plans import default_folder
     from runtime.triage import Rule
     from training.heads import FIRST_VERIFICATION
 
@@ -645,7 +648,10 @@ def verify(
     rules = [Rule(rule.level, rule.classes, rule.volume_ml) for rule in Config().triage]
     with _progress("series", len(series)) as advance:
         verdicts = judge(opened, series, rules, advance, on_gpu=tensorrt, plans=plans)
-    if bundle and not dry_run and not tensorrt:
+    if tensorrt and not dry_run:
+        where = plans or default_folder()
+        out.print(f"written into {gpu.rule(where, opened, verdicts)} plans in {where}", highlight=False)
+    elif bundle and not dry_run:
         was_signed = opened.is_signed
         record(opened, verdicts, series, rules)
         _tell_unsigned(was_signed, bundle)
@@ -679,8 +685,11 @@ def build(
 
     Exit code 1 where one fails.
     """
+    from rich.markup import escape
+
+    from calibration.weights import load
     from dicom_node import config as configuration
-    from runtime import plans
+    from runtime import gpu, plans
     from runtime.bundle import open_bundle
 
     said = configuration.load(config) if config else configuration.Config()
@@ -689,7 +698,16 @@ def build(
     shapes = [(n, *_numbers("--size", size, "x", 2)) for size in sizes or ("512x512",) for n in batches]
     where = folder or said.model.plans or plans.default_folder()
     with err.status("looking for a GPU", spinner="line") as status:
-        rows = list(plans.make_all(opened, precision, shapes, where, again=again, tell=status.update))
+        made = gpu.make_all(
+            opened,
+            precision,
+            shapes,
+            where,
+            read=lambda path: load(path).SerializeToString(),
+            again=again,
+            tell=lambda text: status.update(escape(text)),
+        )
+        rows = list(made)
     if as_json:
         print(json.dumps({"plans": str(where), "engines": rows}, indent=2))
     else:
@@ -768,6 +786,7 @@ def bundle_verify(
         "backend": session.identity.backend,
         "self_test_worst_disagreement": self_test(session, opened),
     }
+    session.close()
     print(json.dumps(told, indent=2)) if as_json else _print([told])
 
 

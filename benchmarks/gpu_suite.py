@@ -26,8 +26,8 @@ from rich.console import Console
 
 from calibration.samples import Series
 from calibration.verify import verify
-from dicom_node.config import Config
-from runtime import caps, plans
+from calibration.weights import load
+from runtime import caps, gpu, plans
 from runtime.bundle import SHIPPED, open_bundle
 from runtime.device import CudaBindings, PyCuda, open_device
 from runtime.engine import PRECISIONS
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 BATCHES = (1, 8, 32)
 ROUNDS = 100
+RULES = (Rule("critical", ("any",), 30.0), Rule("urgent", ("any",), 0.0))
 SLICE = (512, 512)
 
 
@@ -78,6 +79,11 @@ def machine() -> dict[str, Any]:
         state = "no nvidia-smi"
     versions = {"tensorrt": caps.load().__version__, "onnxruntime": onnxruntime.__version__}
     return {"gpu": told, "driver, clock, highest clock, power limit": state, "cpu": cpu, **versions}
+
+
+def constants(path: Path) -> bytes:
+    """A graph with its weights as constants."""
+    return load(path).SerializeToString()
 
 
 def percentiles(took: Sequence[float]) -> dict[str, float]:
@@ -150,7 +156,7 @@ def measure(bundle: Bundle, folder: Path, held_out: Sequence[Series], say: Calla
     """Builds, times and verdicts of one bundle; what can't be had says why in its place."""
     told: dict[str, Any] = {"bundle": f"{bundle.name} {bundle.version}", "digest": bundle.digest}
     told["engines"] = []
-    for row in plans.make_all(bundle, "best", [(batch, *SLICE) for batch in BATCHES], folder):
+    for row in gpu.make_all(bundle, "best", [(batch, *SLICE) for batch in BATCHES], folder, read=constants):
         say(row)
         told["engines"].append(row)
     told["plan_bytes"] = {path.stem: path.stat().st_size for path in sorted(folder.glob(f"{bundle.name}-*.plan"))}
@@ -171,9 +177,8 @@ def measure(bundle: Bundle, folder: Path, held_out: Sequence[Series], say: Calla
             told["times"][backend] = {"batch 1": {"wall_ms": wall_ms(lambda one=session: one.infer(hu), 10)}}
         except ScansideError as error:
             told["times"][backend] = {"error": str(error)}
-    rules = [Rule(rule.level, rule.classes, rule.volume_ml) for rule in Config().triage]
     told["verdicts"] = {
-        name: asdict(one) for name, one in verify(bundle, held_out, rules, on_gpu=True, plans=folder).items()
+        name: asdict(one) for name, one in verify(bundle, held_out, RULES, on_gpu=True, plans=folder).items()
     }
     return told
 

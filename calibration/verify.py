@@ -118,6 +118,8 @@ def verify(
             trial.run(one, expected, list(zip(some, logits, strict=True)), rules)
         on_series(1)
     verdicts = {name: trial.verdict() for name, trial in trials.items()}
+    for trial in trials.values():
+        trial.close()
     return verdicts if on_gpu else {"fp32": _golden(full, bundle)} | verdicts
 
 
@@ -137,6 +139,7 @@ class _Trial:
         self._differences: list[Difference] = []
         self._sums: list[tuple[float, float]] = []
         self._broken: str | None = None
+        self._session: Session | None = None
         try:
             self._session, self._logits = opened(precision)
         except ScansideError as error:
@@ -162,6 +165,10 @@ class _Trial:
         for view, one in logits if self._logits else ():
             far = np.abs(_margins(self._logits.read(view)) - _margins(one))
             self._sums.append((float(far.mean()), float(far.max())))
+
+    def close(self) -> None:
+        if self._session:
+            self._session.close()
 
     def verdict(self) -> Verdict:
         if self._broken:

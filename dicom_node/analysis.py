@@ -121,8 +121,8 @@ class Analyser:
         min_coverage_mm: float,
         max_batch: int,
     ) -> None:
-        self._bundle, self._session, self._rules = bundle, session, tuple(rules)
-        self._min_slices, self._min_coverage_mm, self._max_batch = min_slices, min_coverage_mm, max_batch
+        self._bundle, self.session, self._rules = bundle, session, tuple(rules)
+        self._min_slices, self._min_coverage_mm, self.max_batch = min_slices, min_coverage_mm, max_batch
 
     def feed(self, series: Series, paths: Sequence[Path]) -> list[Seen]:
         """Decode slices of an open series, and infer those whose neighbours are there, together in batches.
@@ -157,7 +157,7 @@ class Analyser:
                 raise
             except InferenceError as error:  # closing tries again, and what fails then is the series' fate
                 log.error("inference_failed", reason=str(error))  # noqa: TRY400
-        for key in list(series.recent)[: -2 * self._max_batch - view.shown]:
+        for key in list(series.recent)[: -2 * self.max_batch - view.shown]:
             del series.recent[key]
         return seen
 
@@ -171,10 +171,10 @@ class Analyser:
         if len(series.sizes) > 1:  # no stack: closing says so
             return
         due = [view for view in views if series.looked_at.get(view[1][0]) != view[0]]
-        for start in range(0, len(due), self._max_batch):
-            batch = due[start : start + self._max_batch]
+        for start in range(0, len(due), self.max_batch):
+            batch = due[start : start + self.max_batch]
             hu = {key: series.hu(key) for shown, _ in batch for key in shown}
-            answers = self._session.infer(np.stack([[hu[key] for key in shown] for shown, _ in batch]))
+            answers = self.session.infer(np.stack([[hu[key] for key in shown] for shown, _ in batch]))
             for number, (shown, answered) in enumerate(batch):
                 first = number * self._bundle.view.answered
                 for key, answer in zip(answered, answers[first:], strict=False):
@@ -229,7 +229,7 @@ class Analyser:
             stack,
             series.labels,
             self._bundle,
-            self._session.identity,
+            self.session.identity,
             self._rules,
             missing=[*missing, *incomplete],
             left_out=left_out,

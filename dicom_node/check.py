@@ -206,7 +206,7 @@ def _model(config: Config, is_sound: Callable[..., bool]) -> Iterator[Item]:
             threads=config.model.threads,
             plans=config.model.plans,
         )
-    except (BackendError, BundleError) as error:
+    except (BackendError, BundleError, InferenceError) as error:
         yield Item("engine", False, "environment", str(error))
         return
     try:
@@ -241,11 +241,11 @@ def _gpu(config: Config, bundle: Bundle) -> Iterator[Item]:
     yield Item("tensorrt", True, "environment", f"{trt.__version__}, {typed}")
     try:
         found = device.open_device()
-    except BackendError as error:
+        gpu, free, library = found.about(), found.free_bytes(), found.library
+        found.close()
+    except (BackendError, InferenceError) as error:
         yield Item("gpu", False if is_meant else None, "environment", str(error))
         return
-    gpu, free, library = found.about(), found.free_bytes(), found.library
-    found.close()
     memory = f"{free >> 20} of {gpu.memory >> 20} MiB free"
     about = f"{gpu.name}, compute capability {gpu.capability}, driver for CUDA {gpu.driver}, {memory}, by {library}"
     yield Item("gpu", True, "environment", about)

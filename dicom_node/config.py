@@ -104,19 +104,15 @@ class Model(_Section):
     )
     backend: Literal["auto", "tensorrt", "onnxruntime", "onnxruntime-cuda"] = Field(
         "auto",
-        description="Inference engine. auto: TensorRT where there is a GPU and a plan of `scanside build`, else ONNX "
-        "Runtime on the processor; the log says which and why. The others never become another.",
+        description="auto: TensorRT where there is a GPU and a plan of `scanside build`, else ONNX Runtime on the "
+        "processor; the log says which and why. The others never become another.",
     )
     precision: Literal["auto", "fp32", "fp16", "int8", "int8-cpu"] = Field(
         "auto",
         description="One that the bundle has and `scanside verify` has passed: int8-cpu is the processor's fastest, "
         "fp16 and int8 are TensorRT's. auto: TensorRT's fastest, and fp32 on the processor.",
     )
-    plans: Folder | None = Field(
-        None,
-        description="Folder of TensorRT's plans, relative to this file's folder. Default: the user's cache.",
-        examples=["plans"],
-    )
+    plans: Folder | None = Field(None, description="Folder of TensorRT's plans; default: the user's cache.")
     trusted_keys: tuple[Folder, ...] = Field(
         (),
         description="Public keys (Ed25519, PEM), relative to this file's folder: only bundles that one of them signed "
@@ -124,7 +120,9 @@ class Model(_Section):
         examples=[["keys/hospital.pem"]],
     )
     threads: int = Field(0, ge=0, description="CPU threads for inference; 0: all cores.")
-    max_batch: int = Field(4, ge=1, description="Most slices in one inference. A batch never waits to fill.")
+    max_batch: int | None = Field(
+        None, ge=1, description="Most slices in one inference, which never waits to fill; default: 4 on a processor."
+    )
 
 
 class Series(_Section):

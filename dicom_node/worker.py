@@ -46,15 +46,13 @@ def main() -> None:
     logging.configure(opening["log_level"], opening["log_format"])
     try:
         analyser = _open(opening, answers)
-    except ScansideError as error:
-        _say(answers, {"is": "broken", "error": str(error)})
-        return
-    threading.Thread(target=_read, args=(sys.stdin, requests), daemon=True).start()
-    try:
-        _serve(analyser, requests, answers, opening["max_batch"])
+        threading.Thread(target=_read, args=(sys.stdin, requests), daemon=True).start()
+        _serve(analyser, requests, answers)
     except DeviceLost as error:
         _say(answers, {"is": "broken", "error": str(error)})
         os._exit(error.exit_code)  # giving back what a hanging GPU holds may hang too
+    except ScansideError as error:
+        _say(answers, {"is": "broken", "error": str(error)})
 
 
 def _open(opening: dict[str, Any], answers: IO[str]) -> Analyser:
@@ -75,8 +73,8 @@ def _open(opening: dict[str, Any], answers: IO[str]) -> Analyser:
         "self_test": disagreement,
     }
     _say(answers, {"is": "ready", **ready})
-    limits = {name: opening[name] for name in ("min_slices", "min_coverage_mm", "max_batch")}
-    return Analyser(bundle, session, rules, **limits)
+    limits = {name: opening[name] for name in ("min_slices", "min_coverage_mm")}
+    return Analyser(bundle, session, rules, **limits, max_batch=opening["max_batch"] or session.max_batch)
 
 
 def _read(source: IO[str], requests: queue.SimpleQueue[dict[str, Any] | None]) -> None:
@@ -85,9 +83,7 @@ def _read(source: IO[str], requests: queue.SimpleQueue[dict[str, Any] | None]) -
     requests.put(None)
 
 
-def _serve(
-    analyser: Analyser, requests: queue.SimpleQueue[dict[str, Any] | None], answers: IO[str], max_batch: int
-) -> None:
+def _serve(analyser: Analyser, requests: queue.SimpleQueue[dict[str, Any] | None], answers: IO[str]) -> None:
     open_series: dict[str, Series] = {}
     waiting: deque[dict[str, Any] | None] = deque()
     while True:
@@ -95,6 +91,7 @@ def _serve(
             waiting.append(requests.get())
         request = waiting.popleft()
         if request is None:
+            analyser.session.close()
             return
         name = request["series"]
         if request["do"] == "close":
@@ -102,7 +99,7 @@ def _serve(
             _say(answers, {"is": "result", "series": name, **_outcome(outcome)})
             continue
         paths = [Path(request["path"])]
-        while len(paths) < max_batch and waiting and waiting[0] and _is_slice(waiting[0], name):
+        while len(paths) < analyser.max_batch and waiting and waiting[0] and _is_slice(waiting[0], name):
             paths.append(Path(waiting.popleft()["path"]))  # what waits already goes together; nothing is waited for
         for seen in analyser.feed(open_series.setdefault(name, Series()), paths):
             _say(answers, {"is": "slice", "series": name, **_seen(seen)})

@@ -6,6 +6,7 @@ chooses types by speed; flags allow it FP16 and INT8, and a constraint on each l
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import BackendError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 OLDEST, TOO_NEW = (8, 6), (12,)
+TELL_EVERY_S = 0.5
 STRONGLY_TYPED_SINCE = (10, 12)  # it exists since 9.1, but not for every layer
 
 
@@ -84,34 +86,34 @@ def use_own_kernels(trt: ModuleType, config: Any) -> None:
     config.set_tactic_sources(1 << int(sources.EDGE_MASK_CONVOLUTIONS) | 1 << int(sources.JIT_CONVOLUTIONS))
 
 
-def watch(trt: ModuleType, config: Any, on_step: Callable[[str, int, int], None]) -> Any:
-    """Tell of a build's progress, where the version can: phase, steps done, steps in all.
+def watch(trt: ModuleType, config: Any, on_step: Callable[[str, int, int], None]) -> None:
+    """Tell of a build's progress, where the version can: phase, steps done, steps in all. 8.6 tells nothing.
 
-    Returns
-    -------
-    what must live as long as the build; None of 8.6, which tells nothing
-
+    Of the outermost phases alone, and not often: the builder waits for the answer while it times kernels.
     """
     if not hasattr(trt, "IProgressMonitor"):
-        return None
+        return
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             super().__init__()
             self.steps: dict[str, int] = {}
+            self.told = 0.0
 
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:  # noqa: ARG002
-            self.steps[phase_name] = num_steps
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            if parent_phase is None:
+                self.steps[phase_name] = num_steps
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            on_step(phase_name, step + 1, self.steps.get(phase_name, 0))
+            if phase_name in self.steps and time.monotonic() - self.told > TELL_EVERY_S:
+                self.told = time.monotonic()
+                on_step(phase_name, step + 1, self.steps[phase_name])
             return True
 
         def phase_finish(self, phase_name: str) -> None:
             self.steps.pop(phase_name, None)
 
     config.progress_monitor = Monitor()
-    return config.progress_monitor
 
 
 def activation_bytes(engine: Any) -> int:

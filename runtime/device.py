@@ -6,6 +6,7 @@ back in `close`. Everything runs in the primary context, which TensorRT, torch a
 
 from __future__ import annotations
 
+import atexit
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Protocol
@@ -44,7 +45,8 @@ class GPU:
 class Device(Protocol):
     """One GPU. Handles are integers, as TensorRT takes them; not for use from several threads at once.
 
-    Every method raises `DeviceLost` where CUDA reports an error: after most of them only a new process helps.
+    Every method raises `DeviceLost` where CUDA reports an error, after most of which only a new process helps; and
+    `BackendError` where memory runs out, which harms nobody.
     """
 
     library: str  # that drives it, with its version
@@ -229,6 +231,10 @@ class CudaBindings:
         return values[0] if len(values) == 1 else tuple(values)
 
     def _check(self, name: str, error: Any) -> None:
+        if error == self._cuda.cudaError_t.cudaErrorMemoryAllocation:
+            raise BackendError(
+                f"{name}: {self._name(error)}: other processes hold the GPU's memory: `nvidia-smi` tells"
+            )
         if int(error):
             raise DeviceLost(f"{name}: {self._name(error)}: the process that holds the GPU must start anew")
 
@@ -263,13 +269,15 @@ class PyCuda:
             self.library = driver.__name__
         self._cuda = driver
         self._held: dict[int, Any] = {}
+        self._is_open = True
         try:
             driver.init()
             self._device = driver.Device(ordinal)
-            self._context = self._device.retain_primary_context()
+            self._context = _primary(driver, ordinal, self._device)
             self._context.push()
         except driver.Error as error:
             raise BackendError(f"GPU {ordinal}: {error}: is there an NVIDIA GPU? `nvidia-smi` tells") from None
+        atexit.register(self.close)  # pycuda ends a process in which a context is still pushed by abort()
 
     def about(self) -> GPU:
         major, minor = self._device.compute_capability()
@@ -322,8 +330,9 @@ class PyCuda:
         return work
 
     def close(self) -> None:
-        if self._context is None:
+        if not self._is_open:
             return
+        self._is_open = False
         try:
             self._context.synchronize()
         except self._cuda.Error:
@@ -331,8 +340,6 @@ class PyCuda:
         finally:
             self._held.clear()
             self._context.pop()
-            self._context.detach()
-            self._context = None
 
     def _hold(self, thing: Any) -> int:
         self._held[int(thing)] = thing
@@ -341,8 +348,20 @@ class PyCuda:
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return function(*arguments)
+        except self._cuda.MemoryError as error:
+            raise BackendError(f"pycuda: {error}: other processes hold the GPU's memory: `nvidia-smi` tells") from error
         except self._cuda.Error as error:
             raise DeviceLost(f"pycuda: {error}: the process that holds the GPU must start anew") from error
+
+
+def _primary(driver: Any, ordinal: int, device: Any) -> Any:
+    """The primary context of a GPU, retained once for the life of the process."""
+    if (id(driver), ordinal) not in _PRIMARY:
+        _PRIMARY[id(driver), ordinal] = device.retain_primary_context()
+    return _PRIMARY[id(driver), ordinal]
+
+
+_PRIMARY: dict[tuple[int, int], Any] = {}
 
 
 def open_device() -> Device:

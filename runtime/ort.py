@@ -30,6 +30,7 @@ class OrtSession:
     """
 
     sizes = None
+    max_batch = 4
     PRECISIONS: ClassVar = {"CPUExecutionProvider": PROCESSOR, "CUDAExecutionProvider": ("fp32", "fp16")}
 
     def __init__(
@@ -53,7 +54,9 @@ class OrtSession:
                 "onnxruntime-gpu"
             )
         try:
-            self._session = onnxruntime.InferenceSession(graph or path, options, providers=[provider])
+            # TF32 would be no FP32: it has FP16's mantissa
+            asked = (provider, {"use_tf32": "0"}) if provider == "CUDAExecutionProvider" else provider
+            self._session = onnxruntime.InferenceSession(graph or path, options, providers=[asked])
         except Exception as error:  # onnxruntime's exceptions share no base class below Exception
             raise BackendError(
                 f"{path}: ONNX Runtime {onnxruntime.__version__} does not take the graph: {error}"

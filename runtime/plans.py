@@ -9,42 +9,33 @@
       timing-8.6.1-NVIDIA-RTX-A4000-8.6.cache           what tactics cost on this GPU: later builds take a third
 
 A plan is loaded only where every entry of its key is that of the bundle, the GPU and the TensorRT at hand. Whoever may
-write the folder may run code: keep it writable for the node's user alone.
+write the folder may run code: keep it writable for the node's user alone. They are made and opened in `runtime.gpu`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import os
 import re
-import statistics
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from runtime import caps, engine
-from runtime.device import open_device
-from runtime.errors import BackendError, BundleError, DeviceLost, InferenceError, SelfTestFailed
-from runtime.session import self_test
-from runtime.trt import TrtSession
+from runtime import engine
+from runtime.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
     from types import ModuleType
 
     from runtime.bundle import Bundle
-    from runtime.device import GPU, Device
+    from runtime.device import GPU
 
 FORMAT = 1
-BATCHES, SIZE = (1, 8, 32), (512, 512)
-TIMED = 30  # batches
+SIZE = (512, 512)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +93,7 @@ class Plan:
     build_s : seconds the build took
     batch_ms : median time of one batch, HU in the host's memory to labels in the host's memory
     golden_disagreement : share of pixels that differ from PyTorch's, over the worst golden slice
+    failed : what `scanside verify --tensorrt` has against it; such a plan is not served
 
     """
 
@@ -111,186 +103,7 @@ class Plan:
     build_s: float
     batch_ms: float
     golden_disagreement: float
-
-
-def make_all(
-    bundle: Bundle,
-    precision: str,
-    shapes: Sequence[tuple[int, int, int]],
-    folder: Path,
-    *,
-    again: bool = False,
-    tell: Callable[[str], None] = lambda _: None,
-) -> Iterator[dict[str, Any]]:
-    """Build plans for the GPU at hand.
-
-    Parameters
-    ----------
-    precision : one of the bundle's for TensorRT, or ``"best"``: all that have passed
-    shapes : ``(batch, H, W)``
-    again : build also what is there
-    tell : told what is done just now
-
-    Yields
-    ------
-    for each precision and shape what became of it: ``state`` is built, there already or failed
-
-    Raises
-    ------
-    BackendError : no TensorRT or no GPU
-    BundleError, NotVerified : a precision that the bundle has not, or that has not passed
-
-    """
-    names = [name for name in engine.PRECISIONS if _has_passed(bundle, name)] if precision == "best" else [precision]
-    for name in names:
-        if name not in engine.PRECISIONS:
-            raise BackendError(f"{name}: TensorRT's precisions are {', '.join(engine.PRECISIONS)}, or say best")
-        bundle.check_ruling(name)
-    trt = caps.load()
-    device = open_device()
-    gpu = device.about()
-    device.close()
-    for name, shape in itertools.product(names, shapes):
-        key = Key.of(bundle, name, shape, trt, gpu)
-        batch, height, width = shape
-        row: dict[str, Any] = {"precision": name, "batch": batch, "size": f"{height}x{width}"}
-        what = f"{name}, batch {batch}, {height} x {width}"
-        tell(what)
-        state = "there already"
-        try:
-            found = None if again else next((one for one in fitting(folder, key) if one.key == key), None)
-            if found is None:
-                state = "built"
-                found = make(
-                    bundle,
-                    key,
-                    folder,
-                    trt=trt,
-                    open_device=open_device,
-                    on_step=lambda phase, done, total, what=what: tell(f"{what}: {phase} {done} of {total}"),
-                )
-        except (BackendError, InferenceError, SelfTestFailed) as error:
-            yield row | {"state": "failed", "slice_ms": None, "build_s": None, "types": str(error)}
-            if isinstance(error, DeviceLost):
-                raise
-            continue
-        types = ", ".join(f"{count} {kind}" for kind, count in found.layers.items() if count)
-        slices = batch * bundle.view.answered
-        times = {"slice_ms": round(found.batch_ms / slices, 3), "build_s": round(found.build_s, 1)}
-        yield row | {"state": state} | times | {"types": types}
-
-
-def make(
-    bundle: Bundle,
-    key: Key,
-    folder: Path,
-    *,
-    trt: ModuleType,
-    open_device: Callable[[], Device],
-    on_step: Callable[[str, int, int], None] = lambda *_: None,
-) -> Plan:
-    """Build a plan, hold it against the bundle's golden slices, and keep it if it passes.
-
-    Nothing that failed or was interrupted stays behind, but what it cost to find out (the timing cache).
-
-    Raises
-    ------
-    BackendError : TensorRT builds none, or one that computes in another precision
-    SelfTestFailed, InferenceError : its answers are not the bundle's
-
-    """
-    cache = timing_cache(folder, key)
-    known = cache.read_bytes() if cache.exists() else b""
-    shape = (key.batch, bundle.view.shown, key.height, key.width)
-    began = time.perf_counter()
-    data, costs = engine.build(trt, bundle.graph(key.precision), key.precision, shape, known, on_step)
-    build_s = time.perf_counter() - began
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(cache, costs)
-    report = engine.inspect(trt, engine.deserialize(trt, data))
-    layers = engine.layer_types(report)
-    engine.check_types(key.precision, layers)
-    session = TrtSession(bundle, key.precision, {key.shape: (data, 0.0)}, device=open_device(), trt=trt)
-    try:
-        worst = self_test(session, bundle)
-        batch_ms = _median_ms(session, shape)
-    finally:
-        session.close()
-    plan = Plan(key, hashlib.sha256(data).hexdigest(), layers, build_s, batch_ms, worst)
-    _write(folder / f"{key.stem}.plan", data)
-    _write(folder / f"{key.stem}.layers", report.encode())
-    _write(folder / f"{key.stem}.json", (json.dumps(dataclasses.asdict(plan), indent=2) + "\n").encode())
-    return plan
-
-
-def _median_ms(session: TrtSession, shape: tuple[int, int, int, int]) -> float:
-    hu = np.random.default_rng(0).integers(-1000, 1500, shape, dtype=np.int16)
-    took = []
-    for _ in range(TIMED):
-        began = time.perf_counter()
-        session.infer(hu)
-        took.append(1000 * (time.perf_counter() - began))
-    return statistics.median(took)
-
-
-def open_accepted(
-    bundle: Bundle,
-    precision: str,
-    folder: Path | None = None,
-    *,
-    on_trial: bool = False,
-    is_asked_for: bool = True,
-) -> TrtSession:
-    """Open the plans that were accepted for a bundle on this GPU.
-
-    Parameters
-    ----------
-    precision : ``"auto"``: the fastest of those that have passed
-    folder : of plans; default: the user's cache
-
-    Raises
-    ------
-    BackendError : no TensorRT, no GPU, or no plan
-
-    """
-    folder = folder or default_folder()
-    trt = caps.load()
-    device = open_device()
-    try:
-        plans = _choose(bundle, precision, folder, trt, device.about(), on_trial=on_trial)
-        data = {one.key.shape: (load(folder, one.key)[1], one.batch_ms) for one in plans}
-        session = TrtSession(bundle, plans[0].key.precision, data, device=device, trt=trt)
-    except BaseException:
-        device.close()
-        raise
-    batches = ", ".join(f"{one.key.batch} in {one.batch_ms:.2f} ms" for one in plans)
-    fastest = "" if precision != "auto" else ", the fastest that has passed"
-    session.why = f"{'asked for' if is_asked_for else 'there are plans for this GPU'}: {batches}{fastest}"
-    return session
-
-
-def _choose(bundle: Bundle, precision: str, folder: Path, trt: ModuleType, gpu: GPU, *, on_trial: bool) -> list[Plan]:
-    """Plans of one precision, smallest batch first."""
-    if precision != "auto":
-        names = [precision]
-        if not on_trial:
-            bundle.check_ruling(precision)
-    else:
-        own = [name for name in engine.PRECISIONS if _has(bundle, name)]
-        names = own if on_trial else [name for name in own if _has_passed(bundle, name)]
-    bases = [Key.of(bundle, name, (1, *SIZE), trt, gpu) for name in names]
-    found = [plans for base in bases if (plans := fitting(folder, base))]
-    if not found:
-        raise BackendError(f"{_why_none(folder, bases[-1])}: run `scanside build`")
-    return min(found, key=lambda plans: plans[0].batch_ms)
-
-
-def _has_passed(bundle: Bundle, precision: str) -> bool:
-    try:
-        bundle.check_ruling(precision)
-    except BundleError:  # the bundle has not that precision, or it has not passed
-        return False
-    return True
+    failed: tuple[str, ...] = ()
 
 
 def default_folder() -> Path:
@@ -307,12 +120,13 @@ def load(folder: Path, key: Key) -> tuple[Plan, bytes]:
 
     """
     path = folder / f"{key.stem}.json"
-    remedy = f"run `scanside build --precision {key.precision} --batch {key.batch}`"
+    size = f"{key.height}x{key.width}"
+    remedy = f"run `scanside build --precision {key.precision} --batch {key.batch} --size {size}`"
     try:
         plan = _read(path)
         data = path.with_suffix(".plan").read_bytes()
     except FileNotFoundError:
-        raise BackendError(f"{_why_none(folder, key)}: {remedy}") from None
+        raise BackendError(f"{why_none(folder, key)}: {remedy}") from None
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise BackendError(f"{path}: {error}: {remedy}") from None
     if plan.key != key or hashlib.sha256(data).hexdigest() != plan.sha256:
@@ -322,10 +136,10 @@ def load(folder: Path, key: Key) -> tuple[Plan, bytes]:
 
 def _read(path: Path) -> Plan:
     told = json.loads(path.read_text())
-    return Plan(**{**told, "key": Key(**told["key"])})
+    return Plan(**{**told, "key": Key(**told["key"]), "failed": tuple(told.get("failed", ()))})
 
 
-def _why_none(folder: Path, key: Key) -> str:
+def why_none(folder: Path, key: Key) -> str:
     """What differs from the plan that is nearest."""
     nearest = min(
         (
@@ -335,12 +149,16 @@ def _why_none(folder: Path, key: Key) -> str:
                 if value != getattr(key, name)
             ]
             for one in accepted(folder)
-            if (one.key.bundle, one.key.precision, one.key.shape) == (key.bundle, key.precision, key.shape)
+            if not one.failed
+            and (one.key.bundle, one.key.precision, one.key.shape) == (key.bundle, key.precision, key.shape)
         ),
         key=len,
         default=None,
     )
     what = f"{folder}: no {key.precision} plan of {key.bundle} for {key.batch} x {key.height} x {key.width}"
+    failed = next((one for one in accepted(folder) if one.key == key and one.failed), None)
+    if failed:
+        return f"{what} that has passed: {'; '.join(failed.failed)}"
     return f"{what}; one is there, of {'; '.join(nearest)}" if nearest else what
 
 
@@ -349,20 +167,26 @@ def accepted(folder: Path) -> Iterator[Plan]:
     for path in sorted(folder.glob("*.json")):
         try:
             yield _read(path)
+        except PermissionError as error:
+            raise BackendError(f"{path}: {error.strerror}: let the node's user read it") from None
         except (ValueError, TypeError, KeyError, OSError):  # of another version, or no plan's
             continue
 
 
-def fitting(folder: Path, key: Key) -> list[Plan]:
-    """Accepted plans that differ from the key in their shape alone, smallest batch first."""
+def fitting(folder: Path, key: Key, *, on_trial: bool = False) -> list[Plan]:
+    """Accepted plans that differ from the key in their shape alone, smallest batch first; on trial failed ones too."""
     found = (one for one in accepted(folder) if dataclasses.replace(key, **_shape(one.key)) == one.key)
-    return sorted(found, key=lambda one: one.key.shape)
+    return sorted((one for one in found if on_trial or not one.failed), key=lambda one: one.key.shape)
+
+
+def keep(folder: Path, plan: Plan) -> None:
+    write(folder / f"{plan.key.stem}.json", (json.dumps(dataclasses.asdict(plan), indent=2) + "\n").encode())
 
 
 def sorted_out(bundle: Bundle, folder: Path, trt: ModuleType, gpu: GPU) -> tuple[list[str], list[str]]:
     """Names of the accepted plans that this bundle can use on this GPU, and of those that it can't."""
     names: tuple[list[str], list[str]] = [], []
-    own = {name: Key.of(bundle, name, (1, *SIZE), trt, gpu) for name in engine.PRECISIONS if _has(bundle, name)}
+    own = {name: Key.of(bundle, name, (1, *SIZE), trt, gpu) for name in engine.PRECISIONS if has(bundle, name)}
     for one in accepted(folder):
         base = own.get(one.key.precision)
         fits = base is not None and dataclasses.replace(base, **_shape(one.key)) == one.key
@@ -370,7 +194,7 @@ def sorted_out(bundle: Bundle, folder: Path, trt: ModuleType, gpu: GPU) -> tuple
     return names
 
 
-def _has(bundle: Bundle, precision: str) -> bool:
+def has(bundle: Bundle, precision: str) -> bool:
     return precision in bundle.manifest.precisions
 
 
@@ -383,13 +207,14 @@ def timing_cache(folder: Path, key: Key) -> Path:
     return folder / re.sub(r"[^A-Za-z0-9._-]", "-", name)
 
 
-def _write(path: Path, data: bytes) -> None:
+def write(path: Path, data: bytes) -> None:
     """Write a file whole, or not at all."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
         try:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+            os.fchmod(file.fileno(), 0o644)  # an administrator builds, the node's user reads
         except BaseException:
             Path(file.name).unlink()
             raise

@@ -31,12 +31,14 @@ class Session(Protocol):
     ----------
     why : one sentence on how this engine came to be taken
     sizes : (H, W) of the slices that it takes; None for any
+    max_batch : views beyond which one call gains nothing
 
     """
 
     identity: ModelIdentity
     why: str
     sizes: tuple[tuple[int, int], ...] | None
+    max_batch: int
 
     def infer(self, hu: NDArray[np.int16] | NDArray[np.int32]) -> list[SliceLabels]:
         """Labels of the slices that N views answer, in order, from HU ``(N, shown, H, W)`` (`runtime.geometry.View`).
@@ -87,7 +89,7 @@ def open_session(
         bundle.graph(precision)  # a precision that it has not is nobody's else fault
     why = "asked for"
     if backend in ("auto", "tensorrt") and precision != "int8-cpu":
-        from runtime.plans import open_accepted  # noqa: PLC0415  # engines load when they are asked for
+        from runtime.gpu import open_accepted  # noqa: PLC0415  # engines load when they are asked for
 
         try:
             return open_accepted(bundle, precision, plans, on_trial=on_trial, is_asked_for=backend == "tensorrt")

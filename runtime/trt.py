@@ -47,8 +47,6 @@ class TrtSession:
 
     """
 
-    PRECISIONS = engine.PRECISIONS
-
     def __init__(
         self,
         bundle: Bundle,
@@ -64,9 +62,11 @@ class TrtSession:
         self._runners: dict[tuple[int, int, int], _Runner] = {}
         self.why = "asked for"
         self._hangs = False
+        self.max_batch = SLOTS * max(batch for batch, *_ in plans)
         self.sizes = tuple(sorted({shape[1:] for shape in plans}))
         self.identity = identity(bundle, precision, f"tensorrt {trt.__version__} {device.about().name}")
         try:
+            self._check_room(sum(len(plan) for plan, _ in plans.values()))  # weights are most of a plan
             self._open({shape: engine.deserialize(trt, plan) for shape, (plan, _) in plans.items()})
         except BaseException:
             self.close()
@@ -81,16 +81,20 @@ class TrtSession:
             caps.activation_bytes(one) + SLOTS * (_size(self._input(shape), np.int32) + _sizes(answers[shape]))
             for shape, one in engines.items()
         )
-        free = self._device.free_bytes()
-        if self.bytes + SPARE > free:
-            raise BackendError(
-                f"{self.identity.backend}: {self.bytes >> 20} MiB are needed and {SPARE >> 20} MiB to spare, "
-                f"{free >> 20} MiB are free: give the node a GPU of its own, or build fewer --batch sizes"
-            )
+        self._check_room(self.bytes)
         streams = self._device.stream(), self._device.stream(), self._device.stream()  # in, compute, out
         for shape, one in engines.items():
             self._runners[shape] = _Runner(one, self._input(shape), answers[shape], streams, self._device, self._trt)
-            self._runners[shape].prepare(self._wait)
+            without = self._runners[shape].prepare(self._wait)
+            self.why += f"; without CUDA graphs: {without}" if without else ""
+
+    def _check_room(self, size: int) -> None:
+        free = self._device.free_bytes()
+        if size + SPARE > free:
+            raise BackendError(
+                f"{self.identity.backend}: {size >> 20} MiB are needed and {SPARE >> 20} MiB to spare, "
+                f"{free >> 20} MiB are free: give the node a GPU of its own, or build fewer --batch sizes"
+            )
 
     def _input(self, shape: tuple[int, int, int]) -> tuple[int, int, int, int]:
         return shape[0], self._view.shown, *shape[1:]
@@ -214,13 +218,13 @@ class _Runner:
     ) -> None:
         self.batch, self.batch_ms = shape[0], 0.0
         self._shape, self._answer = shape, answer
-        self._device, self._streams, self._trt = device, streams, trt
+        self._device, self._streams = device, streams
+        engine.Logger.of(trt)
         self._context = built.create_execution_context()
         if self._context is None:
-            raise BackendError(f"no execution context for {shape}: {engine.Logger.of(trt).last}")
-        self._must(self._context.set_input_shape("hu", shape), f"set_input_shape{shape}")
+            raise BackendError(f"no execution context for {shape}: {engine.Logger.reason()}")
         for name, (expected, dtype) in answer.items():
-            found = tuple(self._context.get_tensor_shape(name)), np.dtype(trt.nptype(built.get_tensor_dtype(name)))
+            found = tuple(built.get_tensor_shape(name)), np.dtype(trt.nptype(built.get_tensor_dtype(name)))
             if found != (expected, np.dtype(dtype)):
                 raise BackendError(f"the engine's {name} are {found}, the bundle's {expected} {dtype.__name__}")
         self._slots = [self._slot() for _ in range(SLOTS)]
@@ -241,17 +245,39 @@ class _Runner:
         slot.run = lambda: self._enqueue(slot)
         return slot
 
-    def prepare(self, wait: Callable[[int], None]) -> None:
-        """Run each slot once as it is, then keep it as a CUDA graph: that is the order that TensorRT needs."""
+    def prepare(self, wait: Callable[[int], None]) -> str | None:
+        """Run each slot once as it is, then keep it as a CUDA graph: that is the order that TensorRT needs.
+
+        Returns
+        -------
+        why there is no CUDA graph, where there is none
+
+        Raises
+        ------
+        BackendError : the engine does not run
+
+        """
+        without = None
         for slot in self._slots:
             slot.staged[:] = 0
             self._device.h2d(slot.hu, slot.staged, self._streams[1])
-            self._enqueue(slot)
+            try:
+                self._enqueue(slot)
+            except DeviceLost:
+                raise
+            except InferenceError as error:
+                raise BackendError(str(error)) from None
             self._device.record(slot.done, self._streams[1])
             wait(slot.done)
-            slot.run = self._device.capture(self._streams[1], slot.run)
+            try:
+                slot.run = self._device.capture(self._streams[1], slot.run)
+            except InferenceError as error:  # an engine may be one that can't be captured: it runs as it is
+                without = str(error)
+        return without
 
     def close(self) -> None:
+        for slot in self._slots:
+            slot.run = lambda: None  # which would hold the context as this holds the slot
         self._slots.clear()
         del self._context
 
@@ -287,7 +313,7 @@ class _Runner:
 
     def _must(self, was_done: bool, what: str) -> None:
         if not was_done:
-            raise InferenceError(f"TensorRT: {what} failed: {engine.Logger.of(self._trt).last}")
+            raise InferenceError(f"TensorRT: {what} failed: {engine.Logger.reason()}")
 
 
 def _answer(shape: tuple[int, int, int], answered: int, classes: int) -> dict[str, tuple[tuple[int, ...], Any]]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import gpu_peers, gpu_suite
-from runtime import caps, device, plans
+from runtime import caps, device, gpu
 from runtime.bundle import open_bundle
 from runtime.device import CudaBindings
 from tests.calibration.made import heads
@@ -35,13 +35,14 @@ def test_the_suite_measures_every_precision_and_judges_it(tmp_path: Path, monkey
     cuda = Cuda()
     trt = Typed(cuda)
     monkeypatch.setattr(caps, "load", lambda: trt)
-    for module in (device, plans, gpu_suite):
+    for module in (device, gpu, gpu_suite):
         monkeypatch.setattr(module, "open_device", lambda: CudaBindings(runtime=cuda))
     ways = {"cuda-bindings": CudaBindings, "without CUDA graphs": gpu_suite.WithoutGraphs}
     ways = {name: lambda made=made: made(runtime=cuda) for name, made in ways.items()}
     monkeypatch.setattr(gpu_suite, "WAYS", ways | {"pycuda": gpu_suite.PyCuda})
     monkeypatch.setattr(gpu_suite, "BATCHES", (1, 2))
-    monkeypatch.setattr(plans, "TIMED", 1)
+    monkeypatch.setattr(gpu, "TIMED", 1)
+    monkeypatch.setattr(gpu_suite, "constants", lambda path: str(path).encode())
     monkeypatch.setattr(gpu_suite, "wall_ms", lambda work, _: {"p50": 1.0} if work() else {})
     monkeypatch.setattr(gpu_suite, "compute_ms", lambda *_: {"p50": 0.5})
     told = gpu_suite.measure(open_bundle(), tmp_path / "plans", heads()[:1], lambda _: None)

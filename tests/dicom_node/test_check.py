@@ -21,7 +21,8 @@ from dicom_node.config import Config, Destination, Model, Node, TriageRule
 from dicom_node.journal import Journal
 from dicom_node.lock import FolderLock
 from dicom_node.mistakes import Mistake
-from runtime import caps, device, plans, seal, session
+from runtime import caps, device, seal, session
+from runtime import gpu as gpu_plans
 from runtime.bundle import SHIPPED, open_bundle
 from tests.runtime.stand_ins import Cuda, Error, Trt
 
@@ -303,7 +304,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     cuda = Cuda()
     trt = Trt(cuda)
     monkeypatch.setattr(caps, "load", lambda: trt)
-    for module in (device, plans):
+    for module in (device, gpu_plans):
         monkeypatch.setattr(module, "open_device", lambda: device.CudaBindings(runtime=cuda))
     return cuda
 
@@ -328,8 +329,10 @@ def test_a_gpu_is_described_and_its_plans_are_counted(look, tmp_path: Path, gpu:
         "Stand-in GPU, compute capability 8.6, driver for CUDA 12.4, 8192 of 8192 MiB"
     )
     assert (items["plans"].ok, "0 for this GPU and bundle; run" in items["plans"].message) == (None, True)
-    monkeypatch.setattr(plans, "self_test", lambda *_: 0.0)
-    (row,) = plans.make_all(open_bundle(), "fp16", [(1, 512, 512)], tmp_path / "plans")
+    monkeypatch.setattr(gpu_plans, "self_test", lambda *_: 0.0)
+    (row,) = gpu_plans.make_all(
+        open_bundle(), "fp16", [(1, 512, 512)], tmp_path / "plans", read=lambda path: str(path).encode()
+    )
     assert row["state"] == "built"
     items = look(model=model)
     assert items["plans"].message.endswith("1 for this GPU and bundle: fp16 1 x 512 x 512")

@@ -64,7 +64,11 @@ class Cuda:
     def __getattribute__(self, name: str) -> Any:
         found = object.__getattribute__(self, name)
         fails = object.__getattribute__(self, "__dict__").get("fails", {})
-        return (lambda *_: (fails[name], None)[: 1 + (name not in NOTHING)]) if name in fails else found
+        if name not in fails:
+            return found
+        if name == "cudaStreamEndCapture":
+            self._capturing.clear()  # it ends all the same
+        return lambda *_: (fails[name], None)[: 1 + (name not in NOTHING)]
 
     def cudaSetDevice(self, ordinal: int) -> tuple[Error]:
         return (Error.cudaSuccess,)
@@ -221,6 +225,8 @@ class Trt:
         return kind
 
     def Runtime(self, logger: Any) -> Any:
+        if "runtime" in self.refuses:
+            raise TypeError("pybind11::init(): factory function returned nullptr")
         return SimpleNamespace(
             deserialize_cuda_engine=lambda plan: None if "deserialize" in self.refuses else Engine(self, plan)
         )
@@ -229,11 +235,11 @@ class Trt:
         return Builder(self)
 
     def OnnxParser(self, network: Any, logger: Any) -> Any:
-        def parse(path: str) -> bool:
-            network.path = path
+        def parse(graph: bytes) -> bool:
+            network.path = graph.decode()
             return "parse" not in self.refuses
 
-        return SimpleNamespace(parse_from_file=parse, num_errors=1, get_error=lambda _: "no such operator")
+        return SimpleNamespace(parse=parse, num_errors=1, get_error=lambda _: "no such operator")
 
 
 class Builder:
@@ -241,15 +247,11 @@ class Builder:
         self.trt = trt
 
     def create_network(self, flags: int) -> Any:
-        return SimpleNamespace(get_input=lambda _: SimpleNamespace(name="hu"))
-
-    def create_optimization_profile(self) -> Any:
-        profile = SimpleNamespace()
-        profile.set_shape = lambda _, *shapes: setattr(profile, "shape", shapes[0])
-        return profile
+        hu = SimpleNamespace(name="hu", shape=(-1, 1, -1, -1))
+        return SimpleNamespace(get_input=lambda _: hu)
 
     def create_builder_config(self) -> Any:
-        config = SimpleNamespace(
+        return SimpleNamespace(
             set_memory_pool_limit=lambda *_: None,
             clear_flag=lambda _: None,
             set_tactic_sources=lambda _: True,
@@ -257,11 +259,9 @@ class Builder:
             set_timing_cache=lambda cache, **_: cache != b"another GPU's",
             get_timing_cache=lambda: SimpleNamespace(serialize=lambda: b"what was timed"),
         )
-        config.add_optimization_profile = lambda profile: setattr(config, "profile", profile)
-        return config
 
     def build_serialized_network(self, network: Any, config: Any) -> bytes | None:
-        return None if "build" in self.trt.refuses else plan(network.path, config.profile.shape)
+        return None if "build" in self.trt.refuses else plan(network.path, network.get_input(0).shape)
 
 
 def plan(graph: Path | str | None, shape: tuple[int, ...]) -> bytes:
@@ -292,8 +292,13 @@ class Engine:
         return None if "context" in self.trt.refuses else Context(self)
 
     def create_engine_inspector(self) -> Any:
-        layer = {"LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": f"Row major linear {self.trt.types}"}]}
+        kind = f"Row major linear {self.trt.types}" if -1 not in self.shape else "N/A due to dynamic shapes"
+        layer = {"LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": kind}]}
         return SimpleNamespace(get_engine_information=lambda _: json.dumps({"Layers": [layer, layer]}))
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        batch, _, *size = self.shape
+        return {"labels": (batch, *size), "voxels": (batch, 7), "evidence": (batch, 7)}[name]
 
     def get_tensor_dtype(self, name: str) -> type:
         return {"labels": np.uint8, "hu": np.int32}.get(name, np.float32)
@@ -303,20 +308,9 @@ class Context:
     def __init__(self, engine: Engine) -> None:
         self.engine, self.addresses = engine, {}
         engine.trt.contexts += 1
-        self.shapes: dict[str, tuple[int, ...]] = {}
 
     def __del__(self) -> None:
         self.engine.trt.contexts -= 1
-
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        if tuple(shape) != self.engine.shape:
-            return False
-        batch, _, *size = shape
-        self.shapes = {"labels": (batch, *size), "voxels": (batch, 7), "evidence": (batch, 7)}
-        return True
-
-    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return self.shapes[name]
 
     def set_tensor_address(self, name: str, pointer: int) -> bool:
         self.addresses[name] = pointer

@@ -88,8 +88,7 @@ def test_calls_fit_the_signatures(told: dict[str, Any]):
         "IBuilderConfig.set_timing_cache",
         "IExecutionContext.execute_async_v3",
         "IExecutionContext.set_tensor_address",
-        "IOptimizationProfile.set_shape",
-        "OnnxParser.parse_from_file",
+        "OnnxParser.parse",
         "Runtime.deserialize_cuda_engine",
     }
     assert wanted <= set(told["checked"])

@@ -18,6 +18,7 @@ class Driver:
 
     __name__ = "stand-in for pycuda"
     Error = type("Error", (Exception,), {})
+    MemoryError = type("MemoryError", (Error,), {})
     event_flags = SimpleNamespace(DISABLE_TIMING=2)
 
     def __init__(self) -> None:
@@ -37,9 +38,7 @@ class Driver:
         def count(by: int) -> None:
             self.contexts += by
 
-        context = SimpleNamespace(
-            push=lambda: count(1), pop=lambda: count(-1), synchronize=lambda: None, detach=lambda: None
-        )
+        context = SimpleNamespace(push=lambda: count(1), pop=lambda: count(-1), synchronize=lambda: None)
         return SimpleNamespace(
             retain_primary_context=lambda: context,
             name=lambda: "Stand-in GPU",
@@ -51,6 +50,8 @@ class Driver:
         return 4 << 30, 8 << 30
 
     def mem_alloc(self, size: int) -> Any:
+        if size > 1 << 40:
+            raise self.MemoryError("cuMemAlloc failed: out of memory")
         return Allocation(size)
 
     def pagelocked_empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -128,6 +129,13 @@ def test_a_failure_is_a_lost_device():
     driver.fails = True
     with pytest.raises(DeviceLost, match=r"pycuda: cuMemcpyHtoDAsync failed: .* must start anew"):
         device.h2d(target, np.zeros(1, np.int32), stream)
+
+
+def test_memory_that_runs_out_harms_nobody():
+    device = PyCuda(driver=Driver())
+    with pytest.raises(BackendError, match="out of memory: other processes hold the GPU's memory"):
+        device.alloc(1 << 60)
+    assert device.alloc(4)
 
 
 def test_no_gpu_says_what_to_look_at():

@@ -8,15 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from runtime import caps, engine, plans
+from runtime import caps, engine, gpu, plans
 from runtime.bundle import open_bundle
 from runtime.device import CudaBindings
-from runtime.errors import BackendError, InferenceError, NotVerified, SelfTestFailed
+from runtime.errors import BackendError, DeviceLost, InferenceError, NotVerified, SelfTestFailed
 from runtime.plans import Key, Plan
 from runtime.session import open_session
+from runtime.verdict import Verdict
 from tests.runtime.stand_ins import Cuda, Trt
 
 BUNDLE = open_bundle()
+
+
+def named(path: Path) -> bytes:
+    """The stand-in's graphs are their paths."""
+    return str(path).encode()
 
 
 @pytest.fixture
@@ -35,12 +41,13 @@ def key(trt: Trt, cuda: Cuda, precision: str = "fp16", batch: int = 1) -> Key:
 
 def made(folder: Path, trt: Trt, cuda: Cuda, precision: str = "fp16", batch: int = 1) -> Plan:
     trt.types = {"fp32": "FP32", "fp16": "FP16", "int8": "Int8"}[precision]
-    return plans.make(
+    return gpu.make(
         BUNDLE,
         key(trt, cuda, precision, batch),
         folder,
         trt=trt,
         open_device=lambda: CudaBindings(runtime=cuda),
+        read=named,
     )
 
 
@@ -48,8 +55,8 @@ def made(folder: Path, trt: Trt, cuda: Cuda, precision: str = "fp16", batch: int
 def at_hand(monkeypatch: pytest.MonkeyPatch, trt: Trt, cuda: Cuda) -> None:
     """A machine with a GPU and TensorRT."""
     monkeypatch.setattr(caps, "load", lambda: trt)
-    monkeypatch.setattr(plans, "open_device", lambda: CudaBindings(runtime=cuda))
-    monkeypatch.setattr(plans, "TIMED", 1)
+    monkeypatch.setattr(gpu, "open_device", lambda: CudaBindings(runtime=cuda))
+    monkeypatch.setattr(gpu, "TIMED", 1)
 
 
 pytestmark = pytest.mark.usefixtures("at_hand")
@@ -58,7 +65,7 @@ pytestmark = pytest.mark.usefixtures("at_hand")
 @pytest.fixture
 def gate_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of other things: golden slices take a while."""
-    monkeypatch.setattr(plans, "self_test", lambda *_: 0.0)
+    monkeypatch.setattr(gpu, "self_test", lambda *_: 0.0)
 
 
 def test_a_plan_that_answers_as_the_bundle_says_is_kept_with_its_proof(tmp_path: Path, trt: Trt, cuda: Cuda):
@@ -87,7 +94,7 @@ def test_what_it_cost_to_time_tactics_is_kept_and_used_again(tmp_path: Path, trt
 def test_an_engine_in_another_precision_is_not_accepted(tmp_path: Path, trt: Trt, cuda: Cuda):
     trt.types = "FP32"
     with pytest.raises(BackendError, match="asked for fp16, and of the engine's convolutions are 2 in fp32"):
-        plans.make(BUNDLE, key(trt, cuda), tmp_path, trt=trt, open_device=lambda: CudaBindings(runtime=cuda))
+        gpu.make(BUNDLE, key(trt, cuda), tmp_path, trt=trt, open_device=lambda: CudaBindings(runtime=cuda), read=named)
     assert not list(tmp_path.glob("*.plan"))
     assert not list(tmp_path.glob("*.json"))
 
@@ -122,14 +129,14 @@ def test_a_build_that_fails_names_the_reason_and_leaves_nothing(
 
 @pytest.mark.usefixtures("gate_left_open")
 def test_an_interrupted_build_leaves_no_plan(tmp_path: Path, trt: Trt, cuda: Cuda, monkeypatch: pytest.MonkeyPatch):
-    write = plans._write
+    write = plans.write
 
     def stop(path: Path, data: bytes) -> None:
         if path.suffix == ".json":
             raise KeyboardInterrupt
         write(path, data)
 
-    monkeypatch.setattr(plans, "_write", stop)
+    monkeypatch.setattr(plans, "write", stop)
     with pytest.raises(KeyboardInterrupt):
         made(tmp_path, trt, cuda)
     assert list(plans.accepted(tmp_path)) == []
@@ -157,7 +164,7 @@ def test_a_plan_of_something_else_is_never_loaded_and_the_difference_is_named(
     (tmp_path / f"{other.key.stem}.json").write_text(json.dumps(dataclasses.asdict(other)))
     with pytest.raises(BackendError, match=message) as caught:
         plans.load(tmp_path, plan.key)
-    assert "run `scanside build --precision fp16 --batch 1`" in str(caught.value)
+    assert "run `scanside build --precision fp16 --batch 1 --size 512x512`" in str(caught.value)
     assert plans.fitting(tmp_path, plan.key) == []
 
 
@@ -202,6 +209,65 @@ def test_auto_takes_the_plans_and_says_so(tmp_path: Path, trt: Trt, cuda: Cuda):
     assert session.why == "there are plans for this GPU: 1 in 1.00 ms, the fastest that has passed"
     session.close()
     assert open_session(BUNDLE, "tensorrt", precision="fp32", plans=tmp_path).why == "asked for: 1 in 5.00 ms"
+
+
+@pytest.mark.usefixtures("gate_left_open")
+def test_memory_that_runs_out_is_a_reason_for_the_processor(tmp_path: Path, trt: Trt, cuda: Cuda):
+    made(tmp_path, trt, cuda)
+    cuda.free = 1 << 20
+    session = open_session(BUNDLE, plans=tmp_path)
+    assert session.identity.backend.startswith("onnxruntime")
+    assert "MiB are needed" in session.why
+    assert cuda.held == {}
+
+
+@pytest.mark.usefixtures("gate_left_open")
+def test_a_gpu_that_hangs_while_plans_are_opened_is_not_waited_for(
+    tmp_path: Path, trt: Trt, cuda: Cuda, monkeypatch: pytest.MonkeyPatch
+):
+    made(tmp_path, trt, cuda)
+    cuda.hangs = True
+    monkeypatch.setattr("runtime.trt.TrtSession.__init__.__kwdefaults__", {"watchdog_s": 0.2})
+    with pytest.raises(DeviceLost):
+        open_session(BUNDLE, plans=tmp_path)
+
+
+@pytest.mark.usefixtures("gate_left_open")
+def test_what_a_verdict_has_against_a_plan_keeps_it_from_service(tmp_path: Path, trt: Trt, cuda: Cuda):
+    made(tmp_path, trt, cuda)
+    against = Verdict(passed=False, reasons=("subdural: Dice 0.91",), figures={})
+    assert gpu.rule(tmp_path, BUNDLE, {"fp16": against}) == 1
+    with pytest.raises(BackendError, match="no fp16 plan of .* that has passed: subdural: Dice 0.91: run"):
+        open_session(BUNDLE, "tensorrt", precision="fp16", plans=tmp_path)
+    open_session(BUNDLE, "tensorrt", precision="fp16", plans=tmp_path, on_trial=True).close()
+    assert gpu.rule(tmp_path, BUNDLE, {"fp16": Verdict(passed=True, reasons=(), figures={})}) == 1
+    open_session(BUNDLE, "tensorrt", precision="fp16", plans=tmp_path).close()
+
+
+@pytest.mark.usefixtures("gate_left_open")
+def test_the_fastest_is_that_of_a_shape_that_all_have(tmp_path: Path, trt: Trt, cuda: Cuda):
+    for precision, batch, ms in (("fp16", 1, 2.0), ("fp16", 8, 8.0), ("int8", 8, 4.0)):
+        plan = made(tmp_path, trt, cuda, precision, batch)
+        told = dataclasses.asdict(dataclasses.replace(plan, batch_ms=ms))
+        (tmp_path / f"{plan.key.stem}.json").write_text(json.dumps(told))
+    session = open_session(BUNDLE, plans=tmp_path)
+    assert session.identity.precision == "int8", "8 in 4 ms against 8 in 8: that FP16 has one in 2 is no matter"
+    session.close()
+
+
+@pytest.mark.usefixtures("gate_left_open")
+def test_a_damaged_plan_is_built_again(tmp_path: Path, trt: Trt, cuda: Cuda):
+    trt.types = "FP16"
+    build = lambda: [  # noqa: E731
+        row["state"] for row in gpu.make_all(BUNDLE, "fp16", [(1, 512, 512)], tmp_path, read=named)
+    ]
+    assert [build(), build()] == [["built"], ["there already"]]
+    (path,) = tmp_path.glob("*.plan")
+    path.write_bytes(b"")
+    assert build() == ["built"]
+    path.unlink()
+    assert build() == ["built"]
+    assert path.stat().st_mode & 0o777 == 0o644, "an administrator builds, the node's user reads"
 
 
 def test_auto_without_a_plan_takes_the_processor_and_says_why(tmp_path: Path):

@@ -60,6 +60,31 @@ def test_every_run_is_a_cuda_graph():
     assert cuda.launches == 2
 
 
+def test_a_call_that_tensorrt_refuses_later_is_an_error_too():
+    session, cuda, trt = opened((1,), cuda=without_graphs())
+    trt.refuses.add("execute")
+    with pytest.raises(InferenceError, match="execute_async_v3 failed"):
+        session.infer(heads(1))
+    session.close()
+    assert cuda.held == {}
+
+
+def without_graphs() -> Cuda:
+    cuda = Cuda()
+    cuda.fails["cudaStreamBeginCapture"] = Error.cudaErrorIllegalAddress
+    return cuda
+
+
+def test_a_gpu_that_this_tensorrt_does_not_know_is_said_to_be_so():
+    cuda = Cuda()
+    trt = Trt(cuda)
+    trt.refuses.add("runtime")
+    plans = {(1, SIDE, SIDE): (plan(None, (1, 1, SIDE, SIDE)), 1.0)}
+    with pytest.raises(BackendError, match=r"TensorRT 10.13.0 finds no GPU: .*driver's CUDA\?"):
+        TrtSession(BUNDLE, "fp32", plans, device=CudaBindings(runtime=cuda), trt=trt)
+    assert cuda.held == {}
+
+
 def test_everything_is_given_back():
     session, cuda, trt = opened()
     assert cuda.held
@@ -119,7 +144,7 @@ def test_a_call_that_tensorrt_refuses_is_an_error_and_not_an_old_answer():
     trt = Trt(cuda)
     trt.refuses.add("execute")
     plans = {(1, SIDE, SIDE): (plan(None, (1, 1, SIDE, SIDE)), 1.0)}
-    with pytest.raises(InferenceError, match="execute_async_v3 failed: it gives no reason"):
+    with pytest.raises(BackendError, match="execute_async_v3 failed: it gives no reason"):
         TrtSession(BUNDLE, "fp32", plans, device=CudaBindings(runtime=cuda), trt=trt)
     assert cuda.held == {}
 
@@ -193,24 +218,53 @@ def test_golden_slices_pass_through_it():
     shape = (len(hu), *hu.shape[1:])
     plans = {(len(hu), *hu.shape[2:]): (plan(BUNDLE.graph("fp32"), shape), 1.0)}
     cuda = Cuda()
-    session = TrtSession(BUNDLE, "fp32", plans, device=CudaBindings(runtime=cuda), trt=Trt(cuda))
+    session = TrtSession(BUNDLE, "fp32", plans, device=CudaBindings(runtime=cuda), trt=Trt(cuda), watchdog_s=120)
     assert self_test(session, BUNDLE) <= 1e-3
 
 
 CALLS = (
     "cudaGetDeviceProperties", "cudaDriverGetVersion", "cudaMemGetInfo", "cudaMalloc", "cudaHostAlloc",
     "cudaStreamCreateWithFlags", "cudaEventCreateWithFlags", "cudaMemcpyAsync", "cudaMemsetAsync", "cudaEventRecord",
-    "cudaEventQuery", "cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate",
+    "cudaEventQuery",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("call", CALLS)
 def test_whatever_fails_while_it_opens_is_named_and_nothing_is_kept(call: str):
     cuda = Cuda()
-    cuda.fails[call] = Error.cudaErrorMemoryAllocation
-    with pytest.raises(DeviceLost, match=f"{call}: cudaErrorMemoryAllocation"):
+    cuda.fails[call] = Error.cudaErrorIllegalAddress
+    with pytest.raises(DeviceLost, match=f"{call}: cudaErrorIllegalAddress"):
         opened(cuda=cuda)
     assert cuda.held == {}
+
+
+@pytest.mark.parametrize("call", ["cudaMalloc", "cudaHostAlloc"])
+def test_memory_that_runs_out_is_no_lost_gpu(call: str):
+    cuda = Cuda()
+    cuda.fails[call] = Error.cudaErrorMemoryAllocation
+    with pytest.raises(BackendError, match=f"{call}: cudaErrorMemoryAllocation .* other processes hold"):
+        opened(cuda=cuda)
+    assert cuda.held == {}
+
+
+@pytest.mark.parametrize("call", ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate"])
+def test_an_engine_that_can_not_be_captured_runs_as_it_is_and_says_so(call: str):
+    cuda = Cuda()
+    cuda.fails[call] = Error.cudaErrorIllegalAddress
+    session, _, _ = opened(cuda=cuda)
+    assert f"without CUDA graphs: {call}" in session.why
+    hu = heads(5)
+    assert (np.stack([one.labels for one in session.infer(hu)]) == answer(hu)[0]).all()
+    assert cuda.launches == 0
+    session.close()
+    assert cuda.held == {}
+
+
+def test_a_gpu_that_hangs_while_it_opens_is_not_waited_for():
+    cuda = Cuda()
+    cuda.hangs = True
+    with pytest.raises(DeviceLost, match="the GPU hangs"):
+        opened(cuda=cuda, watchdog_s=0.2)
 
 
 @pytest.mark.parametrize(

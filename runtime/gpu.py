@@ -1,0 +1,250 @@
+"""Plans on the GPU at hand: built, tried, opened, ruled upon."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import statistics
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from runtime import caps, engine, plans
+from runtime.device import open_device
+from runtime.errors import BackendError, BundleError, DeviceLost, InferenceError, SelfTestFailed
+from runtime.plans import SIZE, Key, Plan
+from runtime.session import self_test
+from runtime.trt import TrtSession
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+    from types import ModuleType
+
+    from runtime.bundle import Bundle
+    from runtime.device import GPU, Device
+    from runtime.verdict import Verdict
+
+TIMED = 30  # batches
+
+
+def make_all(
+    bundle: Bundle,
+    precision: str,
+    shapes: Sequence[tuple[int, int, int]],
+    folder: Path,
+    *,
+    read: Callable[[Path], bytes],
+    again: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Iterator[dict[str, Any]]:
+    """Build plans for the GPU at hand.
+
+    Parameters
+    ----------
+    precision : one of the bundle's for TensorRT, or ``"best"``: all that have passed
+    shapes : ``(batch, H, W)``
+    read : gives a graph with its weights as constants
+    again : build also what is there
+    tell : told what is done just now
+
+    Yields
+    ------
+    for each precision and shape what became of it: ``state`` is built, there already or failed
+
+    Raises
+    ------
+    BackendError : no TensorRT or no GPU
+    BundleError, NotVerified : a precision that the bundle has not, or that has not passed
+
+    """
+    names = [name for name in engine.PRECISIONS if _has_passed(bundle, name)] if precision == "best" else [precision]
+    for name in names:
+        if name not in engine.PRECISIONS:
+            raise BackendError(f"{name}: TensorRT's precisions are {', '.join(engine.PRECISIONS)}, or say best")
+        bundle.check_ruling(name)
+    trt = caps.load()
+    gpu = _gpu()
+    for name, shape in itertools.product(names, shapes):
+        key = Key.of(bundle, name, shape, trt, gpu)
+        batch, height, width = shape
+        row: dict[str, Any] = {"precision": name, "batch": batch, "size": f"{height}x{width}"}
+        what = f"{name}, batch {batch}, {height} x {width}"
+        tell(what)
+        state = "there already"
+        try:
+            found = None if again else _there(folder, key)
+            if found is None:
+                state = "built"
+                found = make(
+                    bundle,
+                    key,
+                    folder,
+                    trt=trt,
+                    open_device=open_device,
+                    read=read,
+                    on_step=lambda phase, done, total, what=what: tell(f"{what}: {phase} {done} of {total}"),
+                )
+        except (BackendError, InferenceError, SelfTestFailed) as error:
+            yield row | {"state": "failed", "slice_ms": None, "build_s": None, "types": str(error)}
+            if isinstance(error, DeviceLost):
+                raise
+            continue
+        types = ", ".join(f"{count} {kind}" for kind, count in found.layers.items() if count)
+        slices = batch * bundle.view.answered
+        times = {"slice_ms": round(found.batch_ms / slices, 3), "build_s": round(found.build_s, 1)}
+        yield row | {"state": state} | times | {"types": types}
+
+
+def _there(folder: Path, key: Key) -> Plan | None:
+    try:
+        return plans.load(folder, key)[0]
+    except BackendError:
+        return None
+
+
+def make(
+    bundle: Bundle,
+    key: Key,
+    folder: Path,
+    *,
+    trt: ModuleType,
+    open_device: Callable[[], Device],
+    read: Callable[[Path], bytes],
+    on_step: Callable[[str, int, int], None] = lambda *_: None,
+) -> Plan:
+    """Build a plan, hold it against the bundle's golden slices, and keep it if it passes.
+
+    `read` gives a graph with its weights as constants (`calibration.weights.load`, serialised).
+
+    Nothing that failed or was interrupted stays behind, but what it cost to find out (the timing cache).
+
+    Raises
+    ------
+    BackendError : TensorRT builds none, or one that computes in another precision
+    SelfTestFailed, InferenceError : its answers are not the bundle's
+
+    """
+    cache = plans.timing_cache(folder, key)
+    known = cache.read_bytes() if cache.exists() else b""
+    shape = (key.batch, bundle.view.shown, key.height, key.width)
+    began = time.perf_counter()
+    data, costs = engine.build(trt, read(bundle.graph(key.precision)), key.precision, shape, known, on_step)
+    build_s = time.perf_counter() - began
+    folder.mkdir(parents=True, exist_ok=True)
+    plans.write(cache, costs)
+    report = engine.inspect(trt, engine.deserialize(trt, data))
+    layers = engine.layer_types(report)
+    engine.check_types(key.precision, layers)
+    session = TrtSession(bundle, key.precision, {key.shape: (data, 0.0)}, device=open_device(), trt=trt)
+    try:
+        worst = self_test(session, bundle)
+        batch_ms = _median_ms(session, shape)
+    finally:
+        session.close()
+    plan = Plan(key, hashlib.sha256(data).hexdigest(), layers, build_s, batch_ms, worst)
+    plans.write(folder / f"{key.stem}.plan", data)
+    plans.write(folder / f"{key.stem}.layers", report.encode())
+    plans.keep(folder, plan)
+    return plan
+
+
+def _median_ms(session: TrtSession, shape: tuple[int, int, int, int]) -> float:
+    hu = np.random.default_rng(0).integers(-1000, 1500, shape, dtype=np.int16)
+    took = []
+    for _ in range(TIMED):
+        began = time.perf_counter()
+        session.infer(hu)
+        took.append(1000 * (time.perf_counter() - began))
+    return statistics.median(took)
+
+
+def rule(folder: Path, bundle: Bundle, verdicts: Mapping[str, Verdict]) -> int:
+    """Write into this GPU's plans what is against them, which is nothing where they passed; gives their number."""
+    trt, gpu = caps.load(), _gpu()
+    count = 0
+    for precision, verdict in verdicts.items():
+        for one in plans.fitting(folder, Key.of(bundle, precision, (1, *SIZE), trt, gpu), on_trial=True):
+            plans.keep(folder, dataclasses.replace(one, failed=tuple(verdict.reasons)))
+            count += 1
+    return count
+
+
+def open_accepted(
+    bundle: Bundle,
+    precision: str,
+    folder: Path | None = None,
+    *,
+    on_trial: bool = False,
+    is_asked_for: bool = True,
+) -> TrtSession:
+    """Open the plans that were accepted for a bundle on this GPU.
+
+    Parameters
+    ----------
+    precision : ``"auto"``: the fastest of those that have passed
+    folder : of plans; default: the user's cache
+
+    Raises
+    ------
+    BackendError : no TensorRT, no GPU, or no plan
+
+    """
+    folder = folder or plans.default_folder()
+    trt = caps.load()
+    device = open_device()
+    try:
+        chosen = _choose(bundle, precision, folder, trt, device.about(), on_trial=on_trial)
+        data = {one.key.shape: (plans.load(folder, one.key)[1], one.batch_ms) for one in chosen}
+    except BaseException:
+        device.close()
+        raise
+    # which owns the device from here on
+    session = TrtSession(bundle, chosen[0].key.precision, data, device=device, trt=trt)
+    batches = ", ".join(f"{one.key.batch} in {one.batch_ms:.2f} ms" for one in chosen)
+    fastest = "" if precision != "auto" else ", the fastest that has passed"
+    session.why = session.why.replace(
+        "asked for", f"{'asked for' if is_asked_for else 'there are plans for this GPU'}: {batches}{fastest}", 1
+    )
+    return session
+
+
+def _choose(bundle: Bundle, precision: str, folder: Path, trt: ModuleType, gpu: GPU, *, on_trial: bool) -> list[Plan]:
+    """Plans of one precision, smallest batch first."""
+    if precision != "auto":
+        names = [precision]
+        if not on_trial:
+            bundle.check_ruling(precision)
+    else:
+        own = [name for name in engine.PRECISIONS if plans.has(bundle, name)]
+        names = own if on_trial else [name for name in own if _has_passed(bundle, name)]
+    bases = [Key.of(bundle, name, (1, *SIZE), trt, gpu) for name in names]
+    found = [some for base in bases if (some := plans.fitting(folder, base, on_trial=on_trial))]
+    if not found:
+        raise BackendError(f"{plans.why_none(folder, bases[-1])}: run `scanside build`")
+    usual = [some for some in found if any(one.key.shape[1:] == SIZE for one in some)] or found
+    shared = set.intersection(*({one.key.shape for one in some} for some in usual))
+
+    def slice_ms(some: list[Plan]) -> float:
+        one = next((one for one in some if one.key.shape in shared), some[0])
+        return one.batch_ms / one.key.batch
+
+    return min(usual, key=slice_ms)
+
+
+def _has_passed(bundle: Bundle, precision: str) -> bool:
+    try:
+        bundle.check_ruling(precision)
+    except BundleError:  # the bundle has not that precision, or it has not passed
+        return False
+    return True
+
+
+def _gpu() -> GPU:
+    device = open_device()
+    try:
+        return device.about()
+    finally:
+        device.close()
