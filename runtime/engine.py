@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 PRECISIONS = ("fp32", "fp16", "int8")
 NAMES = {"fp32": ("fp32", "float"), "fp16": ("fp16", "half"), "int8": ("int8",)}  # in the inspector's report
 WORKSPACE = 1 << 30
+LEAST_SHARE = 1 / 3  # of the convolutions in the asked precision: calibration leaves some out
 NO_REASON = "it gives no reason"
 OUTPUTS = ("labels", "voxels", "evidence")
 
@@ -146,7 +147,8 @@ def check_types(precision: str, layers: Mapping[str, int]) -> None:
 
     """
     told = ", ".join(f"{count} in {name}" for name, count in layers.items() if count) or "none that tells its type"
-    if not layers[precision] or (precision == "fp32" and layers["fp16"] + layers["int8"]):
+    least = 1.0 if precision == "fp32" else LEAST_SHARE
+    if not layers[precision] or layers[precision] < least * sum(layers.values()):
         raise BackendError(f"asked for {precision}, and of the engine's convolutions are {told}: it is not accepted")
 
 

@@ -324,3 +324,5 @@ def test_an_fp32_engine_holds_nothing_shorter():
     with pytest.raises(BackendError, match="asked for fp32"):
         engine.check_types("fp32", {"fp32": 3, "fp16": 1, "int8": 0})
     engine.check_types("int8", {"fp32": 1, "fp16": 2, "int8": 9})
+    with pytest.raises(BackendError, match="asked for fp16, and of the engine's convolutions are 9 in fp32, 1 in fp16"):
+        engine.check_types("fp16", {"fp32": 9, "fp16": 1, "int8": 0})
