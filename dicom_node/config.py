@@ -112,7 +112,7 @@ class Model(_Section):
         description="One that the bundle has and `scanside verify` has passed: int8-cpu is the processor's fastest, "
         "fp16 and int8 are TensorRT's. auto: TensorRT's fastest, and fp32 on the processor.",
     )
-    plans: Folder | None = Field(None, description="Folder of TensorRT's plans; default: the user's cache.")
+    plans: Folder | None = Field(None, description="TensorRT's plans; default: the user's cache.", examples=["plans"])
     trusted_keys: tuple[Folder, ...] = Field(
         (),
         description="Public keys (Ed25519, PEM), relative to this file's folder: only bundles that one of them signed "
@@ -121,7 +121,7 @@ class Model(_Section):
     )
     threads: int = Field(0, ge=0, description="CPU threads for inference; 0: all cores.")
     max_batch: int | None = Field(
-        None, ge=1, description="Most slices in one inference, which never waits to fill; default: 4 on a processor."
+        None, ge=1, description="Most slices in one inference; default: 4 on a processor.", examples=[4]
     )
 
 

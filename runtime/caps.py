@@ -31,9 +31,10 @@ def load() -> ModuleType:
     try:
         import tensorrt  # noqa: PLC0415  # where there is a GPU
     except ImportError as error:
+        missing = "it is not installed" if getattr(error, "name", None) == "tensorrt" else str(error)
         raise BackendError(
-            f"TensorRT: {error}: pip install 'scanside[gpu]'; on a Jetson make the environment with "
-            "--system-site-packages, for TensorRT comes with the system"
+            f"TensorRT: {missing}: pip install 'scanside[gpu]', or where it comes with the system (Jetson) make the "
+            "environment with --system-site-packages"
         ) from None
     numbers = _version(tensorrt)
     if not OLDEST <= numbers < TOO_NEW:

@@ -96,7 +96,7 @@ def open_session(
         except BackendError as error:
             if backend == "tensorrt":
                 raise
-            why = f"no TensorRT: {error}"
+            why = f"the processor, for want of a GPU's engine: {error}"
     from runtime.ort import OrtSession  # noqa: PLC0415  # as above
 
     precision = "fp32" if precision == "auto" else precision

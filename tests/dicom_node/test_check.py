@@ -312,13 +312,13 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Cuda:
 def test_a_machine_without_tensorrt_needs_none(look):
     items = look(model=Model())
     assert not {"tensorrt", "gpu", "plans"} & items.keys()
-    assert "no TensorRT: TensorRT: No module named 'tensorrt'" in items["engine"].message
+    assert "for want of a GPU's engine: TensorRT: it is not installed: pip install" in items["engine"].message
 
 
 def test_where_tensorrt_is_meant_what_is_missing_is_named(look):
     items = look(model=Model(backend="tensorrt"))
     assert items["tensorrt"].ok is False
-    assert "pip install 'scanside[gpu]'; on a Jetson" in items["tensorrt"].message
+    assert "pip install 'scanside[gpu]', or where it comes with the system (Jetson)" in items["tensorrt"].message
 
 
 def test_a_gpu_is_described_and_its_plans_are_counted(look, tmp_path: Path, gpu: Cuda, monkeypatch: pytest.MonkeyPatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 import tomllib
 from pathlib import Path
@@ -50,6 +51,14 @@ def test_an_empty_file_is_the_defaults(write):
     assert loaded.node.address == "127.0.0.1"
     assert loaded.model == Config().model
     assert loaded.destinations == ()
+
+
+def test_every_line_of_the_example_that_is_commented_out_may_be_taken_in(write):
+    text = config.example()
+    taken_in = re.sub(r"(?m)^# (\w+ = )", r"\1", text)
+    assert taken_in.count("\n# ") < text.count("\n# ")
+    loaded = config.load(write(taken_in))
+    assert (loaded.model.max_batch, loaded.model.plans.name) == (4, "plans")
 
 
 def test_the_example_loads_and_holds_every_key_and_default(write):

@@ -273,7 +273,9 @@ def test_a_damaged_plan_is_built_again(tmp_path: Path, trt: Trt, cuda: Cuda):
 def test_auto_without_a_plan_takes_the_processor_and_says_why(tmp_path: Path):
     session = open_session(BUNDLE, plans=tmp_path)
     assert session.identity.backend.startswith("onnxruntime")
-    assert session.why.startswith(f"no TensorRT: {tmp_path}: no int8 plan of phantom-unet for 1 x 512 x 512")
+    assert session.why.startswith(
+        f"the processor, for want of a GPU's engine: {tmp_path}: no int8 plan of phantom-unet"
+    )
 
 
 def test_who_asks_for_tensorrt_gets_it_or_an_error(tmp_path: Path, cuda: Cuda):
