@@ -687,7 +687,6 @@ def build(
     """
     from rich.markup import escape
 
-    from calibration.weights import load
     from dicom_node import config as configuration
     from runtime import gpu, plans
     from runtime.bundle import open_bundle
@@ -703,7 +702,7 @@ def build(
             precision,
             shapes,
             where,
-            read=lambda path: load(path).SerializeToString(),
+            read=_constants,
             again=again,
             tell=lambda text: status.update(escape(text)),
         )
@@ -888,6 +887,13 @@ def _stages() -> Any:
             yield begin
 
     return bars()
+
+
+def _constants(graph: Path) -> bytes:
+    """An ONNX graph with its weights as constants, which TensorRT wants."""
+    from calibration.weights import load
+
+    return load(graph).SerializeToString()
 
 
 def _numbers(option: str, text: str, between: str, count: int | None = None) -> tuple[int, ...]:

@@ -63,7 +63,7 @@ def make_all(
     names = [name for name in engine.PRECISIONS if _has_passed(bundle, name)] if precision == "best" else [precision]
     for name in names:
         if name not in engine.PRECISIONS:
-            raise BackendError(f"{name}: TensorRT's precisions are {', '.join(engine.PRECISIONS)}, or say best")
+            raise BundleError(f"{name}: TensorRT's precisions are {', '.join(engine.PRECISIONS)}, or say best")
         bundle.check_ruling(name)
     trt = caps.load()
     gpu = _gpu()

@@ -57,6 +57,20 @@ def test_the_phantom_tells_its_truth_beside_a_legal_series(series: Path):
         assert not [line for line in (shown.stdout + shown.stderr).splitlines() if line.startswith("Error")]
 
 
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        ((), 3, ("TensorRT: it is not installed", "scanside[gpu]")),
+        (("--precision", "int4"), 2, ("int4: TensorRT's precisions are fp32, fp16, int8, or say best",)),
+        (("--batch", "1,none"), 2, ("--batch 1,none: write 1,8,32",)),
+        (("--size", "512"), 2, ("--size 512: write 512x512",)),
+        (("no-bundle",), 2, ("no-bundle is no bundle",)),
+    ],
+)
+def test_build_says_what_is_wrong_or_missing(options: tuple[str, ...], code: int, words: tuple[str, ...]):
+    refused(scanside("build", *options), code, *words)
+
+
 def test_analyse_looks_at_the_folder_for_results_before_the_work(series: Path, tmp_path: Path):
     (tmp_path / "file").touch()
     refused(scanside("analyse", series, "--out", "file", cwd=tmp_path), 2, "file is not a folder: choose another")
