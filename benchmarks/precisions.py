@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -186,11 +187,18 @@ def table(rows: Sequence[Row]) -> str:
         volume = "" if row.volume_ml is None else f"{row.volume_ml:.2f}"
         spent = ", ".join(f"{kind} {share:.0%}" for kind, share in row.share_of_time.items())
         lines.append(
-            f"| `{row.network}` | {row.precision} | {'passed' if row.passed else 'failed'} | {dice} | {volume} "
+            f"| `{row.network}` | {row.precision} | {_ruled(row)} | {dice} | {volume} "
             f"| {row.layers or ''} | {row.left_out if row.precision != 'fp32' else ''} | {row.megabytes or ''} "
             f"| {row.slice_ms or ''} | {row.speed_up or ''} | {row.speed_up_of_all or ''} | {spent} |"
         )
     return "\n".join(lines)
+
+
+def _ruled(row: Row) -> str:
+    if row.passed:
+        return "passed"
+    more = f", and {len(row.reasons) - 1} more" if len(row.reasons) > 1 else ""
+    return f"failed: {textwrap.shorten(row.reasons[0], 80, placeholder=' ...')}{more}"
 
 
 def write(rows: Sequence[Row], held_out: int, views: int, folder: Path) -> None:
