@@ -650,7 +650,7 @@ def verify(
         verdicts = judge(opened, series, rules, advance, on_gpu=tensorrt, plans=plans)
     if tensorrt and not dry_run:
         where = plans or default_folder()
-        out.print(f"written into {gpu.rule(where, opened, verdicts)} plans in {where}", highlight=False)
+        err.print(f"written into {gpu.rule(where, opened, verdicts)} plans in {where}", highlight=False)
     elif bundle and not dry_run:
         was_signed = opened.is_signed
         record(opened, verdicts, series, rules)

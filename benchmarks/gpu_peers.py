@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from benchmarks.timing import wall_ms
 from models import catalogue
 from models.graph import HeadCT
 
@@ -43,7 +43,7 @@ def measure(name: str, grid: int, rounds: int, device: str = "cuda") -> dict[str
     for way, run in {"eager": answer, "compiled": torch.compile(answer)}.items():
         for batch in BATCHES:
             hu = np.random.default_rng(0).integers(-1000, 1500, (batch, 1, 512, 512), dtype=np.int16)
-            told.setdefault(way, {})[f"batch {batch}"] = _wall_ms(lambda hu=hu, run=run: _once(run, hu, device), rounds)
+            told.setdefault(way, {})[f"batch {batch}"] = wall_ms(lambda hu=hu, run=run: _once(run, hu, device), rounds)
     return told
 
 
@@ -51,16 +51,6 @@ def measure(name: str, grid: int, rounds: int, device: str = "cuda") -> dict[str
 def _once(run: Callable[[torch.Tensor], tuple[torch.Tensor, ...]], hu: np.ndarray, device: str) -> list[np.ndarray]:
     there = torch.from_numpy(hu.astype(np.int32)).to(device, non_blocking=True)
     return [one.cpu().numpy() for one in run(there)]
-
-
-def _wall_ms(work: Callable[[], object], rounds: int) -> dict[str, float]:
-    took = []
-    for i in range(rounds + 10):
-        began = time.perf_counter()
-        work()
-        if i >= 10:
-            took.append(1e3 * (time.perf_counter() - began))
-    return {f"p{p}": round(float(np.percentile(took, p)), 4) for p in (50, 90, 99)}
 
 
 def main() -> None:

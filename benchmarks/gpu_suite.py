@@ -15,7 +15,6 @@ import argparse
 import json
 import platform
 import subprocess
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ import numpy as np
 import onnxruntime
 from rich.console import Console
 
+from benchmarks.timing import WARM_UP, percentiles, wall_ms
 from calibration.samples import Series
 from calibration.verify import verify
 from calibration.weights import load
@@ -86,21 +86,6 @@ def constants(path: Path) -> bytes:
     return load(path).SerializeToString()
 
 
-def percentiles(took: Sequence[float]) -> dict[str, float]:
-    return {f"p{p}": round(float(np.percentile(took, p)), 4) for p in (50, 90, 99)}
-
-
-def wall_ms(work: Callable[[], object], rounds: int) -> dict[str, float]:
-    """Milliseconds of a call, after ten to warm up."""
-    took = []
-    for i in range(rounds + 10):
-        began = time.perf_counter()
-        work()
-        if i >= 10:
-            took.append(1e3 * (time.perf_counter() - began))
-    return percentiles(took)
-
-
 def compute_ms(session: TrtSession, batch: int, rounds: int) -> dict[str, float]:
     """Milliseconds between two events of the GPU around an engine's run: the floor of any latency."""
     cuda = session._device._cuda  # type: ignore[attr-defined]  # noqa: SLF001  # what it does beside this is what is asked
@@ -108,12 +93,12 @@ def compute_ms(session: TrtSession, batch: int, rounds: int) -> dict[str, float]
     slot, stream = runner._slots[0], runner._streams[1]  # noqa: SLF001
     (_, begin), (_, end) = cuda.cudaEventCreate(), cuda.cudaEventCreate()
     took = []
-    for i in range(rounds + 10):
+    for i in range(rounds + WARM_UP):
         cuda.cudaEventRecord(begin, stream)
         slot.run()
         cuda.cudaEventRecord(end, stream)
         cuda.cudaStreamSynchronize(stream)
-        if i >= 10:
+        if i >= WARM_UP:
             took.append(cuda.cudaEventElapsedTime(begin, end)[1])
     for event in (begin, end):
         cuda.cudaEventDestroy(event)

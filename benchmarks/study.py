@@ -135,7 +135,7 @@ def score(run: Path, cases: Sequence[Case], folder: Path) -> tuple[Row, dict[str
     recipe, graph = checkpoint.recipe, checkpoint.graph
     bundles.write(recipe, graph, heads.golden_slices(recipe.input.view), folder, minimum_ml=0.5)
     bundle = open_bundle(folder)
-    session = open_session(bundle)
+    session = open_session(bundle, "onnxruntime")
     scored = [evaluate.score(case, case.images, bundle, session) for case in cases]
     summary = evaluate.summarise(scored, bundle, session, "hard synthetic phantoms that no network trained on")
     classes = summary["classes"].values()
@@ -255,7 +255,7 @@ def main() -> None:
             row, summaries[name] = score(run, cases, Path(made) / name)
             rows.append(row)
             console.print(row)
-        took = latency({name: open_session(open_bundle(Path(made) / name)) for name in runs})
+        took = latency({name: open_session(open_bundle(Path(made) / name), "onnxruntime") for name in runs})
     rows = [replace(row, slice_ms=took[row.network]) for row in rows]
     write(rows, summaries, vars(asked), asked.out)
 

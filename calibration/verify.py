@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -93,20 +94,21 @@ def verify(
     ----------
     series : held out: neither trained nor calibrated on
     rules : of triage; no decision may flip by them
+    on_gpu : TensorRT's plans in place of the graphs, its FP32 among them
     plans : folder of TensorRT's plans; default: the user's cache
 
     Returns
     -------
-    by precision; FP32's says whether it answers its golden slices as PyTorch did, of TensorRT's own FP32 too
+    by precision; on the processor FP32's says whether it answers its golden slices as PyTorch did
 
     """
     full = open_session(bundle, "onnxruntime")
     if on_gpu:
         names = [name for name in PRECISIONS if name in bundle.manifest.precisions]
-        trials = {name: _Trial(bundle, name, lambda name: _on_gpu(bundle, name, plans)) for name in names}
+        trials = {name: _Trial(bundle, partial(_on_gpu, bundle, name, plans)) for name in names}
     else:
         others = (name for name in bundle.manifest.precisions if name != "fp32")
-        trials = {name: _Trial(bundle, name, lambda name: _on_processor(bundle, name)) for name in others}
+        trials = {name: _Trial(bundle, partial(_on_processor, bundle, name)) for name in others}
     reference = _Logits(load(bundle.graph("fp32")))
     for one in series:
         labels = one.answered(full, bundle.view)
@@ -134,14 +136,14 @@ def _golden(session: Session, bundle: Bundle) -> Verdict:
 class _Trial:
     """A precision that is being tried; the first thing that breaks ends it."""
 
-    def __init__(self, bundle: Bundle, precision: str, opened: Callable[[str], tuple[Session, _Logits | None]]) -> None:
+    def __init__(self, bundle: Bundle, opened: Callable[[], tuple[Session, _Logits | None]]) -> None:
         self._bundle = bundle
         self._differences: list[Difference] = []
         self._sums: list[tuple[float, float]] = []
         self._broken: str | None = None
         self._session: Session | None = None
         try:
-            self._session, self._logits = opened(precision)
+            self._session, self._logits = opened()
         except ScansideError as error:
             self._broken = str(error)
 

@@ -333,6 +333,7 @@ class PyCuda:
         if not self._is_open:
             return
         self._is_open = False
+        atexit.unregister(self.close)
         try:
             self._context.synchronize()
         except self._cuda.Error:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from runtime.bundle import Bundle
-    from runtime.device import GPU, Device
+    from runtime.device import GPU
     from runtime.verdict import Verdict
 
 TIMED = 30  # batches
@@ -83,7 +83,6 @@ def make_all(
                     key,
                     folder,
                     trt=trt,
-                    open_device=open_device,
                     read=read,
                     on_step=lambda phase, done, total, what=what: tell(f"{what}: {phase} {done} of {total}"),
                 )
@@ -111,7 +110,6 @@ def make(
     folder: Path,
     *,
     trt: ModuleType,
-    open_device: Callable[[], Device],
     read: Callable[[Path], bytes],
     on_step: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Plan:
@@ -178,7 +176,7 @@ def open_accepted(
     folder: Path | None = None,
     *,
     on_trial: bool = False,
-    is_asked_for: bool = True,
+    why: str = "asked for",
 ) -> TrtSession:
     """Open the plans that were accepted for a bundle on this GPU.
 
@@ -186,10 +184,11 @@ def open_accepted(
     ----------
     precision : ``"auto"``: the fastest of those that have passed
     folder : of plans; default: the user's cache
+    why : they are opened, for `Session.why`
 
     Raises
     ------
-    BackendError : no TensorRT, no GPU, or no plan
+    BackendError : no TensorRT, no GPU, no plan, or a precision that is not TensorRT's
 
     """
     folder = folder or plans.default_folder()
@@ -201,25 +200,22 @@ def open_accepted(
     except BaseException:
         device.close()
         raise
-    # which owns the device from here on
-    session = TrtSession(bundle, chosen[0].key.precision, data, device=device, trt=trt)
     batches = ", ".join(f"{one.key.batch} in {one.batch_ms:.2f} ms" for one in chosen)
-    fastest = "" if precision != "auto" else ", the fastest that has passed"
-    session.why = session.why.replace(
-        "asked for", f"{'asked for' if is_asked_for else 'there are plans for this GPU'}: {batches}{fastest}", 1
-    )
-    return session
+    why = f"{why}: {batches}{', the fastest that has passed' if precision == 'auto' else ''}"
+    # which owns the device from here on
+    return TrtSession(bundle, chosen[0].key.precision, data, device=device, trt=trt, why=why)
 
 
 def _choose(bundle: Bundle, precision: str, folder: Path, trt: ModuleType, gpu: GPU, *, on_trial: bool) -> list[Plan]:
     """Plans of one precision, smallest batch first."""
+    if precision not in ("auto", *engine.PRECISIONS):
+        raise BackendError(f"{precision} is not TensorRT's, which takes {', '.join(engine.PRECISIONS)}")
     if precision != "auto":
         names = [precision]
         if not on_trial:
             bundle.check_ruling(precision)
     else:
-        own = [name for name in engine.PRECISIONS if plans.has(bundle, name)]
-        names = own if on_trial else [name for name in own if _has_passed(bundle, name)]
+        names = [name for name in engine.PRECISIONS if _has_passed(bundle, name)]
     bases = [Key.of(bundle, name, (1, *SIZE), trt, gpu) for name in names]
     found = [some for base in bases if (some := plans.fitting(folder, base, on_trial=on_trial))]
     if not found:

@@ -6,7 +6,7 @@
       phantom-unet-fp16-b8-512x512-1f0c2a6b9d3e.plan    the engine
       phantom-unet-fp16-b8-512x512-1f0c2a6b9d3e.layers  the inspector's report, JSON
       phantom-unet-fp16-b8-512x512-1f0c2a6b9d3e.json    its key, its types as read back, the gate's figures: accepted
-      timing-8.6.1-NVIDIA-RTX-A4000-8.6.cache           what tactics cost on this GPU: later builds take a third
+      timing-8.6.1-NVIDIA-RTX-A4000-8.6.cache           what tactics cost on this GPU, for later builds
 
 A plan is loaded only where every entry of its key is that of the bundle, the GPU and the TensorRT at hand. Whoever may
 write the folder may run code: keep it writable for the node's user alone. They are made and opened in `runtime.gpu`.
@@ -186,16 +186,16 @@ def keep(folder: Path, plan: Plan) -> None:
 def sorted_out(bundle: Bundle, folder: Path, trt: ModuleType, gpu: GPU) -> tuple[list[str], list[str]]:
     """Names of the accepted plans that this bundle can use on this GPU, and of those that it can't."""
     names: tuple[list[str], list[str]] = [], []
-    own = {name: Key.of(bundle, name, (1, *SIZE), trt, gpu) for name in engine.PRECISIONS if has(bundle, name)}
+    own = {
+        name: Key.of(bundle, name, (1, *SIZE), trt, gpu)
+        for name in engine.PRECISIONS
+        if name in bundle.manifest.precisions
+    }
     for one in accepted(folder):
         base = own.get(one.key.precision)
         fits = base is not None and dataclasses.replace(base, **_shape(one.key)) == one.key
         names[not fits].append(f"{one.key.precision} {one.key.batch} x {one.key.height} x {one.key.width}")
     return names
-
-
-def has(bundle: Bundle, precision: str) -> bool:
-    return precision in bundle.manifest.precisions
 
 
 def _shape(key: Key) -> dict[str, Any]:

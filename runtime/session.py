@@ -86,13 +86,14 @@ def open_session(
     if backend not in BACKENDS:
         raise BackendError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
     if precision != "auto":
-        bundle.graph(precision)  # a precision that it has not is nobody's else fault
+        bundle.graph(precision)  # before an engine is blamed for what the bundle has not
     why = "asked for"
-    if backend in ("auto", "tensorrt") and precision != "int8-cpu":
+    if backend == "tensorrt" or (backend == "auto" and precision != "int8-cpu"):
         from runtime.gpu import open_accepted  # noqa: PLC0415  # engines load when they are asked for
 
         try:
-            return open_accepted(bundle, precision, plans, on_trial=on_trial, is_asked_for=backend == "tensorrt")
+            taken = "asked for" if backend == "tensorrt" else "there are plans for this GPU"
+            return open_accepted(bundle, precision, plans, on_trial=on_trial, why=taken)
         except BackendError as error:
             if backend == "tensorrt":
                 raise

@@ -55,12 +55,13 @@ class TrtSession:
         *,
         device: Device,
         trt: ModuleType,
+        why: str = "asked for",
         watchdog_s: float = WATCHDOG_S,
     ) -> None:
         self._device, self._trt, self._watchdog_s = device, trt, watchdog_s
         self._classes, self._view = len(bundle.classes), bundle.view
         self._runners: dict[tuple[int, int, int], _Runner] = {}
-        self.why = "asked for"
+        self.why = why
         self._hangs = False
         self.max_batch = SLOTS * max(batch for batch, *_ in plans)
         self.sizes = tuple(sorted({shape[1:] for shape in plans}))

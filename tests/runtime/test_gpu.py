@@ -199,7 +199,7 @@ def test_a_second_build_is_quicker_for_the_timing_cache(folder: Path):
     key = Key.of(bundle, "fp16", (1, 512, 512), trt, found.about())
     found.close()
     first = next(one for one in plans.accepted(folder) if one.key == key)
-    again = at_hand.make(bundle, key, folder, trt=trt, open_device=device.open_device, read=constants)
+    again = at_hand.make(bundle, key, folder, trt=trt, read=constants)
     assert again.build_s < first.build_s
 
 

@@ -46,7 +46,6 @@ def made(folder: Path, trt: Trt, cuda: Cuda, precision: str = "fp16", batch: int
         key(trt, cuda, precision, batch),
         folder,
         trt=trt,
-        open_device=lambda: CudaBindings(runtime=cuda),
         read=named,
     )
 
@@ -94,7 +93,7 @@ def test_what_it_cost_to_time_tactics_is_kept_and_used_again(tmp_path: Path, trt
 def test_an_engine_in_another_precision_is_not_accepted(tmp_path: Path, trt: Trt, cuda: Cuda):
     trt.types = "FP32"
     with pytest.raises(BackendError, match="asked for fp16, and of the engine's convolutions are 2 in fp32"):
-        gpu.make(BUNDLE, key(trt, cuda), tmp_path, trt=trt, open_device=lambda: CudaBindings(runtime=cuda), read=named)
+        gpu.make(BUNDLE, key(trt, cuda), tmp_path, trt=trt, read=named)
     assert not list(tmp_path.glob("*.plan"))
     assert not list(tmp_path.glob("*.json"))
 
@@ -258,9 +257,10 @@ def test_the_fastest_is_that_of_a_shape_that_all_have(tmp_path: Path, trt: Trt, 
 @pytest.mark.usefixtures("gate_left_open")
 def test_a_damaged_plan_is_built_again(tmp_path: Path, trt: Trt, cuda: Cuda):
     trt.types = "FP16"
-    build = lambda: [  # noqa: E731
-        row["state"] for row in gpu.make_all(BUNDLE, "fp16", [(1, 512, 512)], tmp_path, read=named)
-    ]
+
+    def build() -> list[str]:
+        return [row["state"] for row in gpu.make_all(BUNDLE, "fp16", [(1, 512, 512)], tmp_path, read=named)]
+
     assert [build(), build()] == [["built"], ["there already"]]
     (path,) = tmp_path.glob("*.plan")
     path.write_bytes(b"")
@@ -282,6 +282,12 @@ def test_who_asks_for_tensorrt_gets_it_or_an_error(tmp_path: Path, cuda: Cuda):
     with pytest.raises(BackendError, match="no fp16 plan of phantom-unet .*: run `scanside build`"):
         open_session(BUNDLE, "tensorrt", precision="fp16", plans=tmp_path)
     assert cuda.held == {}
+
+
+def test_who_asks_for_tensorrt_gets_no_processor_whatever_the_precision(tmp_path: Path):
+    with pytest.raises(BackendError, match="int8-cpu is not TensorRT's, which takes fp32, fp16, int8"):
+        open_session(BUNDLE, "tensorrt", precision="int8-cpu", plans=tmp_path)
+    assert open_session(BUNDLE, "auto", precision="int8-cpu", plans=tmp_path).identity.precision == "int8-cpu"
 
 
 @pytest.mark.usefixtures("gate_left_open")
