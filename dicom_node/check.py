@@ -253,7 +253,7 @@ def _gpu(config: Config, bundle: Bundle) -> Iterator[Item]:
     fitting, others = plans.sorted_out(bundle, folder, trt, gpu)
     message = f"{folder}: {len(fitting)} for this GPU and bundle"
     if others:
-        message += f", {len(others)} of another GPU, TensorRT or bundle"
+        message += f", {len(others)} of another GPU, TensorRT or bundle, or that failed"
     if fitting:
         yield Item("plans", True, "environment", f"{message}: {', '.join(fitting)}")
     else:

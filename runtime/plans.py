@@ -184,7 +184,7 @@ def keep(folder: Path, plan: Plan) -> None:
 
 
 def sorted_out(bundle: Bundle, folder: Path, trt: ModuleType, gpu: GPU) -> tuple[list[str], list[str]]:
-    """Names of the accepted plans that this bundle can use on this GPU, and of those that it can't."""
+    """Names of the accepted plans that this bundle can use on this GPU, and of those that it can't or must not."""
     names: tuple[list[str], list[str]] = [], []
     own = {
         name: Key.of(bundle, name, (1, *SIZE), trt, gpu)
@@ -193,7 +193,7 @@ def sorted_out(bundle: Bundle, folder: Path, trt: ModuleType, gpu: GPU) -> tuple
     }
     for one in accepted(folder):
         base = own.get(one.key.precision)
-        fits = base is not None and dataclasses.replace(base, **_shape(one.key)) == one.key
+        fits = base is not None and not one.failed and dataclasses.replace(base, **_shape(one.key)) == one.key
         names[not fits].append(f"{one.key.precision} {one.key.batch} x {one.key.height} x {one.key.width}")
     return names
 
