@@ -319,3 +319,27 @@ def test_a_rate_is_cut_after_as_many_validations_as_the_recipe_says():
         plan.step(dice)
         rates.append(learner.param_groups[0]["lr"] / settings.learning_rate)
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01]), "two epochs, as Peng et al. say"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_it_learns_on_a_gpu_and_the_processor_reads_what_it_learnt(
+    recipe: recipes.Recipe, tmp_path: Path, precision: str
+):
+    if not torch.cuda.is_available():
+        pytest.skip("NOT tried: torch has no CUDA here")
+    settings = recipe.training.model_copy(update={"precision": precision})
+    found = load_checkpoint(train(recipe.model_copy(update={"training": settings}), tmp_path))
+    assert "1 x cuda" in (tmp_path / "MODEL_CARD.md").read_text()
+    weights = list(found.graph.parameters())
+    assert {one.device.type for one in weights} == {"cpu"}
+    assert all(torch.isfinite(one).all() for one in weights)
+
+
+@pytest.mark.gpu
+def test_two_gpus_learn_together(checkpoint: Path, tmp_path: Path):
+    if torch.cuda.device_count() < 2:
+        pytest.skip(f"NOT tried: {torch.cuda.device_count()} GPUs")
+    done = launch(SMALL, checkpoint, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "2 x cuda" in (tmp_path / "run" / "MODEL_CARD.md").read_text()
