@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import errno
-from collections import Counter
-from dataclasses import dataclass, field
-from functools import partial
-from threading import Thread
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import structlog
-from pydicom.dataset import Dataset
-from pynetdicom import AE, evt
+from pynetdicom import build_context
 from pynetdicom.sop_class import Verification
 
-from dicom_node.spool import DataSetMismatch, DataSetUnreadable, Outcome, SpoolError, SpoolFull
-from dicom_node.wire import FROM_CT_SCANNERS, TRANSFER_SYNTAXES, Connection, Server, release_place
+from dicom_node import dimse
+from dicom_node.acceptor import Acceptor
+from dicom_node.dimse import SUCCESS, UNRECOGNISED_OPERATION, Request
+from dicom_node.part10 import DataSetError, DataSetMismatch
+from dicom_node.services import Answer, Ignored
+from dicom_node.spool import Outcome, SpoolError
+from dicom_node.wire import FROM_CT_SCANNERS, TRANSFER_SYNTAXES
 from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pydicom.uid import UID
-    from pynetdicom.association import Association
-    from pynetdicom.events import Event
 
-    from dicom_node.spool import Instance, Spool
+    from dicom_node.dimse import Command
+    from dicom_node.services import Message, Peer
+    from dicom_node.spool import Incoming, Instance, Spool
 
 IDLE_TIMEOUT_S = 300  # scanners hold an association open while they reconstruct; a dead one's place is free after that
 
 # Storage status codes, PS3.4 table B.2-1
-SUCCESS = 0x0000
 OUT_OF_RESOURCES = 0xA700
 DOES_NOT_MATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
@@ -45,7 +44,6 @@ PORT_REMEDIES = {
     '"0.0.0.0" for all',
     errno.EACCES: "ports below 1024 need privileges; set node.port to a higher one",
 }
-_REFUSALS = {SpoolFull: OUT_OF_RESOURCES, DataSetMismatch: DOES_NOT_MATCH, DataSetUnreadable: CANNOT_UNDERSTAND}
 
 log = structlog.get_logger(__name__)
 
@@ -64,14 +62,6 @@ class Intake(Protocol):
 
     def association_ended(self, association: str, *, released: bool) -> None:
         """Take note that nothing more comes: the association was released, or else aborted or lost. Comes once."""
-
-
-@dataclass(slots=True)
-class _Peer:
-    """An accepted association: its name, unique while it is open, and what became of its instances."""
-
-    name: str
-    outcomes: Counter[str] = field(default_factory=Counter)
 
 
 class Receiver:
@@ -106,103 +96,124 @@ class Receiver:
         self._address = (address, port)
         self._spool = spool
         self._intake = intake
-        self._peers: dict[Association, _Peer] = {}
-        self._server: Server | None = None
-        self._ae = AE(ae_title)
-        self._ae.require_calling_aet = list(allowed_calling_aes)
-        self._ae.maximum_associations = max_associations
-        self._ae.maximum_pdu_size = max_pdu
-        self._ae.network_timeout = IDLE_TIMEOUT_S
-        self._ae.add_supported_context(Verification)  # pynetdicom answers C-ECHO by itself
-        for sop_class in sop_classes:
-            self._ae.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
+        self._acceptor: Acceptor | None = None
+        self._ae_title = ae_title
+        self._options = {
+            "allowed_calling_aes": allowed_calling_aes,
+            "max_associations": max_associations,
+            "max_pdu": max_pdu,
+            "contexts": [
+                build_context(Verification),
+                *(build_context(sop_class, list(TRANSFER_SYNTAXES)) for sop_class in sop_classes),
+            ],
+        }
 
     @property
     def port(self) -> int:
-        if self._server is None:
+        if self._acceptor is None:
             raise RuntimeError("the receiver is not started: it has no port yet")
-        return self._server.server_address[1]
+        return self._acceptor.port
 
     def start(self) -> None:
         """Open the port and return; associations are served on threads of their own."""
-        handlers = [
-            (evt.EVT_ACCEPTED, self._on_accepted),
-            (evt.EVT_REJECTED, self._on_rejected),
-            (evt.EVT_CONN_CLOSE, release_place),
-            (evt.EVT_C_STORE, self._on_c_store),
-        ]
         try:
-            self._server = self._ae.make_server(
-                self._address,
-                evt_handlers=handlers,
-                server_class=Server,
-                request_handler=partial(Connection, ended=self._on_ended),
-            )
+            self._acceptor = Acceptor(*self._address, services=self, idle_timeout_s=IDLE_TIMEOUT_S, **self._options)
         except OSError as error:
+            reason, *_ = error.strerror.partition(" (")  # which goes on to repeat the address
             remedy = PORT_REMEDIES.get(error.errno, "set another node.address or node.port")
             raise ReceiverError(
-                f"can't listen on {self._address[0] or '*'}:{self._address[1]} ({error.strerror}): {remedy}"
+                f"can't listen on {self._address[0] or '*'}:{self._address[1]} ({reason}): {remedy}"
             ) from error
-        Thread(target=self._server.serve_forever, name="receiver", daemon=True).start()
-        log.info("receiver_started", ae_title=self._ae.ae_title, port=self.port)
+        log.info("receiver_started", ae_title=self._ae_title, port=self.port)
 
     def stop(self) -> None:
-        """Close the port and abort what is open. On return the intake has heard the end of every association."""
-        if self._server is not None:
-            self._server.shutdown()
-            self._server = None
+        """Close the port and cut what is open. On return the intake has heard the end of every association."""
+        if self._acceptor is not None:
+            self._acceptor.stop()
+            self._acceptor = None
 
-    def _on_accepted(self, event: Event) -> None:
-        remote = event.assoc.requestor
-        peer = self._peers[event.assoc] = _Peer(f"{remote.ae_title}@{remote.address}:{remote.port}")
+    # what the acceptor asks
+
+    def accepted(self, peer: Peer) -> None:
         log.info("association_accepted", association=peer.name)
 
-    def _on_rejected(self, event: Event) -> None:
-        remote = event.assoc.requestor
-        log.warning("association_rejected", calling_ae=remote.ae_title, address=remote.address)
+    def ended(self, peer: Peer, *, released: bool) -> None:
+        log.info("association_ended", association=peer.name, released=released, **peer.outcomes)
+        self._intake.association_ended(peer.name, released=released and not peer.outcomes["refused"])
 
-    def _on_ended(self, association: Association) -> None:
-        peer = self._peers.pop(association, None)
-        if peer:  # not one that was rejected, or never asked for an association
-            log.info("association_ended", association=peer.name, released=association.is_released, **peer.outcomes)
-            complete = association.is_released and not peer.outcomes["refused"]
-            self._intake.association_ended(peer.name, released=complete)
+    def serve(self, peer: Peer, context_id: int, command: Command) -> Message:
+        abstract_syntax, transfer_syntax = peer.contexts[context_id]
+        if command.field != Request.C_STORE or abstract_syntax == Verification:
+            return Ignored(Answer(UNRECOGNISED_OPERATION))
+        return _Store(self._spool, self._intake, peer, command, transfer_syntax)
 
-    def _on_c_store(self, event: Event) -> int | Dataset:
-        peer = self._peers[event.assoc]
-        status, reason = self._take(event, peer)
-        if status == SUCCESS:
-            return status
-        peer.outcomes["refused"] += 1
-        log.warning("instance_refused", association=peer.name, status=f"0x{status:04X}", reason=reason)
-        answer = Dataset()
-        answer.Status = status
-        answer.ErrorComment = ascii(reason)[1:-1].replace("\\", "/")[:64]  # LO: 64 characters, no backslash
-        return answer
 
-    def _take(self, event: Event, peer: _Peer) -> tuple[int, str]:
-        """Status of a C-STORE request, and the reason where it is refused."""
-        request = event.request
+class _Store:
+    """A C-STORE request (PS3.7 section 9.1.1); the first thing that fails is its answer."""
+
+    def __init__(self, spool: Spool, intake: Intake, peer: Peer, command: Command, transfer_syntax: str) -> None:
+        self._intake, self._peer = intake, peer
+        self._refusal: Answer | None = None
+        self._incoming: Incoming | None = None
         try:
-            outcome, instance = self._spool.store(
-                request.DataSet.getvalue(),
-                sop_class_uid=str(request.AffectedSOPClassUID),
-                sop_uid=str(request.AffectedSOPInstanceUID),
-                transfer_syntax_uid=str(event.context.transfer_syntax),
-                calling_ae=event.assoc.requestor.ae_title,
+            self._incoming = spool.incoming(
+                sop_class_uid=command.text(dimse.AFFECTED_SOP_CLASS_UID),
+                sop_uid=command.text(dimse.AFFECTED_SOP_INSTANCE_UID),
+                transfer_syntax_uid=transfer_syntax,
+                calling_ae=peer.ae_title,
             )
-            peer.outcomes[outcome] += 1
-            if outcome is Outcome.NEW:
-                self._intake.instance_stored(peer.name, instance)
-        except SpoolError as error:
-            return _REFUSALS[type(error)], str(error)
-        except OSError:
-            log.exception("disk_failed", association=peer.name)
-            return OUT_OF_RESOURCES, "the disk failed"
-        except Exception:
-            log.exception("instance_failed", association=peer.name)
-            return INTERNAL_ERROR, "internal error"
-        if outcome is Outcome.CONFLICT:
-            log.warning("instance_quarantined", association=peer.name, path=str(instance.path))
-            return UID_TAKEN, "SOP Instance UID is taken by another content; the first stays"
-        return SUCCESS, ""
+        except Exception as error:  # noqa: BLE001 (whatever fails is logged and answered)
+            self._fail(error)
+
+    def write(self, piece: memoryview) -> None:
+        if self._refusal is None:
+            try:
+                self._incoming.write(piece)
+            except Exception as error:  # noqa: BLE001 (as above)
+                self._fail(error)
+
+    def finish(self) -> Answer:
+        if self._refusal is None:
+            try:
+                self._keep()
+            except Exception as error:  # noqa: BLE001 (as above)
+                self._fail(error)
+        if self._refusal is None:
+            return Answer(SUCCESS)
+        self._peer.outcomes["refused"] += 1
+        status, reason = self._refusal.status, self._refusal.comment
+        log.warning("instance_refused", association=self._peer.name, status=f"0x{status:04X}", reason=reason)
+        return self._refusal
+
+    def discard(self) -> None:
+        if self._incoming:
+            self._incoming.discard()
+
+    def _keep(self) -> None:
+        outcome, instance = self._incoming.commit()
+        self._peer.outcomes[outcome] += 1
+        if outcome is Outcome.NEW:
+            self._intake.instance_stored(self._peer.name, instance)
+        elif outcome is Outcome.CONFLICT:
+            log.warning("instance_quarantined", association=self._peer.name, path=str(instance.path))
+            self._refusal = Answer(UID_TAKEN, "SOP Instance UID is taken by another content; the first stays")
+
+    def _fail(self, error: Exception) -> None:
+        """Find the answer to what was raised, and forget the instance."""
+        match error:
+            case SpoolError():
+                self._refusal = Answer(OUT_OF_RESOURCES, str(error))
+            case DataSetMismatch():
+                self._refusal = Answer(DOES_NOT_MATCH, str(error))
+            case DataSetError():
+                self._refusal = Answer(CANNOT_UNDERSTAND, str(error))
+            case OSError():
+                log.error("disk_failed", association=self._peer.name, exc_info=error)
+                self._refusal = Answer(OUT_OF_RESOURCES, "the disk failed")
+            case _:
+                log.error("instance_failed", association=self._peer.name, exc_info=error)
+                self._refusal = Answer(INTERNAL_ERROR, "internal error")
+        try:
+            self.discard()
+        except OSError as failure:
+            log.warning("incoming_not_removed", reason=failure.strerror)

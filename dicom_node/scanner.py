@@ -22,8 +22,8 @@ from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS, code_to_category
 
 from dicom_node.config import Destination
 from dicom_node.mistakes import mistake
+from dicom_node.part10 import DataSetUnreadable, read_head
 from dicom_node.sender import associate
-from dicom_node.spool import DataSetUnreadable, read_head
 from runtime.errors import ScansideError
 
 if TYPE_CHECKING:

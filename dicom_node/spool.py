@@ -16,43 +16,30 @@ import hashlib
 import os
 import re
 import shutil
-import struct
 import time
-import zlib
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from io import BytesIO
 from threading import Lock
 from typing import TYPE_CHECKING, ClassVar
 from uuid import uuid4
 
 import structlog
-from pydicom.filereader import read_dataset
-from pydicom.tag import Tag
-from pydicom.uid import UID, ExplicitVRLittleEndian
-from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION
 
+from dicom_node import part10
+from dicom_node.part10 import DataSetError, DataSetMismatch
 from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from io import FileIO
     from pathlib import Path
-
-    from pydicom.dataset import Dataset
-    from pydicom.tag import BaseTag
 
 INCOMING = "incoming"
 QUARANTINE = "quarantine"
 OURS = "[0-9u]*/"  # what `_name` gives to studies and series; not the two above, nor a partition's lost+found
 HASHED = "uid-"  # begins the name of what a peer gave no legal UID
-INFLATED_HEAD = 1 << 20  # bytes of a deflated data set to inflate for its UIDs, which stand far before the pixels
-
-MEDIA_STORAGE_SOP_CLASS_UID = Tag(0x0002, 0x0002)
-TRANSFER_SYNTAX_UID = Tag(0x0002, 0x0010)
-SOP_INSTANCE_UID = Tag(0x0008, 0x0018)
-STUDY_INSTANCE_UID = Tag(0x0020, 0x000D)
-SERIES_INSTANCE_UID = Tag(0x0020, 0x000E)
+HEAD = 1 << 16  # bytes of a data set that are kept at hand for its UIDs
 
 log = structlog.get_logger(__name__)
 
@@ -67,12 +54,8 @@ class SpoolFull(SpoolError):
     exit_code: ClassVar[int] = 3
 
 
-class DataSetUnreadable(SpoolError):
-    """Bytes that are no data set in the transfer syntax they claim."""
-
-
-class DataSetMismatch(SpoolError):
-    """A data set without the UIDs that name it, or with another than the request names."""
+class InstanceTooLarge(SpoolError):
+    """An object over the limit of size."""
 
 
 class Outcome(StrEnum):
@@ -111,12 +94,14 @@ class Spool:
     ----------
     root : the directory; made if it is not there
     free_floor_gb : free space in GB (1e9 bytes) below which nothing more is taken
+    max_instance_mb : largest data set in MB (1e6 bytes) that is taken
 
     """
 
-    def __init__(self, root: Path, free_floor_gb: float) -> None:
+    def __init__(self, root: Path, free_floor_gb: float, max_instance_mb: float = 4000) -> None:
         self._root = root
         self._free_floor_gb = free_floor_gb
+        self._max_instance_mb = max_instance_mb
         self._making_directory = Lock()
         for directory in (root, root / INCOMING, root / QUARANTINE):
             directory.mkdir(parents=True, exist_ok=True)
@@ -126,56 +111,33 @@ class Spool:
         for directory in (root.parent, root, *self._studies()):
             _sync_directory(directory)
 
-    def store(
-        self,
-        data_set: bytes | memoryview,
-        *,
-        sop_class_uid: str,
-        sop_uid: str,
-        transfer_syntax_uid: str,
-        calling_ae: str,
-    ) -> tuple[Outcome, Instance]:
-        """Keep an encoded data set; on return it survives a power cut.
+    def incoming(self, *, sop_class_uid: str, sop_uid: str, transfer_syntax_uid: str, calling_ae: str) -> Incoming:
+        """Begin an instance whose data set will come piece by piece.
 
         Parameters
         ----------
-        data_set : as it came over the wire
         sop_class_uid, sop_uid : Affected SOP Class and Instance UID of the C-STORE request
         transfer_syntax_uid : of the presentation context
         calling_ae : AE title of the peer, written into the file meta information
 
-        Returns
-        -------
-        Outcome and Instance; the instance's path lies in quarantine when the outcome is CONFLICT
-
         Raises
         ------
         SpoolFull : free space is below the floor
-        DataSetUnreadable : the bytes can't be parsed as far as the UIDs
-        DataSetMismatch : a UID is missing, or SOPInstanceUID is not `sop_uid`
         OSError : the disk failed
 
         """
         self._require_space()
-        study_uid, series_uid, own_uid = _identity(data_set, transfer_syntax_uid)
-        if own_uid != sop_uid:
-            raise DataSetMismatch(f"SOPInstanceUID {own_uid!r} is not the Affected SOP Instance UID {sop_uid!r}")
+        head = part10.file_head(sop_class_uid, sop_uid, transfer_syntax_uid, calling_ae)
+        return Incoming(self, self._root / INCOMING / uuid4().hex, head, sop_class_uid, sop_uid, transfer_syntax_uid)
 
-        path = self._directory(study_uid, series_uid) / f"{_name(sop_uid)}.dcm"
-        sha256 = hashlib.sha256(data_set).hexdigest()
-        instance = Instance(study_uid, series_uid, sop_class_uid, sop_uid, transfer_syntax_uid, path, sha256)
-
-        incoming = self._root / INCOMING / uuid4().hex
+    def store(self, data_set: bytes | memoryview, **request: str) -> tuple[Outcome, Instance]:
+        """Keep a data set that is here whole: `incoming`, with its parameters, `Incoming.write` and `commit`."""
+        incoming = self.incoming(**request)
         try:
-            _write(incoming, _part10_header(instance, calling_ae), data_set)
-            outcome = _claim(incoming, path, sha256)
-            if outcome is Outcome.CONFLICT:
-                instance = replace(instance, path=self._root / QUARANTINE / f"{_name(sop_uid)}.{sha256}.dcm")
-                incoming.rename(instance.path)
+            incoming.write(data_set)
+            return incoming.commit()
         finally:
-            incoming.unlink(missing_ok=True)
-        _sync_directory(instance.path.parent)  # after a repeat too: whoever stored the first may not have come so far
-        return outcome, instance
+            incoming.discard()
 
     def contents(self) -> Iterator[tuple[str, str, int]]:
         """StudyInstanceUID, SeriesInstanceUID and number of instances of each series on disk.
@@ -188,7 +150,7 @@ class Spool:
                 for path in paths:
                     try:
                         study_uid, series_uid = _series_of(path)
-                    except (SpoolError, OSError) as error:
+                    except (DataSetError, OSError) as error:
                         log.warning("spool_file_unreadable", path=str(path), reason=str(error))
                         continue
                     yield study_uid, series_uid, len(paths)
@@ -201,6 +163,30 @@ class Spool:
     def _studies(self) -> Iterator[Path]:
         return _studies(self._root)
 
+    @property
+    def max_instance_mb(self) -> float:
+        return self._max_instance_mb
+
+    def keep(self, incoming: Path, instance: Instance) -> tuple[Outcome, Instance]:
+        """Give a file that is written and synced its place."""
+        outcome = _claim(incoming, instance.path, instance.sha256)
+        if outcome is Outcome.CONFLICT:
+            name = f"{_name(instance.sop_uid)}.{instance.sha256}.dcm"
+            instance = replace(instance, path=self._root / QUARANTINE / name)
+            incoming.rename(instance.path)
+        _sync_directory(instance.path.parent)  # after a repeat too: whoever stored the first may not have come so far
+        return outcome, instance
+
+    def place(self, study_uid: str, series_uid: str, sop_uid: str) -> Path:
+        """Where an instance belongs, in a directory that is itself durable."""
+        series = self._root / _name(study_uid) / _name(series_uid)
+        with self._making_directory:  # nobody uses it before it is
+            if not series.is_dir():
+                series.mkdir(parents=True, exist_ok=True)
+                _sync_directory(series.parent)
+                _sync_directory(self._root)
+        return series / f"{_name(sop_uid)}.dcm"
+
     def _require_space(self) -> None:
         free_gb = shutil.disk_usage(self._root).free / 1e9
         if free_gb < self._free_floor_gb:
@@ -209,15 +195,86 @@ class Spool:
                 f"make room in {self._root} or lower free_floor_gb"
             )
 
-    def _directory(self, study_uid: str, series_uid: str) -> Path:
-        """Directory of a series, itself already durable. The lock keeps others from using it before it is."""
-        series = self._root / _name(study_uid) / _name(series_uid)
-        with self._making_directory:
-            if not series.is_dir():
-                series.mkdir(parents=True, exist_ok=True)
-                _sync_directory(series.parent)
-                _sync_directory(self._root)
-        return series
+
+class Incoming:
+    """One instance on its way in: a file without a name that means anything, until `commit` gives it one."""
+
+    def __init__(
+        self, spool: Spool, path: Path, head: bytes, sop_class_uid: str, sop_uid: str, transfer_syntax_uid: str
+    ) -> None:
+        self._spool, self._path = spool, path
+        self._sop_class_uid, self._sop_uid, self._transfer_syntax_uid = sop_class_uid, sop_uid, transfer_syntax_uid
+        self._head = bytearray()  # the data set's first bytes
+        self._size = 0
+        self._sha256 = hashlib.sha256()
+        self._file = path.open("xb", buffering=0)
+        _write(self._file, head)
+        self._begins = len(head)
+
+    def write(self, piece: bytes | memoryview) -> None:
+        """Take the next bytes of the encoded data set.
+
+        Raises
+        ------
+        InstanceTooLarge : it is over the limit
+        OSError : the disk failed, or is full
+
+        """
+        self._size += len(piece)
+        if self._size > 1e6 * self._spool.max_instance_mb:
+            raise InstanceTooLarge(f"the object is larger than max_instance_mb, {self._spool.max_instance_mb:g} MB")
+        if len(self._head) < HEAD:
+            self._head += piece[: HEAD - len(self._head)]
+        self._sha256.update(piece)
+        _write(self._file, piece)
+
+    def commit(self) -> tuple[Outcome, Instance]:
+        """Keep the instance; on return it survives a power cut.
+
+        Returns
+        -------
+        Outcome and Instance; the instance's path lies in quarantine when the outcome is CONFLICT
+
+        Raises
+        ------
+        DataSetUnreadable : the bytes can't be parsed as far as the UIDs
+        DataSetMismatch : a UID is missing, or SOPInstanceUID is not that of the request
+        OSError : the disk failed
+
+        """
+        study_uid, series_uid, own_uid = self._identity()
+        if own_uid != self._sop_uid:
+            raise DataSetMismatch(f"SOPInstanceUID {own_uid!r} is not the Affected SOP Instance UID {self._sop_uid!r}")
+        path = self._spool.place(study_uid, series_uid, self._sop_uid)
+        now = time.time_ns()
+        os.utime(self._file.fileno(), ns=(now, now))  # the kernel's own stamps are too coarse for the order of arrival
+        os.fdatasync(self._file.fileno())
+        instance = Instance(
+            study_uid,
+            series_uid,
+            self._sop_class_uid,
+            self._sop_uid,
+            self._transfer_syntax_uid,
+            path,
+            self._sha256.hexdigest(),
+        )
+        try:
+            return self._spool.keep(self._path, instance)
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Forget what has not been kept. May be called again, and after `commit`."""
+        self._file.close()
+        self._path.unlink(missing_ok=True)
+
+    def _identity(self) -> tuple[str, str, str]:
+        try:
+            return part10.identity(self._head, self._transfer_syntax_uid)
+        except DataSetError:
+            if self._size <= HEAD:
+                raise
+        return part10.identity(self._path.read_bytes()[self._begins :], self._transfer_syntax_uid)
 
 
 def count(root: Path) -> dict[tuple[str, str], tuple[int, float]]:
@@ -237,56 +294,10 @@ def count(root: Path) -> dict[tuple[str, str], tuple[int, float]]:
             continue
         uids = folder.parent.name, folder.name
         if any(uid.startswith(HASHED) for uid in uids):
-            with suppress(SpoolError, OSError):  # then its names on disk have to do
+            with suppress(DataSetError, OSError):  # then its names on disk have to do
                 uids = _series_of(paths[0])
         found[uids] = len(paths), folder.stat().st_mtime  # a directory changes when a file gets its name there
     return found
-
-
-def read_head(data_set: bytes | memoryview, transfer_syntax_uid: str, tags: tuple[BaseTag, ...]) -> Dataset:
-    """Those of `tags` that an encoded data set has, in any transfer syntax; what stands behind them is not looked at.
-
-    This is pydicom's reader, stopped early: 0.1 to 0.2 ms for the UIDs of a CT slice.
-
-    Raises
-    ------
-    DataSetUnreadable : the bytes are no data set
-
-    """
-    syntax, last = UID(transfer_syntax_uid), max(tags)
-    try:
-        if syntax.is_deflated:
-            data_set = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data_set, INFLATED_HEAD)
-        return read_dataset(
-            BytesIO(data_set),
-            syntax.is_implicit_VR,
-            syntax.is_little_endian,
-            stop_when=lambda tag, _vr, _length: tag > last,
-            specific_tags=list(tags),
-        )
-    # what pydicom raises on garbage; RuntimeError is the recursion limit, from sequences nested without end
-    except (ValueError, RuntimeError, EOFError, struct.error, zlib.error) as error:
-        raise DataSetUnreadable(f"these bytes are no data set in {syntax.name} ({type(error).__name__})") from error
-
-
-def _identity(data_set: bytes | memoryview, transfer_syntax_uid: str) -> tuple[str, str, str]:
-    """StudyInstanceUID, SeriesInstanceUID and SOPInstanceUID."""
-    tags = (STUDY_INSTANCE_UID, SERIES_INSTANCE_UID, SOP_INSTANCE_UID)
-    head = read_head(data_set, transfer_syntax_uid, tags)
-    study_uid, series_uid, sop_uid = (_uid(head, tag) for tag in tags)
-    return study_uid, series_uid, sop_uid
-
-
-def _uid(data_set: Dataset, tag: BaseTag) -> str:
-    """A UID as it was sent, legal or not, but for its padding (PS3.5 section 9.1; some pad with a space)."""
-    element = data_set.get_item(tag) if tag in data_set else None
-    value = element.value if element else None  # raw: pydicom would complain of an illegal one
-    uid = value.decode("latin-1").rstrip("\0 ") if isinstance(value, bytes) else ""
-    if not uid:
-        raise DataSetMismatch(f"the data set has no {tag}: it can't be told which study, series and instance it is")
-    if len(value) < element.length:
-        raise DataSetUnreadable(f"the data set is cut off within {tag}")
-    return uid
 
 
 def _name(uid: str) -> str:
@@ -296,36 +307,11 @@ def _name(uid: str) -> str:
     return HASHED + hashlib.sha256(uid.encode("latin-1", "replace")).hexdigest()
 
 
-def _part10_header(instance: Instance, calling_ae: str) -> bytes:
-    """Preamble and file meta information (PS3.10 section 7.1), by hand: it must take any UID that a peer can send."""
-
-    def element(number: int, vr: bytes, value: str) -> bytes:
-        encoded = value.encode("latin-1", "replace")
-        encoded += (b"\0" if vr == b"UI" else b" ") * (len(encoded) % 2)
-        return struct.pack("<HH2sH", 0x0002, number, vr, len(encoded)) + encoded
-
-    meta = b"".join(
-        (
-            struct.pack("<HH2sHIH", 0x0002, 0x0001, b"OB", 0, 2, 0x0100),
-            element(0x0002, b"UI", instance.sop_class_uid),
-            element(0x0003, b"UI", instance.sop_uid),
-            element(0x0010, b"UI", instance.transfer_syntax_uid),
-            element(0x0012, b"UI", PYNETDICOM_IMPLEMENTATION_UID),
-            element(0x0013, b"SH", PYNETDICOM_IMPLEMENTATION_VERSION),
-            element(0x0016, b"AE", calling_ae),
-        )
-    )
-    return bytes(128) + b"DICM" + struct.pack("<HH2sHI", 0x0002, 0x0000, b"UL", 4, len(meta)) + meta
-
-
-def _write(path: Path, header: bytes, data_set: bytes | memoryview) -> None:
-    with path.open("xb") as file:
-        file.write(header)
-        file.write(data_set)
-        file.flush()
-        now = time.time_ns()
-        os.utime(file.fileno(), ns=(now, now))  # the kernel's own stamps are too coarse to tell the order of arrival
-        os.fdatasync(file.fileno())
+def _write(file: FileIO, piece: bytes | memoryview) -> None:
+    """All of it: the operating system may take less at a time."""
+    written = file.write(piece)
+    while written < len(piece):
+        written += file.write(piece[written:])
 
 
 def _claim(incoming: Path, path: Path, sha256: str) -> Outcome:
@@ -333,7 +319,7 @@ def _claim(incoming: Path, path: Path, sha256: str) -> Outcome:
     try:
         os.link(incoming, path)
     except FileExistsError:
-        _, present = _split(path)
+        _, present = part10.split(path)
         return Outcome.REPEATED if hashlib.sha256(present).hexdigest() == sha256 else Outcome.CONFLICT
     return Outcome.NEW
 
@@ -348,33 +334,17 @@ def _by_arrival(folder: Path) -> list[Path]:
 
 def _series_of(path: Path) -> tuple[str, str]:
     """StudyInstanceUID and SeriesInstanceUID of a file of ours."""
-    meta, data_set = _split(path)
-    syntax = _uid(read_head(meta, ExplicitVRLittleEndian, (TRANSFER_SYNTAX_UID,)), TRANSFER_SYNTAX_UID)
-    return _identity(data_set, syntax)[:2]
+    meta, data_set = part10.split(path)
+    return part10.identity(data_set, part10.file_meta(meta)[1])[:2]
 
 
 def read(path: Path) -> Instance:
     """A file of the spool back into its instance."""
-    meta, data_set = _split(path)
-    named = read_head(meta, ExplicitVRLittleEndian, (MEDIA_STORAGE_SOP_CLASS_UID, TRANSFER_SYNTAX_UID))
-    transfer_syntax_uid = _uid(named, TRANSFER_SYNTAX_UID)
-    study_uid, series_uid, sop_uid = _identity(data_set, transfer_syntax_uid)
-    return Instance(
-        study_uid=study_uid,
-        series_uid=series_uid,
-        sop_class_uid=_uid(named, MEDIA_STORAGE_SOP_CLASS_UID),
-        sop_uid=sop_uid,
-        transfer_syntax_uid=transfer_syntax_uid,
-        path=path,
-        sha256=hashlib.sha256(data_set).hexdigest(),
-    )
-
-
-def _split(path: Path) -> tuple[memoryview, memoryview]:
-    """File meta information and encoded data set of a file of ours; (0002,0000) says where the one ends."""
-    content = memoryview(path.read_bytes())
-    start = 144 + int.from_bytes(content[140:144], "little")
-    return content[132:start], content[start:]
+    meta, data_set = part10.split(path)
+    sop_class_uid, transfer_syntax_uid = part10.file_meta(meta)
+    study_uid, series_uid, sop_uid = part10.identity(data_set, transfer_syntax_uid)
+    sha256 = hashlib.sha256(data_set).hexdigest()
+    return Instance(study_uid, series_uid, sop_class_uid, sop_uid, transfer_syntax_uid, path, sha256)
 
 
 def _sync_directory(path: Path) -> None:

@@ -110,7 +110,7 @@ def receiving(folder: Path, intake: Recorder, **options: object) -> Iterator[Rec
         ae_title="SCANSIDE",
         address="127.0.0.1",
         port=0,
-        spool=Spool(folder, free_floor_gb=options.pop("free_floor_gb", 0)),
+        spool=Spool(folder, options.pop("free_floor_gb", 0), options.pop("max_instance_mb", 4000)),
         intake=intake,
         **options,
     )

@@ -34,6 +34,8 @@ from tests.dicom_node.storage import SERIES, Recorder, data_set_of, encoded, ima
 
 NESTED = b"\x08\x00\x06\x00SQ\x00\x00\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff" * 5000  # sequences without end
 
+HALF = b"\x04\x00\x00\x01\x00\x00" + b"\x00\x00\xff\xfc\x01\x01" + b"only the beginning"  # of a command set
+
 needs_dcmtk = pytest.mark.skipif(
     shutil.which("storescu") is None, reason="storescu not installed: apt-get install dcmtk"
 )
@@ -222,7 +224,7 @@ def test_an_association_that_is_broken_off_ends_once(receiver, intake, how):
             association.abort()
         else:
             if how == "half a PDU":
-                connection.sendall(b"\x04\x00\x00\x01\x00\x00only the beginning")
+                connection.sendall(HALF)
             connection.shutdown(socket.SHUT_RDWR)
         intake.wait(lambda intake: intake.ended())
     with associated(receiver) as another:
@@ -254,9 +256,9 @@ def test_stop_waits_for_no_peer_and_tells_every_end(tmp_path, intake, state):
 
 
 def test_a_peer_that_falls_silent_in_the_middle_of_a_pdu_is_given_up(tmp_path, intake, monkeypatch):
-    monkeypatch.setattr(wire, "STALL_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("dicom_node.connection.STALL_S", 0.2)
     with receiving(tmp_path / "spool", intake) as receiver, associated(receiver) as association:
-        association.dul.socket.socket.sendall(b"\x04\x00\x00\x01\x00\x00only the beginning")
+        association.dul.socket.socket.sendall(HALF)
         intake.wait(lambda intake: intake.ended() == [False])
 
 

@@ -30,7 +30,8 @@ from pydicom.uid import (
 from structlog.testing import capture_logs
 
 from dicom_node import spool as spool_module
-from dicom_node.spool import DataSetMismatch, DataSetUnreadable, Outcome, Spool, SpoolError, SpoolFull, read
+from dicom_node.part10 import DataSetError, DataSetMismatch, DataSetUnreadable, identity
+from dicom_node.spool import Outcome, Spool, SpoolFull, read
 from tests.dicom_node.storage import SERIES, STUDY, data_set_of, encoded, image, instances
 
 SYNTAXES = [
@@ -242,8 +243,8 @@ def test_no_bytes_bring_anything_but_the_spools_own_errors(syntax, cut, changes)
     for place, value in changes:
         data[place % len(data)] = value
     try:
-        uids = spool_module._identity(bytes(data[: len(data) - cut]), syntax)
-    except SpoolError:
+        uids = identity(bytes(data[: len(data) - cut]), syntax)
+    except DataSetError:
         return
     assert all(uids)
 

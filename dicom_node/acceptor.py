@@ -1,0 +1,123 @@
+"""The port on which associations are accepted, and who has a place on it."""
+
+from __future__ import annotations
+
+import socket
+from threading import Lock, Thread
+from typing import TYPE_CHECKING
+
+import structlog
+
+from dicom_node.connection import Connection, cut
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Sequence
+
+    from pynetdicom.presentation import PresentationContext
+
+    from dicom_node.services import Services
+
+MOST_WAITING = 64  # connections that have asked for nothing yet; one more, and the oldest is cut
+
+# (result, source, reason) of a rejection, PS3.8 table 9-21
+_CALLING_AE_NOT_RECOGNISED, _LOCAL_LIMIT_EXCEEDED = (1, 1, 3), (2, 3, 2)
+
+log = structlog.get_logger(__name__)
+
+
+class Acceptor:
+    """A listening port and its associations.
+
+    Parameters
+    ----------
+    address, port : where to listen; ``""`` is every interface, port 0 any free one
+    contexts : what is supported
+    services : who serves
+    allowed_calling_aes : AE titles that may connect; empty: all may
+    max_associations : more at once are rejected (transient, local limit exceeded)
+    max_pdu : largest PDU that a peer may send, bytes
+    idle_timeout_s : an association is aborted after so much silence
+    tls : every connection has to be TLS, by this context
+
+    Raises
+    ------
+    OSError : the port can't be opened
+
+    """
+
+    def __init__(
+        self,
+        address: str,
+        port: int,
+        *,
+        contexts: Sequence[PresentationContext],
+        services: Services,
+        allowed_calling_aes: Sequence[str] = (),
+        max_associations: int,
+        max_pdu: int,
+        idle_timeout_s: float,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.contexts, self.services = list(contexts), services
+        self.max_pdu, self.idle_timeout_s, self._tls = max_pdu, idle_timeout_s, tls
+        self._allowed, self._most = frozenset(allowed_calling_aes), max_associations
+        self._lock = Lock()
+        self._waiting: dict[Connection, None] = {}  # no association yet; the oldest first
+        self._associated: set[Connection] = set()
+        self.is_stopping = False
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._socket = socket.create_server((address, port), family=family, backlog=128)
+        self._thread = Thread(target=self._accept, name="acceptor", daemon=True)
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        return self._socket.getsockname()[1]
+
+    def stop(self) -> None:
+        """Close the port, cut every connection, and return when each has ended."""
+        self.is_stopping = True
+        cut(self._socket)  # wakes the loop that accepts
+        self._thread.join()
+        self._socket.close()
+        with self._lock:
+            connections = [*self._waiting, *self._associated]
+        for connection in connections:
+            connection.cut()
+        for connection in connections:
+            connection.join()
+
+    def admit(self, connection: Connection, calling_ae: str) -> tuple[int, int, int] | None:
+        """Give a connection that asks for an association its place, or say why not: result, source and reason."""
+        if self._allowed and calling_ae not in self._allowed:
+            return _CALLING_AE_NOT_RECOGNISED
+        with self._lock:
+            if len(self._associated) >= self._most:
+                return _LOCAL_LIMIT_EXCEEDED
+            self._waiting.pop(connection, None)
+            self._associated.add(connection)
+        return None
+
+    def left(self, connection: Connection) -> None:
+        """Give a connection's place away."""
+        with self._lock:
+            self._waiting.pop(connection, None)
+            self._associated.discard(connection)
+
+    def _accept(self) -> None:
+        while not self.is_stopping:
+            try:
+                accepted, remote = self._socket.accept()
+            except OSError as error:
+                if not self.is_stopping:  # the peer was gone again, or there are no more file descriptors
+                    log.warning("connection_failed", reason=error.strerror)
+                continue
+            connection = Connection(self, accepted, remote[0], remote[1], self._tls)
+            with self._lock:
+                oldest = next(iter(self._waiting)) if len(self._waiting) >= MOST_WAITING else None
+                self._waiting.pop(oldest, None)
+                self._waiting[connection] = None
+            if oldest:
+                oldest.cut()
+            connection.start()
