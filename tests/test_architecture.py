@@ -18,7 +18,7 @@ ALLOWED = {
     "calibration": {"runtime"},
     "export": {"calibration", "models", "runtime"},
     "dicom_node": {"runtime"},
-    "benchmarks": {"calibration", "export", "models", "runtime", "training"},
+    "benchmarks": {"calibration", "dicom_node", "export", "models", "runtime", "training"},
 }
 FORBIDDEN = {
     "runtime": {"pydicom", "pynetdicom", "highdicom", "torch", "onnx"},
