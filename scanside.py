@@ -203,10 +203,11 @@ def config_(
 ) -> None:
     """Print a configuration."""
     from dicom_node import config as configuration
+    from dicom_node import toml
 
     if example == (show is not None):
         raise typer.BadParameter("give either --example or --show FILE")
-    print(configuration.example() if example else configuration.show(configuration.load(show)), end="")
+    print(toml.example() if example else toml.show(configuration.load(show)), end="")
 
 
 @app.command()

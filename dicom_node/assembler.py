@@ -1,10 +1,12 @@
 """Slices to series: which are open, and when one is complete, by evidence. No threads, no clock, no files of its own.
 
-A series closes when one of these holds, and never under an association that still sends to it:
+A series closes when one of these holds:
 
-- an association that brought several of its slices was released, and the slices make a stack without gaps that covers
-  a head;
-- nothing came for `idle_timeout_s`. Then, and with a gap, the report is provisional and says why.
+- all that the scanner's performed procedure step lists of it is here, and nothing else;
+- an association that brought several of its slices was released, none that still sends to it is open, or a request for
+  storage commitment lists just what is here; and the slices make a stack without gaps that covers a head;
+- nothing came for `idle_timeout_s`, or for three times as long as it ever paused. Then, and with a gap, the report is
+  provisional and says why.
 
 A slice that comes after that reopens the series as its next revision, with all the slices on disk.
 """
@@ -19,13 +21,17 @@ from runtime import geometry
 from runtime.errors import GeometryError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Collection, Hashable, Sequence
     from pathlib import Path
 
     from dicom_node.spool import Instance
     from runtime.types import Plane
 
     History = Callable[[str, str], tuple[int, Sequence[Path]]]
+    Lists = Callable[[str], tuple[frozenset[str], frozenset[str]]]
+
+PATIENCE = 3  # times the longest pause of a series is no end yet
+MOST_PATIENCE = 6  # times `idle_timeout_s` is one in any case
 
 
 @dataclass(slots=True)
@@ -42,6 +48,9 @@ class Assembly:
     released : an association that brought several slices ended in order
     aborted : one ended otherwise
     last_arrival : clock at the last slice
+    longest_pause_s : between two of its slices
+    listed : names on disk of what the scanner's performed procedure step lists of it; empty where it said nothing
+    committed : of what a request for storage commitment lists of it
     missing : set when it closes: why the report is provisional
     closed : the worker has been told to close it
     set_aside : images that no worker is told of any more
@@ -58,6 +67,9 @@ class Assembly:
     brought: Counter[Hashable] = field(default_factory=Counter)
     released: bool = False
     aborted: bool = False
+    longest_pause_s: float = 0.0
+    listed: frozenset[str] = frozenset()
+    committed: frozenset[str] = frozenset()
     missing: tuple[str, ...] = ()
     closed: bool = False
     set_aside: set[Path] = field(default_factory=set)
@@ -67,6 +79,10 @@ class Assembly:
     def name(self) -> str:
         """Unique among all series and revisions; what the worker is told."""
         return f"{self.study_uid}/{self.series_uid}/{self.revision}"
+
+    def here(self) -> set[str]:
+        """Names on disk of what has come."""
+        return {path.stem for path in self.paths}
 
     def is_seen(self) -> bool:
         return len(self.planes) == len(self.paths)
@@ -96,14 +112,22 @@ class Assembler:
     ----------
     idle_timeout_s : close what has been quiet for this long
     history : for a study and series UID, the last revision that has a result (0: none) and the files on disk
+    lists : for a SeriesInstanceUID, what its step lists and what was asked to be committed, by their names on disk
     min_coverage_mm : slices that cover less are part of a head; the rest is waited for
 
     """
 
-    def __init__(self, idle_timeout_s: float, history: History, *, min_coverage_mm: float) -> None:
+    def __init__(
+        self,
+        idle_timeout_s: float,
+        history: History,
+        lists: Lists = lambda _: (frozenset(), frozenset()),
+        *,
+        min_coverage_mm: float,
+    ) -> None:
         self._idle_timeout_s = idle_timeout_s
         self._min_coverage_mm = min_coverage_mm
-        self._history = history
+        self._history, self._lists = history, lists
         self._assemblies: dict[str, Assembly] = {}  # by name
         self._open: dict[tuple[str, str], Assembly] = {}  # by study and series UID: the newest revision, not closed
 
@@ -125,6 +149,7 @@ class Assembler:
         assembly.paths |= dict.fromkeys(new)
         assembly.feeding.add(association)
         assembly.brought[association] += 1
+        assembly.longest_pause_s = max(assembly.longest_pause_s, now - assembly.last_arrival)
         assembly.last_arrival = now
         return assembly, new
 
@@ -136,9 +161,16 @@ class Assembler:
         ]
         assembly = Assembly(study_uid, series_uid, max([revision, *closing]) + 1, now)
         assembly.paths = dict.fromkeys(paths)
+        assembly.listed, assembly.committed = self._lists(series_uid)
         self._assemblies[assembly.name] = assembly
         self._open[study_uid, series_uid] = assembly
         return assembly
+
+    def announced(self, series_uids: Collection[str]) -> None:
+        """Take note that there are new lists of series."""
+        for assembly in self._open.values():
+            if assembly.series_uid in series_uids:
+                assembly.listed, assembly.committed = self._lists(assembly.series_uid)
 
     def ended(self, association: Hashable, *, released: bool) -> None:
         """Take note of an association's end."""
@@ -185,21 +217,34 @@ class Assembler:
 
         A series that the worker has not seen whole waits for its answers, and those are events.
         """
-        return min((a.last_arrival + self._idle_timeout_s for a in self._open.values() if a.is_seen()), default=None)
+        return min((a.last_arrival + self._patience_s(a) for a in self._open.values() if a.is_seen()), default=None)
+
+    def _patience_s(self, assembly: Assembly) -> float:
+        pause_s = PATIENCE * assembly.longest_pause_s
+        return min(max(self._idle_timeout_s, pause_s), MOST_PATIENCE * self._idle_timeout_s)
 
     def _is_complete(self, assembly: Assembly, now: float) -> bool:
-        whole = not assembly.is_partial(self._min_coverage_mm)
-        if assembly.released and not assembly.aborted and not assembly.feeding and whole:
+        here = assembly.here() if assembly.listed or assembly.committed else set()
+        if assembly.listed and here == assembly.listed:
             return True
-        if now - assembly.last_arrival < self._idle_timeout_s:
+        awaited = assembly.listed - here
+        released = assembly.released and not assembly.aborted
+        ended = (released and not assembly.feeding) or (bool(here) and here == assembly.committed)
+        if ended and not awaited and not assembly.is_partial(self._min_coverage_mm):
+            return True
+        patience_s = self._patience_s(assembly)
+        if now - assembly.last_arrival < patience_s:
             return False
-        why = (
-            "the sender broke off or slices were refused"
-            if assembly.aborted
-            else "the sender gave no sign that the series is complete"
-        )
-        if not (
-            assembly.released and not assembly.aborted
+        if awaited:
+            why = (
+                f"{len(awaited)} of {len(assembly.listed)} images that the scanner's procedure step lists are not here"
+            )
+        elif assembly.aborted:
+            why = "the sender broke off or slices were refused"
+        else:
+            why = "the sender gave no sign that the series is complete"
+        if (
+            awaited or not released
         ):  # with a clean release only the gap or the coverage is wrong, and the report names it
-            assembly.missing = (f"closed after {self._idle_timeout_s:g} s without a new slice; {why}",)
+            assembly.missing = (f"closed after {patience_s:g} s without a new slice; {why}",)
         return True

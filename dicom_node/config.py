@@ -1,16 +1,14 @@
 """The node's configuration: one TOML file, overridden by the environment, every mistake reported at once.
 
 ``SCANSIDE_NODE__PORT=4242`` overrides ``port`` of ``[node]``; lists and tables are JSON there. The descriptions below
-are the manual: `example` prints them beside the defaults.
+are the manual: `dicom_node.toml` writes them beside the defaults.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import json
 import os
 import re
-import textwrap
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -91,6 +89,9 @@ class Node(_Section):
         2.0, ge=0, description="With less free disk, slices are refused (status A700), not lost."
     )
     allowed_calling_aes: tuple[AETitle, ...] = Field((), description="AE titles that may send. Empty: anyone.")
+    max_instance_mb: float = Field(
+        1000.0, gt=0, description="Larger objects are refused (status A700) before they are here."
+    )
     max_associations: int = Field(
         16, ge=1, description="Senders served at the same time; the next is told to come back."
     )
@@ -149,6 +150,18 @@ class Destination(_Section):
     )
 
 
+class Scanner(_Section):
+    """A scanner with a port of its own."""
+
+    ae_title: AETitle = Field(description="Its AE title.")
+    host: Host = Field(description="Its host name or IP address.")
+    port: int = Field(ge=1, le=65535, description="The port where it takes storage commitment's reports.")
+
+    @property
+    def name(self) -> str:
+        return self.ae_title
+
+
 class TriageRule(_Section):
     """One row of the triage table; the first that holds decides."""
 
@@ -171,6 +184,12 @@ class Config(_Section):
     model: Model = Field(Model(), description="The network and the engine that runs it.")
     series: Series = Field(Series(), description="When a series is complete.")
     destinations: tuple[Destination, ...] = Field((), description="Where results go: one table for each receiver.")
+    scanners: tuple[Scanner, ...] = Field(
+        (),
+        description="Scanners that take reports of storage commitment at a port of their own: one table for each. "
+        "Others get them on the association on which they asked.",
+        examples=[Scanner(ae_title="CT01", host="192.0.2.7", port=104)],
+    )
     triage: tuple[TriageRule, ...] = Field(
         (
             # the ICH score counts 30 ml and more (Hemphill, Stroke 2001); extra-axial blood displaces the brain sooner
@@ -252,21 +271,6 @@ def examine(path: Path) -> tuple[Config, list[Mistake]]:
         }
     )
     return located, mistakes
-
-
-def example() -> str:
-    """A configuration with every key, its meaning and its default, as TOML that `load` reads."""
-    pacs = Destination(name="pacs", ae_title="PACS", host="127.0.0.1", port=4242)
-    usage = (
-        "# What `scanside serve --config` reads. Keys may be left out: the values here are the defaults.",
-        "# SCANSIDE_NODE__PORT=4242 in the environment overrides port of [node], and so on.",
-    )
-    return "\n".join([*usage, *_lines(Config(destinations=(pacs,)), commented=True), ""])
-
-
-def show(config: Config) -> str:
-    """The configuration as it stands, as TOML that `load` reads again."""
-    return "\n".join([*_lines(config, commented=False), ""]).lstrip("\n")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -356,45 +360,3 @@ def _is_same_host(host: str, listening: str) -> bool:
 
 def _as_dict(value: Any) -> dict[str, Any]:
     return dict(value) if isinstance(value, BaseModel | dict) else {}
-
-
-# writing
-
-
-def _lines(config: Config, *, commented: bool) -> Iterator[str]:
-    for name, value in config:
-        if value == ():
-            yield f"{name} = []"  # above all tables: below one, it would be a key of it
-    for name, value in config:
-        if value == ():
-            continue
-        yield ""
-        if commented:
-            yield from _comment(Config.model_fields[name].description)
-        if isinstance(value, BaseModel):
-            yield f"[{name}]"
-            yield from _keys(value, commented=commented)
-        for index, item in enumerate(value if isinstance(value, tuple) else ()):
-            yield from [""] * bool(index)
-            yield f"[[{name}]]"
-            yield from _keys(item, commented=commented and index == 0)
-
-
-def _keys(section: BaseModel, *, commented: bool) -> Iterator[str]:
-    for name, value in section:
-        field = type(section).model_fields[name]
-        if commented:
-            yield from _comment(field.description)
-        if value is not None:
-            yield f"{name} = {_toml(value)}"
-        elif commented:
-            yield f"# {name} = {_toml((field.examples or [''])[0])}"
-
-
-def _comment(description: str | None) -> Iterator[str]:
-    yield from textwrap.wrap(description or "", width=110, initial_indent="# ", subsequent_indent="# ")
-
-
-def _toml(value: Any) -> str:
-    """A scalar or a list of them: what JSON and TOML write the same way."""
-    return json.dumps(value, default=str, ensure_ascii=False)

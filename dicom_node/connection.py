@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 ARTIM_S = 30  # from the connection to the request for an association, and to its end after a release (PS3.8 9.1.5)
 STALL_S = 30  # silence in the middle of a PDU or of an image: the cable is out
 LONGEST_REQUEST = 1 << 20  # bytes of an association request: 128 contexts of 40 transfer syntaxes are 150 kB
-LONGEST_DATA_SET = 1 << 22  # bytes of a data set that is not an instance to be stored
 PIECE = 1 << 17  # bytes to take in at once
 LINGER_S, MOST_IGNORED = 1.0, 64  # after an end: for so long a silence, and so many pieces, is the peer waited for
 
@@ -66,6 +65,7 @@ class Connection(Thread):
         self._message: tuple[int, Command, Message] | None = None  # whose data set is coming
         self._piece = memoryview(bytearray(0))
         self._lingers = False
+        self._longest = PIECE  # fragment that the peer takes
 
     def cut(self) -> None:
         """End the connection from another thread."""
@@ -169,6 +169,7 @@ class Connection(Thread):
             if one.result == 0
         }
         self._peer = Peer(calling_ae, *self._remote, contexts)
+        self._longest = min(PIECE, request.maximum_length_received or PIECE) - 6
         current_thread().name = f"association-{self._peer.name}"
         self._acceptor.services.accepted(self._peer)
 
@@ -274,6 +275,8 @@ class Connection(Thread):
         if context_id not in self._peer.contexts:
             raise self._malformed(f"presentation context {context_id} was not accepted")
         if command.field == Request.C_CANCEL or command.field & dimse.RESPONSE:
+            if command.field != Request.C_CANCEL:
+                self._acceptor.services.answered(self._peer, context_id, command)
             if command.has_data_set:
                 self._message = context_id, command, Ignored(None)
             return
@@ -290,12 +293,23 @@ class Connection(Thread):
         if answer is None:
             return
         try:
-            response = dimse.response(command, answer.status, answer.comment, data_set=bool(answer.data_set))
+            response = dimse.response(command, answer.status, answer.comment)
         except CommandError as error:  # a request without a message ID
             raise self._malformed(str(error)) from error
-        fragments = [(3, response)] + [(2, answer.data_set)] * bool(answer.data_set)
-        values = b"".join(struct.pack(">LBB", 2 + len(part), context_id, control) + part for control, part in fragments)
-        self._socket.sendall(struct.pack(">BxL", _DATA, len(values)) + values)
+        self._send(context_id, response)
+        if answer.then:
+            self._send(context_id, *answer.then)
+
+    def _send(self, context_id: int, command: bytes, data_set: bytes = b"") -> None:
+        """Send a message, in PDUs that the peer takes."""
+        values = []
+        for control, part in ((1, command), (0, data_set)):
+            starts = range(0, len(part), self._longest)
+            for at in starts:
+                piece, last = part[at : at + self._longest], 2 * (at == starts[-1])
+                values.append(struct.pack(">BxLLBB", _DATA, len(piece) + 6, len(piece) + 2, context_id, control | last))
+                values.append(piece)
+        self._socket.sendall(b"".join(values))
 
     def _malformed(self, reason: str) -> _Ended:
         self._abort(_INVALID_PARAMETER)

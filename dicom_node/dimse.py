@@ -32,8 +32,14 @@ RESPONSE = 0x8000  # set in the command field of every response
 
 # Status of any service, PS3.7 annex C
 SUCCESS = 0x0000
+INVALID_ATTRIBUTE_VALUE = 0x0106
 PROCESSING_FAILURE = 0x0110
+DUPLICATE_INSTANCE = 0x0111
+NO_SUCH_INSTANCE = 0x0112
+INVALID_INSTANCE = 0x0117
+NO_SUCH_ACTION = 0x0123
 UNRECOGNISED_OPERATION = 0x0211
+RESOURCE_LIMITATION = 0x0213
 
 _TEXT = {AFFECTED_SOP_CLASS_UID, REQUESTED_SOP_CLASS_UID, AFFECTED_SOP_INSTANCE_UID, REQUESTED_SOP_INSTANCE_UID}
 
@@ -128,19 +134,15 @@ def encode(values: Mapping[int, int | str]) -> bytes:
     return struct.pack("<HHLL", 0, 0, 4, len(body)) + body
 
 
-def response(request: Command, status: int, comment: str = "", *, data_set: bool = False) -> bytes:
-    """The response to a request (PS3.7 sections 9.3 and 10.3).
+def response(request: Command, status: int, comment: str = "") -> bytes:
+    """The response to a request, without a data set (PS3.7 sections 9.3 and 10.3).
 
-    Parameters
-    ----------
-    comment : ErrorComment, of which 64 characters are kept
-    data_set : whether one follows
-
+    Of `comment`, the ErrorComment, 64 characters are kept.
     """
     values: dict[int, int | str] = {
         COMMAND_FIELD: request.field | RESPONSE,
         MESSAGE_ID_BEING_RESPONDED_TO: request.number(MESSAGE_ID),
-        COMMAND_DATA_SET_TYPE: 0 if data_set else NO_DATA_SET,
+        COMMAND_DATA_SET_TYPE: NO_DATA_SET,
         STATUS: status,
     }
     # a response names as "affected" what its request may have named as "requested"

@@ -1,6 +1,6 @@
-"""What the node has decided and what it still owes: one SQLite file, never a write per slice.
+"""What the node has decided and what it still owes: one SQLite file, never a write per slice (`schema` has its tables).
 
-Two tables: ``series`` says what became of each revision of a series, ``outbox`` has a row per result and destination::
+``series`` says what became of each revision of a series, ``outbox`` has a row per result and destination::
 
     queued -> sending -> sent
        ^         |
@@ -26,53 +26,17 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
+from dicom_node.schema import VERSIONS
 from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-    _Execute = Callable[..., sqlite3.Cursor]
+    Execute = Callable[..., sqlite3.Cursor]
 
 Role = Literal["sr", "sc", "seg"]  # in the order of sending: what a reader needs first, and the largest last
 
 LONGEST_WAIT_S = 300.0  # between two attempts
-
-_TABLES = (
-    """CREATE TABLE series (
-        study_uid TEXT NOT NULL,
-        series_uid TEXT NOT NULL,
-        revision INTEGER NOT NULL,
-        state TEXT NOT NULL,
-        reason TEXT,
-        slices INTEGER NOT NULL,
-        report_json TEXT,
-        recorded REAL NOT NULL,
-        PRIMARY KEY (study_uid, series_uid, revision)
-    )""",
-    """CREATE TABLE outbox (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
-        study_uid TEXT NOT NULL,
-        series_uid TEXT NOT NULL,
-        revision INTEGER NOT NULL,
-        role TEXT NOT NULL,
-        path TEXT NOT NULL,
-        sop_class_uid TEXT NOT NULL,
-        sop_uid TEXT NOT NULL,
-        destination TEXT NOT NULL,
-        state TEXT NOT NULL,
-        attempts INTEGER NOT NULL,
-        next_try REAL NOT NULL,
-        last_error TEXT,
-        created REAL NOT NULL,
-        sent REAL,
-        UNIQUE (sop_uid, destination),
-        FOREIGN KEY (study_uid, series_uid, revision) REFERENCES series
-    )""",
-    "CREATE INDEX outbox_by_destination ON outbox (destination, state)",
-    "PRAGMA user_version = 1",
-)
-_TRIES = ("ALTER TABLE outbox ADD COLUMN tries INTEGER NOT NULL DEFAULT 0", "PRAGMA user_version = 2")
-_SCHEMAS = (_TABLES, _TRIES)  # what each version adds to the one before
 
 
 class JournalError(ScansideError):
@@ -188,7 +152,7 @@ class Journal:
             raise JournalError(f"{path}: can't be opened: {error}") from error
         try:
             self._connection.row_factory = sqlite3.Row
-            with self._statements() as execute:
+            with self.statements() as execute:
                 for pragma in () if read_only else ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
                     execute(f"PRAGMA {pragma}")
             self._prepare(read_only=read_only)
@@ -235,7 +199,7 @@ class Journal:
         now = time.time()
         series = (study_uid, series_uid, revision)
         in_order = sorted(files, key=lambda file: get_args(Role).index(file.role))
-        with self._transaction() as execute:
+        with self.transaction() as execute:
             written = execute(
                 "INSERT INTO series VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
                 " ON CONFLICT (study_uid, series_uid, revision) DO NOTHING",
@@ -256,7 +220,7 @@ class Journal:
 
     def latest(self, study_uid: str, series_uid: str) -> SeriesRecord | None:
         """The highest revision of a series, None for a series without a result."""
-        with self._statements() as execute:
+        with self.statements() as execute:
             row = execute(
                 "SELECT * FROM series WHERE study_uid = ? AND series_uid = ? ORDER BY revision DESC LIMIT 1",
                 (study_uid, series_uid),
@@ -265,7 +229,7 @@ class Journal:
 
     def series(self) -> list[SeriesRecord]:
         """Every revision of every series, in the order they were recorded."""
-        with self._statements() as execute:
+        with self.statements() as execute:
             return [_series_record(row) for row in execute("SELECT * FROM series ORDER BY recorded, rowid")]
 
     # deliveries: the sender's side
@@ -278,7 +242,7 @@ class Journal:
         served, and each series in the order of `Role`. Rows in ``sending`` are taken too: a destination has one sender,
         so they are a crash's. A `next_try` further away than any wait is due: the clock has been set back since.
         """
-        with self._transaction() as execute:
+        with self.transaction() as execute:
             rows = execute(
                 "SELECT * FROM outbox WHERE destination = ? AND state NOT IN ('sent', 'parked') ORDER BY attempts, id",
                 (destination,),
@@ -291,7 +255,7 @@ class Journal:
 
     def next_due(self, destination: str) -> float | None:
         """When the next item of a destination is due, in seconds since the epoch; None when nothing is owed."""
-        with self._statements() as execute:
+        with self.statements() as execute:
             return execute(
                 "SELECT MIN(next_try) FROM outbox WHERE destination = ? AND state NOT IN ('sent', 'parked')",
                 (destination,),
@@ -299,14 +263,14 @@ class Journal:
 
     def mark_sent(self, item_id: int) -> None:
         """The peer has it, and says so."""
-        with self._transaction() as execute:
+        with self.transaction() as execute:
             execute(
                 "UPDATE outbox SET state = 'sent', last_error = NULL, sent = ? WHERE id = ?", (time.time(), item_id)
             )
 
     def mark_failed(self, item_id: int, next_try: float, error: str) -> None:
         """The peer did not take this object: one attempt more, and wait."""
-        with self._transaction() as execute:
+        with self.transaction() as execute:
             execute(
                 "UPDATE outbox SET state = 'waiting', attempts = attempts + 1, next_try = ?, last_error = ?"
                 " WHERE id = ? AND state = 'sending'",
@@ -315,7 +279,7 @@ class Journal:
 
     def postpone(self, item_ids: Sequence[int], next_try: float, error: str) -> None:
         """The peer was not asked, for a reason that is not these objects': wait, without counting an attempt."""
-        with self._transaction() as execute:
+        with self.transaction() as execute:
             for item_id in item_ids:
                 execute(
                     "UPDATE outbox SET state = 'waiting', next_try = ?, last_error = ?"
@@ -327,12 +291,12 @@ class Journal:
 
     def outbox(self) -> list[OutboxItem]:
         """Every item, in the order of sending."""
-        with self._statements() as execute:
+        with self.statements() as execute:
             return [_outbox_item(row) for row in execute("SELECT * FROM outbox ORDER BY id")]
 
     def park(self, item_id: int, error: str) -> bool:
         """Take an unsent item out of the sender's way until `retry`; False where there is none."""
-        with self._transaction() as execute:
+        with self.transaction() as execute:
             return bool(
                 execute(
                     "UPDATE outbox SET state = 'parked', last_error = ?"
@@ -344,7 +308,7 @@ class Journal:
     def retry(self, item_id: int | None = None) -> int:
         """Queue one parked or waiting item again, or all parked ones, with a clean slate; how many there were."""
         chosen = "state = 'parked'" if item_id is None else "id = :id AND state IN ('parked', 'waiting')"
-        with self._transaction() as execute:
+        with self.transaction() as execute:
             return execute(
                 f"UPDATE outbox SET state = 'queued', attempts = 0, tries = 0, next_try = :now WHERE {chosen}",  # noqa: S608 (constants)
                 {"id": item_id, "now": time.time()},
@@ -354,23 +318,24 @@ class Journal:
 
     def _prepare(self, *, read_only: bool) -> None:
         # two processes may come at once: the second finds it done
-        with self._statements() if read_only else self._transaction() as execute:
+        with self.statements() if read_only else self.transaction() as execute:
             version = execute("PRAGMA user_version").fetchone()[0]
-            if version > len(_SCHEMAS):
+            if version > len(VERSIONS):
                 raise JournalError(
-                    f"{self._path}: written by a newer scanside (schema {version}, this one knows {len(_SCHEMAS)})"
+                    f"{self._path}: written by a newer scanside (schema {version}, this one knows {len(VERSIONS)})"
                 )
             if version == 0:
                 if execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
                     raise JournalError(f"{self._path}: an SQLite file, but not a journal of scanside; move it away")
                 if read_only:
                     raise JournalError(f"{self._path}: empty: the node has not run yet")
-            for statements in () if read_only else _SCHEMAS[version:]:
+            for statements in () if read_only else VERSIONS[version:]:
                 for statement in statements:
                     execute(statement)
 
     @contextmanager
-    def _statements(self) -> Iterator[_Execute]:
+    def statements(self) -> Iterator[Execute]:
+        """Run statements that only read; nobody else's come between them."""
         with self._lock:
             try:
                 yield self._connection.execute
@@ -378,8 +343,9 @@ class Journal:
                 raise JournalError(f"{self._path}: {error}") from error
 
     @contextmanager
-    def _transaction(self) -> Iterator[_Execute]:
-        with self._statements() as execute:
+    def transaction(self) -> Iterator[Execute]:
+        """Run statements that are all done, and durable, when this ends; or none of them, where it raises."""
+        with self.statements() as execute:
             execute("BEGIN IMMEDIATE")
             try:
                 yield execute

@@ -62,6 +62,8 @@ def configure(level: str, format: str) -> None:  # noqa: A002 (the key in the co
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
     logging.getLogger("pydicom").setLevel(logging.ERROR)  # it says its warnings twice; the other way they can be hushed
+    for module in ("transport", "acse", "association"):  # what they say of a peer is said here, with whom and why
+        logging.getLogger(f"pynetdicom.{module}").setLevel(logging.CRITICAL)
     for package in ("dicom_node", "runtime", "scanside"):
         logging.getLogger(package).setLevel(level.upper())
 

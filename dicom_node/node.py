@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from dicom_node import commitment, mpps
+from dicom_node.announced import Announced, Source
 from dicom_node.assembler import Assembler, Assembly
+from dicom_node.commitment import Commitments
 from dicom_node.dispatch import Dispatch
 from dicom_node.journal import Journal, JournalError, SeriesState
 from dicom_node.lock import FolderLock
+from dicom_node.mpps import PerformedSteps
 from dicom_node.receiver import Receiver, ReceiverError
 from dicom_node.sender import Sender
-from dicom_node.spool import Spool
+from dicom_node.spool import Spool, file_name
 from dicom_node.supervisor import Supervisor
 from runtime.errors import BackendError
 
@@ -54,16 +58,20 @@ class Node:
         folder = config.node.folder
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = FolderLock(folder)
-        self._spool = Spool(folder / "spool", config.node.free_floor_gb)
+        self._spool = Spool(folder / "spool", config.node.free_floor_gb, config.node.max_instance_mb)
         self._journal = Journal(folder / "journal.sqlite")
+        self._announced = Announced(self._journal)
         self._assembler = Assembler(
-            config.series.idle_timeout_s, self._history, min_coverage_mm=config.series.min_coverage_mm
+            config.series.idle_timeout_s, self._history, self._lists, min_coverage_mm=config.series.min_coverage_mm
         )
         self._events: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._desk = threading.Thread(target=self._run, name="desk", daemon=True)
         self._sender = Sender(self._journal, config.destinations, config.node.ae_title)
         self.supervisor = Supervisor(_opening(config), self._on_worker)
         self._dispatch = Dispatch(self.supervisor, self._assembler, folder / "results", self._record)
+        self._commitments = Commitments(
+            self._journal, self._spool, self._announced, config.scanners, config.node.ae_title, self._told
+        )
         self._receiver = Receiver(
             ae_title=config.node.ae_title,
             address=config.node.address,
@@ -72,6 +80,10 @@ class Node:
             intake=self,
             allowed_calling_aes=config.node.allowed_calling_aes,
             max_associations=config.node.max_associations,
+            services={
+                mpps.SOP_CLASS: PerformedSteps(self._announced, self._told),
+                commitment.SOP_CLASS: self._commitments,
+            },
         )
         self._first_answer: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
@@ -107,6 +119,7 @@ class Node:
         self._resume()
         self._desk.start()
         self._sender.start()
+        self._commitments.start()
         try:
             self._receiver.start()
         except ReceiverError:
@@ -119,6 +132,7 @@ class Node:
         self.supervisor.stop()
         self._events.put(None)
         self._desk.join()
+        self._commitments.stop()
         self._sender.stop()
         self._journal.close()
         self._lock.release()
@@ -130,6 +144,9 @@ class Node:
 
     def association_ended(self, association: str, *, released: bool) -> None:
         self._events.put(lambda: self._assembler.ended(association, released=released))
+
+    def _told(self, series_uids: tuple[str, ...]) -> None:
+        self._events.put(lambda: self._assembler.announced(series_uids))
 
     def _on_worker(self, message: dict[str, Any]) -> None:
         if message["worker"] == 1:
@@ -203,6 +220,13 @@ class Node:
     def _history(self, study_uid: str, series_uid: str) -> tuple[int, list[Path]]:
         latest = self._journal.latest(study_uid, series_uid)
         return (latest.revision if latest else 0), self._spool.series(study_uid, series_uid)
+
+    def _lists(self, series_uid: str) -> tuple[frozenset[str], frozenset[str]]:
+        step, committed = (
+            frozenset(map(file_name, self._announced.of(series_uid, source)))
+            for source in (Source.STEP, Source.COMMITMENT)
+        )
+        return step, committed
 
 
 def _opening(config: Config) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import structlog
@@ -19,12 +20,12 @@ from dicom_node.wire import FROM_CT_SCANNERS, TRANSFER_SYNTAXES
 from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from pydicom.uid import UID
 
     from dicom_node.dimse import Command
-    from dicom_node.services import Message, Peer
+    from dicom_node.services import Message, Peer, Service
     from dicom_node.spool import Incoming, Instance, Spool
 
 IDLE_TIMEOUT_S = 300  # scanners hold an association open while they reconstruct; a dead one's place is free after that
@@ -77,6 +78,7 @@ class Receiver:
     max_associations : more at once are rejected (transient, local limit exceeded)
     max_pdu : largest PDU that a peer may send, bytes
     sop_classes : accepted for storage
+    services : beside storage, by their SOP Class
 
     """
 
@@ -92,12 +94,13 @@ class Receiver:
         max_associations: int = 10,
         max_pdu: int = 131072,
         sop_classes: Sequence[UID] = FROM_CT_SCANNERS,
+        services: Mapping[UID, Service] = MappingProxyType({}),
     ) -> None:
         self._address = (address, port)
         self._spool = spool
         self._intake = intake
         self._acceptor: Acceptor | None = None
-        self._ae_title = ae_title
+        self._ae_title, self._services = ae_title, services
         self._options = {
             "allowed_calling_aes": allowed_calling_aes,
             "max_associations": max_associations,
@@ -105,6 +108,7 @@ class Receiver:
             "contexts": [
                 build_context(Verification),
                 *(build_context(sop_class, list(TRANSFER_SYNTAXES)) for sop_class in sop_classes),
+                *(build_context(sop_class, list(TRANSFER_SYNTAXES[:2])) for sop_class in services),
             ],
         }
 
@@ -143,9 +147,16 @@ class Receiver:
 
     def serve(self, peer: Peer, context_id: int, command: Command) -> Message:
         abstract_syntax, transfer_syntax = peer.contexts[context_id]
+        if abstract_syntax in self._services:
+            return self._services[abstract_syntax].serve(peer, command, transfer_syntax)
         if command.field != Request.C_STORE or abstract_syntax == Verification:
             return Ignored(Answer(UNRECOGNISED_OPERATION))
         return _Store(self._spool, self._intake, peer, command, transfer_syntax)
+
+    def answered(self, peer: Peer, context_id: int, command: Command) -> None:
+        service = self._services.get(peer.contexts[context_id][0])
+        if service:
+            service.answered(peer, command)
 
 
 class _Store:

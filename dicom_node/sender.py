@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pynetdicom.association import Association
+    from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
     from pynetdicom.presentation import PresentationContext
 
-    from dicom_node.config import Destination
+    from dicom_node.config import Destination, Scanner
     from dicom_node.journal import Journal, OutboxItem
 
 CONNECT_TIMEOUT_S = 5.0
@@ -146,7 +147,7 @@ class _Courier(Thread):
                 sleep_s = LONGEST_SLEEP_S if due is None else min(max(due - time.time(), 0.0), LONGEST_SLEEP_S)
             except Exception:  # noqa: BLE001 (a bug or a full disk in one batch must not end all delivery)
                 self._fruitless += 1
-                sleep_s = _wait_s(self._fruitless)
+                sleep_s = back_off_s(self._fruitless)
                 self._log.exception("delivery_failed", retry_s=sleep_s)
             self._news.wait(sleep_s)
 
@@ -215,7 +216,7 @@ class _Courier(Thread):
             self._failed(item, answer)
 
     def _failed(self, item: OutboxItem, reason: str) -> None:
-        wait_s = _wait_s(item.attempts + 1)
+        wait_s = back_off_s(item.attempts + 1)
         self._log.warning("result_not_taken", role=item.role, sop_uid=item.sop_uid, reason=reason, retry_s=wait_s)
         self._journal.mark_failed(item.id, time.time() + wait_s, reason)
 
@@ -236,12 +237,17 @@ class _Courier(Thread):
 
     def _postpone(self, items: list[OutboxItem], reason: str) -> None:
         self._fruitless += 1
-        wait_s = 0.0 if self._stopping else _wait_s(self._fruitless)
+        wait_s = 0.0 if self._stopping else back_off_s(self._fruitless)
         self._log.warning("destination_waits", results=len(items), reason=reason, retry_s=wait_s)
         self._journal.postpone([item.id for item in items], time.time() + wait_s, reason)
 
 
-def associate(destination: Destination, ae_title: str, contexts: list[PresentationContext]) -> Association:
+def associate(
+    destination: Destination | Scanner,
+    ae_title: str,
+    contexts: list[PresentationContext],
+    roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = (),
+) -> Association:
     """Open an association, or say why there is none.
 
     Raises
@@ -259,6 +265,7 @@ def associate(destination: Destination, ae_title: str, contexts: list[Presentati
             destination.port,
             contexts=contexts,
             ae_title=destination.ae_title,
+            ext_neg=list(roles),
             evt_handlers=[(evt.EVT_CONN_OPEN, _make_prompt)],
         )
     except OSError as error:  # the name service
@@ -301,7 +308,7 @@ def _contexts(item: OutboxItem) -> dict[tuple[str, str], PresentationContext]:
     return {(sop_class, each): build_context(sop_class, each) for each in syntaxes}
 
 
-def _wait_s(times: int) -> float:
+def back_off_s(times: int) -> float:
     """Seconds to wait after the n-th failure: 2, 4, 8 ... 300."""
     return min(FIRST_WAIT_S * 2 ** min(times - 1, 16), LONGEST_WAIT_S)
 

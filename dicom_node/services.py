@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import TYPE_CHECKING, Protocol
 
+from pydicom.uid import UID
+from pynetdicom.dsutils import decode
+
+from dicom_node.dimse import RESOURCE_LIMITATION
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pydicom.dataset import Dataset
+
     from dicom_node.dimse import Command
+
+LONGEST_DATA_SET = 1 << 22  # bytes of a data set that is not an instance to be stored
 
 
 @dataclass(eq=False, slots=True)
@@ -19,6 +31,7 @@ class Peer:
     ae_title, address, port : the peer's; the title without padding
     contexts : by presentation context ID, abstract and transfer syntax of those accepted
     outcomes : what became of its messages, counted by whoever serves them
+    asked : what we have asked it, by message ID, for whoever takes the answers
 
     """
 
@@ -27,6 +40,7 @@ class Peer:
     port: int
     contexts: dict[int, tuple[str, str]]
     outcomes: Counter[str] = field(default_factory=Counter)
+    asked: dict[int, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -36,11 +50,19 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Status of a response, a comment where it is no success, and an encoded data set where it has one."""
+    """What a request gets.
+
+    Attributes
+    ----------
+    status : of the response
+    comment : where it is no success
+    then : command set and data set of a request of ours that follows it on the same association
+
+    """
 
     status: int
     comment: str = ""
-    data_set: bytes = b""
+    then: tuple[bytes, bytes] | None = None
 
 
 class Message(Protocol):
@@ -56,6 +78,16 @@ class Message(Protocol):
         """Forget it: the rest will not come. Only ever called instead of `finish`."""
 
 
+class Service(Protocol):
+    """What one SOP Class is served with."""
+
+    def serve(self, peer: Peer, command: Command, transfer_syntax: str) -> Message:
+        """Serve a request."""
+
+    def answered(self, peer: Peer, command: Command) -> None:
+        """Take the response to a request of ours."""
+
+
 class Services(Protocol):
     """What peers are served with. Calls about one peer come one after the other, on its thread."""
 
@@ -65,8 +97,36 @@ class Services(Protocol):
     def serve(self, peer: Peer, context_id: int, command: Command) -> Message:
         """Serve a request other than C-ECHO; one without a data set is finished at once."""
 
+    def answered(self, peer: Peer, context_id: int, command: Command) -> None:
+        """Take the response to a request of ours."""
+
     def ended(self, peer: Peer, *, released: bool) -> None:
         """Take note of an association's end: released, or else aborted or lost. Comes once, and last."""
+
+
+class Gathered:
+    """A message whose data set is small and wanted whole.
+
+    Parameters
+    ----------
+    serve : what to do with the encoded data set; may raise nothing but what is a bug
+
+    """
+
+    def __init__(self, serve: Callable[[bytes], Answer]) -> None:
+        self._serve, self._data_set = serve, bytearray()
+
+    def write(self, piece: memoryview) -> None:
+        if len(self._data_set) <= LONGEST_DATA_SET:
+            self._data_set += piece
+
+    def finish(self) -> Answer:
+        if len(self._data_set) > LONGEST_DATA_SET:
+            return Answer(RESOURCE_LIMITATION, f"more than {LONGEST_DATA_SET} bytes")
+        return self._serve(bytes(self._data_set))
+
+    def discard(self) -> None:
+        """Nothing to forget."""
 
 
 class Ignored:
@@ -83,3 +143,9 @@ class Ignored:
 
     def discard(self) -> None:
         """Nothing to forget."""
+
+
+def decoded(encoded: bytes, transfer_syntax: str) -> Dataset:
+    """A data set that came with a message; raises whatever pydicom does on what is none."""
+    syntax = UID(transfer_syntax)
+    return decode(BytesIO(encoded), syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated)

@@ -31,13 +31,13 @@ from dicom_node.part10 import DataSetError, DataSetMismatch
 from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from io import FileIO
     from pathlib import Path
 
 INCOMING = "incoming"
 QUARANTINE = "quarantine"
-OURS = "[0-9u]*/"  # what `_name` gives to studies and series; not the two above, nor a partition's lost+found
+OURS = "[0-9u]*/"  # what `file_name` gives to studies and series; not the two above, nor a partition's lost+found
 HASHED = "uid-"  # begins the name of what a peer gave no legal UID
 HEAD = 1 << 16  # bytes of a data set that are kept at hand for its UIDs
 
@@ -158,7 +158,20 @@ class Spool:
 
     def series(self, study_uid: str, series_uid: str) -> list[Path]:
         """Files of one series, in order of arrival."""
-        return _by_arrival(self._root / _name(study_uid) / _name(series_uid))
+        return _by_arrival(self._root / file_name(study_uid) / file_name(series_uid))
+
+    def find(self, sop_uids: Collection[str]) -> dict[str, Instance]:
+        """Which of these SOP Instance UIDs are kept, and can be read; what came last is looked through first."""
+        wanted = {f"{file_name(uid)}.dcm": uid for uid in sop_uids}
+        found: dict[str, Instance] = {}
+        folders = [series for study in self._studies() for series in study.iterdir()]
+        for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime_ns, reverse=True):
+            for name in wanted.keys() & set(os.listdir(folder)):  # noqa: PTH208 (names, and nothing looked up)
+                with suppress(DataSetError, OSError):
+                    found[wanted[name]] = read(folder / name)
+            if len(found) == len(wanted):
+                break
+        return found
 
     def _studies(self) -> Iterator[Path]:
         return _studies(self._root)
@@ -171,7 +184,7 @@ class Spool:
         """Give a file that is written and synced its place."""
         outcome = _claim(incoming, instance.path, instance.sha256)
         if outcome is Outcome.CONFLICT:
-            name = f"{_name(instance.sop_uid)}.{instance.sha256}.dcm"
+            name = f"{file_name(instance.sop_uid)}.{instance.sha256}.dcm"
             instance = replace(instance, path=self._root / QUARANTINE / name)
             incoming.rename(instance.path)
         _sync_directory(instance.path.parent)  # after a repeat too: whoever stored the first may not have come so far
@@ -179,13 +192,13 @@ class Spool:
 
     def place(self, study_uid: str, series_uid: str, sop_uid: str) -> Path:
         """Where an instance belongs, in a directory that is itself durable."""
-        series = self._root / _name(study_uid) / _name(series_uid)
+        series = self._root / file_name(study_uid) / file_name(series_uid)
         with self._making_directory:  # nobody uses it before it is
             if not series.is_dir():
                 series.mkdir(parents=True, exist_ok=True)
                 _sync_directory(series.parent)
                 _sync_directory(self._root)
-        return series / f"{_name(sop_uid)}.dcm"
+        return series / f"{file_name(sop_uid)}.dcm"
 
     def _require_space(self) -> None:
         free_gb = shutil.disk_usage(self._root).free / 1e9
@@ -300,7 +313,7 @@ def count(root: Path) -> dict[tuple[str, str], tuple[int, float]]:
     return found
 
 
-def _name(uid: str) -> str:
+def file_name(uid: str) -> str:
     """What a UID is called on disk: itself, or a hash where a peer sent ``../x``, 200 characters or a NUL."""
     if len(uid) <= 64 and re.fullmatch(r"[0-9]+(\.[0-9]+)*", uid):
         return uid

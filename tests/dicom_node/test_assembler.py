@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from dicom_node.assembler import Assembler, Assembly
 from dicom_node.spool import Instance
 from tests.runtime.test_geometry import axial
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 TIMEOUT_S = 10.0
 
@@ -19,9 +23,11 @@ class Bench:
     def __init__(self, min_coverage_mm: float = 0) -> None:
         self.disk: dict[str, list[Path]] = {}
         self.revision: dict[str, int] = {}
+        self.lists: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
         self.assembler = Assembler(
             TIMEOUT_S,
             lambda _, series: (self.revision.get(series, 0), self.disk.get(series, [])),
+            lambda series: self.lists.get(series, (frozenset(), frozenset())),
             min_coverage_mm=min_coverage_mm,
         )
         self.now = 0.0
@@ -36,6 +42,11 @@ class Bench:
             for each in new:
                 self.assembler.seen(assembly.name, each, axial(float(each.stem)))
         return new
+
+    def list(self, *, step: Iterable[float] = (), committed: Iterable[float] = (), series: str = "1.2") -> None:
+        """The scanner lists slices at these table positions."""
+        self.lists[series] = frozenset(map(str, step)), frozenset(map(str, committed))
+        self.assembler.announced([series])
 
     def due(self, after_s: float = 0.0) -> list[Assembly]:
         self.now += after_s
@@ -228,3 +239,68 @@ def test_the_deadline_is_that_of_the_series_quiet_for_longest(bench: Bench):
     bench.now = 4
     bench.store(0, series="1.3")
     assert bench.assembler.next_deadline() == TIMEOUT_S
+
+
+def test_what_the_step_lists_closes_the_series_at_once_and_final(bench: Bench):
+    """No release, one association a slice, a gap: the scanner says that this is all."""
+    bench.store(0, association="a")
+    bench.list(step=(0, 5, 15))
+    bench.store(5, association="b")
+    assert bench.due() == []
+    bench.store(15, association="c")
+    (closed,) = bench.due()
+    assert closed.missing == ()
+
+
+def test_a_slice_that_the_step_lists_and_that_is_not_here_is_waited_for_and_named(bench: Bench):
+    for z in (0, 5, 10):
+        bench.store(z)
+    bench.list(step=(0, 5, 10, 15))
+    bench.assembler.ended("ct", released=True)
+    assert bench.due() == []
+    (closed,) = bench.due(after_s=TIMEOUT_S)
+    assert "1 of 4 images that the scanner's procedure step lists are not here" in closed.missing[0]
+
+
+def test_a_step_that_lists_less_than_is_here_proves_nothing(bench: Bench):
+    for z in (0, 5, 10):
+        bench.store(z)
+    bench.list(step=(0, 5))
+    assert bench.due() == []
+    assert len(bench.due(after_s=TIMEOUT_S)) == 1
+
+
+def test_a_list_known_before_the_first_slice_counts(bench: Bench):
+    bench.list(step=(0, 5))
+    bench.store(0)
+    assert bench.due() == []
+    bench.store(5)
+    assert len(bench.due()) == 1
+
+
+def test_a_request_for_commitment_of_all_that_is_here_is_as_good_as_a_release():
+    bench = Bench(min_coverage_mm=20)
+    for z in (0, 5, 10):
+        bench.store(z, association=f"one {z}")
+    bench.list(committed=(0, 5, 10))
+    assert bench.due() == [], "part of a head"
+    bench.store(15, association="one 15")
+    assert bench.due() == [], "one slice more than was listed"
+    bench.list(committed=(0, 5, 10, 15))
+    (closed,) = bench.due()
+    assert closed.missing == ()
+
+
+def test_who_pauses_is_waited_for_three_times_as_long_and_not_for_ever(bench: Bench):
+    bench.store(0)
+    assert bench.due(after_s=6) == []
+    bench.store(5)
+    assert bench.assembler.next_deadline() == pytest.approx(6 + 18)
+    assert bench.due(after_s=17.9) == []
+    assert len(bench.due(after_s=0.1)) == 1
+    bench.store(0, series="1.3")
+    bench.now += 9.9
+    bench.store(5, series="1.3")
+    bench.now += 29
+    bench.store(10, series="1.3")
+    assert bench.assembler.next_deadline() == pytest.approx(bench.now + 6 * TIMEOUT_S)

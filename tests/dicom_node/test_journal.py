@@ -259,6 +259,8 @@ def of_version_1(path: Path) -> None:
     with contextlib.closing(Journal(path)) as journal:
         record(journal)
     with contextlib.closing(sqlite3.connect(path)) as connection:
+        for table in ("step", "announced", "commitment"):
+            connection.execute(f"DROP TABLE {table}")
         connection.execute("ALTER TABLE outbox DROP COLUMN tries")
         connection.execute("PRAGMA user_version = 1")
 
@@ -295,7 +297,7 @@ def test_who_only_looks_sees_what_a_running_node_writes(journal, tmp_path):
     with contextlib.closing(Journal(tmp_path / "journal.sqlite", read_only=True)) as looking:
         record(journal)
         assert looking.outbox() == journal.outbox()
-        with journal._transaction() as execute:  # and waits for no transaction of it
+        with journal.transaction() as execute:  # and waits for no transaction of it
             execute("UPDATE outbox SET state = 'sending'")
             assert [item.state for item in looking.outbox()] == [DeliveryState.QUEUED] * 3
 
@@ -311,7 +313,7 @@ def test_it_survives_being_closed(journal, tmp_path):
 
 
 def test_the_pragmas_that_make_it_durable(journal):
-    with journal._statements() as execute:
+    with journal.statements() as execute:
         assert execute("PRAGMA journal_mode").fetchone()[0] == "wal"
         assert execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL
 
@@ -442,7 +444,7 @@ def test_what_was_being_sent_when_the_node_was_killed_is_due_again(tmp_path):
 
 
 def test_a_full_disk_is_a_journal_error_and_passes(journal):
-    with journal._statements() as execute:
+    with journal.statements() as execute:
         execute(f"PRAGMA max_page_count = {execute('PRAGMA page_count').fetchone()[0]}")
     with pytest.raises(JournalError, match="full"):
         journal.record_result(
@@ -457,6 +459,6 @@ def test_a_full_disk_is_a_journal_error_and_passes(journal):
             destinations={},
         )
     assert journal.series() == []
-    with journal._statements() as execute:
+    with journal.statements() as execute:
         execute("PRAGMA max_page_count = 100000")
     assert record(journal)

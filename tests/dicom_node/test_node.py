@@ -17,7 +17,6 @@ from pydicom import dcmread
 from pydicom.uid import Comprehensive3DSRStorage, CTImageStorage, SecondaryCaptureImageStorage, SegmentationStorage
 from pynetdicom import AE
 
-from dicom_node.config import show
 from dicom_node.journal import Journal, SeriesState
 from dicom_node.lock import LockedError
 from dicom_node.node import Node
@@ -25,6 +24,7 @@ from dicom_node.pacs import Pacs
 from dicom_node.scanner import push
 from dicom_node.status import look
 from dicom_node.supervisor import Supervisor
+from dicom_node.toml import show
 from tests.dicom_node.conftest import PATIENCE_S, Pushable, config_for, running, wait_until
 
 CORPUS = Path(__file__).parents[3] / "shared" / "corpus"

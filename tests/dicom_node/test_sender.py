@@ -607,4 +607,4 @@ def test_the_connection_is_prompt_and_has_a_timeout(serve):
 
 
 def test_the_back_off():
-    assert [sender._wait_s(n) for n in (1, 2, 3, 50)] == [0.02, 0.04, 0.08, 0.1]
+    assert [sender.back_off_s(n) for n in (1, 2, 3, 50)] == [0.02, 0.04, 0.08, 0.1]

@@ -1,0 +1,71 @@
+"""The tables of the journal, version by version: each adds to the one before, and is never changed again."""
+
+from __future__ import annotations
+
+_TABLES = (
+    """CREATE TABLE series (
+        study_uid TEXT NOT NULL,
+        series_uid TEXT NOT NULL,
+        revision INTEGER NOT NULL,
+        state TEXT NOT NULL,
+        reason TEXT,
+        slices INTEGER NOT NULL,
+        report_json TEXT,
+        recorded REAL NOT NULL,
+        PRIMARY KEY (study_uid, series_uid, revision)
+    )""",
+    """CREATE TABLE outbox (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        study_uid TEXT NOT NULL,
+        series_uid TEXT NOT NULL,
+        revision INTEGER NOT NULL,
+        role TEXT NOT NULL,
+        path TEXT NOT NULL,
+        sop_class_uid TEXT NOT NULL,
+        sop_uid TEXT NOT NULL,
+        destination TEXT NOT NULL,
+        state TEXT NOT NULL,
+        attempts INTEGER NOT NULL,
+        next_try REAL NOT NULL,
+        last_error TEXT,
+        created REAL NOT NULL,
+        sent REAL,
+        UNIQUE (sop_uid, destination),
+        FOREIGN KEY (study_uid, series_uid, revision) REFERENCES series
+    )""",
+    "CREATE INDEX outbox_by_destination ON outbox (destination, state)",
+    "PRAGMA user_version = 1",
+)
+_TRIES = ("ALTER TABLE outbox ADD COLUMN tries INTEGER NOT NULL DEFAULT 0", "PRAGMA user_version = 2")
+
+# What scanners say of what they send. `step`: a performed procedure step;
+# `announced`: an instance of a series, and by whom;
+# `commitment`: a report, JSON, that is owed for a request.
+_ANNOUNCED = (
+    """CREATE TABLE step (
+        sop_uid TEXT PRIMARY KEY,
+        calling_ae TEXT NOT NULL,
+        state TEXT NOT NULL,
+        changed REAL NOT NULL
+    )""",
+    """CREATE TABLE announced (
+        series_uid TEXT NOT NULL,
+        sop_uid TEXT NOT NULL,
+        source TEXT NOT NULL,
+        PRIMARY KEY (series_uid, sop_uid, source)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE commitment (
+        transaction_uid TEXT NOT NULL,
+        calling_ae TEXT NOT NULL,
+        report TEXT NOT NULL,
+        created REAL NOT NULL,
+        tries INTEGER NOT NULL DEFAULT 0,
+        next_try REAL NOT NULL,
+        last_error TEXT,
+        told REAL,
+        PRIMARY KEY (transaction_uid, calling_ae)
+    )""",
+    "PRAGMA user_version = 3",
+)
+
+VERSIONS = (_TABLES, _TRIES, _ANNOUNCED)
