@@ -8,6 +8,7 @@ same SOP Instance UID, once more.
 from __future__ import annotations
 
 import socket
+import ssl
 import time
 from threading import Event, Thread
 from typing import TYPE_CHECKING, ClassVar
@@ -316,7 +317,8 @@ def back_off_s(times: int) -> float:
 def _make_prompt(event: evt.Event) -> None:
     """Set up a connection that has just been opened."""
     transport = event.assoc.dul.socket
-    transport.socket = PromptSocket(fileno=transport.socket.detach())
+    if not isinstance(transport.socket, ssl.SSLSocket):  # which its context has made prompt already
+        transport.socket = PromptSocket(fileno=transport.socket.detach())
     transport.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # pynetdicom has none for an established connection: a peer that stops reading would hold the thread for ever
     transport.socket.settimeout(DIMSE_TIMEOUT_S)

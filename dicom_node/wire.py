@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import socket
+import ssl
 from contextlib import suppress
 from typing import Any
 
@@ -57,13 +58,13 @@ FROM_CT_SCANNERS = (
 PIECE = 4096  # pynetdicom reads a PDU's six first bytes, then pieces of this size, then the rest
 
 
-class PromptSocket(socket.socket):
+class _Prompt:
     """Acknowledges at once what begins or ends a PDU, and is closed in the end.
 
     DCMTK writes a PDU's header and its body one after the other with Nagle's algorithm on: the body waits until the
     header has been acknowledged, which Linux puts off for 40 ms. The option holds for a few segments only and has to be
-    set again and again. Together with TCP_NODELAY, SR, SC and SEG take 32 ms to DCMTK's storescp instead of
-    233, to Orthanc 50 instead of 242.
+    set again and again. Together with TCP_NODELAY, SR, SC and SEG take 32 ms to DCMTK's storescp instead of 233, to
+    Orthanc 50 instead of 242.
     """
 
     def recv(self, size: int, flags: int = 0) -> bytes:
@@ -75,6 +76,14 @@ class PromptSocket(socket.socket):
         """Say nothing when the peer was faster: pynetdicom closes the socket only where this raises nothing."""
         with suppress(OSError):
             super().shutdown(how)
+
+
+class PromptSocket(_Prompt, socket.socket):
+    """A connection that waits for no acknowledgement."""
+
+
+class PromptTlsSocket(_Prompt, ssl.SSLSocket):
+    """The same with TLS."""
 
 
 class Answers(queue.Queue):
