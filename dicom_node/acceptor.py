@@ -12,7 +12,7 @@ from dicom_node.connection import Connection, cut
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pynetdicom.presentation import PresentationContext
 
@@ -38,7 +38,7 @@ class Acceptor:
     max_associations : more at once are rejected (transient, local limit exceeded)
     max_pdu : largest PDU that a peer may send, bytes
     idle_timeout_s : an association is aborted after so much silence
-    tls : every connection has to be TLS, by this context
+    tls : every connection has to be TLS, by the context that this gives
 
     Raises
     ------
@@ -57,7 +57,7 @@ class Acceptor:
         max_associations: int,
         max_pdu: int,
         idle_timeout_s: float,
-        tls: ssl.SSLContext | None = None,
+        tls: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
         self.contexts, self.services = list(contexts), services
         self.max_pdu, self.idle_timeout_s, self._tls = max_pdu, idle_timeout_s, tls
@@ -113,7 +113,7 @@ class Acceptor:
                 if not self.is_stopping:  # the peer was gone again, or there are no more file descriptors
                     log.warning("connection_failed", reason=error.strerror)
                 continue
-            connection = Connection(self, accepted, remote[0], remote[1], self._tls)
+            connection = Connection(self, accepted, remote[0], remote[1], self._tls and self._tls())
             with self._lock:
                 oldest = next(iter(self._waiting)) if len(self._waiting) >= MOST_WAITING else None
                 self._waiting.pop(oldest, None)

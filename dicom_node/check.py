@@ -18,6 +18,7 @@ from pynetdicom.sop_class import Verification
 from dicom_node.lock import is_locked
 from dicom_node.receiver import PORT_REMEDIES
 from dicom_node.sender import PeerError, associate
+from dicom_node.tls import Identity, TlsError
 from runtime.bundle import open_bundle
 from runtime.errors import BackendError, BundleError, InferenceError, ScansideError, SelfTestFailed
 from runtime.triage import RuleError, check_rules
@@ -80,8 +81,8 @@ def check(config: Config, mistakes: Sequence[Mistake] = ()) -> list[Item]:
         items.append(_port(node))
     if not config.destinations and is_sound("destinations"):
         items.append(Item("destinations", None, "configuration", "there are none: results stay in the node's folder"))
-    if is_sound("node.ae_title"):
-        items += [_echo(destination, node.ae_title) for destination in config.destinations]
+    if is_sound("node.ae_title", "tls"):
+        items += _peers(config)
     return [*items, *_model(config, is_sound)]
 
 
@@ -166,11 +167,26 @@ def _port(node: Node) -> Item:
     return Item("port", True, "environment", f"{node.address}:{node.port} is free")
 
 
-def _echo(destination: Destination, ae_title: str) -> Item:
+def _peers(config: Config) -> Iterator[Item]:
+    """Whether destinations answer, over TLS where they want it."""
+    identity = None
+    if config.tls:
+        try:
+            identity = Identity(config.tls)
+        except TlsError as error:
+            yield Item("tls", False, "environment", str(error))
+        else:
+            yield Item("tls", True, "environment", f"{config.tls.certificate}: can be used")
+    for destination in config.destinations:
+        if identity or not destination.tls:
+            yield _echo(destination, config.node.ae_title, identity)
+
+
+def _echo(destination: Destination, ae_title: str, identity: Identity | None) -> Item:
     """C-ECHO (DICOM PS3.4 annex A)."""
     name = f"destination {destination.name}"
     try:
-        association = associate(destination, ae_title, [build_context(Verification)])
+        association = associate(destination, ae_title, [build_context(Verification)], identity=identity)
     except PeerError as error:
         return Item(name, False, "finding", str(error))
     status = association.send_c_echo().get("Status")

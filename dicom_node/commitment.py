@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from dicom_node.journal import Journal
     from dicom_node.services import Message, Peer
     from dicom_node.spool import Spool
+    from dicom_node.tls import Identity
 
 SOP_CLASS = StorageCommitmentPushModel
 ALL_COMMITTED, FAILURES_EXIST = 1, 2  # event types, PS3.4 J.3.3
@@ -95,6 +96,7 @@ class Commitments:
     scanners : whose ports are known
     ae_title : this node's
     told : called with the SeriesInstanceUIDs of which a request lists instances
+    identity : for scanners that take TLS
 
     """
 
@@ -106,10 +108,11 @@ class Commitments:
         scanners: tuple[Scanner, ...],
         ae_title: str,
         told: Callable[[tuple[str, ...]], None],
+        identity: Identity | None = None,
     ) -> None:
         self._journal, self._spool, self._announced = journal, spool, announced
         self._scanners = {scanner.ae_title: scanner for scanner in scanners}
-        self._ae_title, self._told = ae_title, told
+        self._ae_title, self._told, self._identity = ae_title, told, identity
         self._news = Event()
         self._stopping = False
         self._thread = Thread(target=self._run, name="commitment", daemon=True)
@@ -197,7 +200,9 @@ class Commitments:
         context = build_context(StorageCommitmentPushModel)
         role = build_role(StorageCommitmentPushModel, scp_role=True)
         try:
-            association = associate(self._scanners[report.calling_ae], self._ae_title, [context], [role])
+            association = associate(
+                self._scanners[report.calling_ae], self._ae_title, [context], [role], identity=self._identity
+            )
         except PeerError as error:
             self._postpone(report, str(error))
             return

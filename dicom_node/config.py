@@ -93,6 +93,7 @@ class Node(_Section):
         2.0, ge=0, description="With less free disk, slices are refused (status A700), not lost."
     )
     allowed_calling_aes: tuple[AETitle, ...] = Field((), description="AE titles that may send. Empty: anyone.")
+    tls: bool = Field(False, description="Take associations over TLS alone, by the files of [tls].")
     max_instance_mb: float = Field(
         1000.0, gt=0, description="Larger objects are refused (status A700) before they are here."
     )
@@ -144,6 +145,14 @@ class Series(_Section):
     )
 
 
+class Tls(_Section):
+    """PEM files."""
+
+    certificate: Folder = Field(description="The node's certificate, and what it takes to get to its authority's.")
+    key: Folder = Field(description="Its private key, without a passphrase; readable by the node's user alone.")
+    ca: Folder = Field(description="Certificates of the authorities whose peers are trusted.")
+
+
 class Destination(_Section):
     """A storage SCP that receives results."""
 
@@ -151,6 +160,7 @@ class Destination(_Section):
     ae_title: AETitle = Field(description="Its AE title.")
     host: Host = Field(description="Its host name or IP address.")
     port: int = Field(ge=1, le=65535, description="Its DICOM port.")
+    tls: bool = Field(False, description="Connect over TLS; its certificate has to be for its host.")
     results: tuple[Role, ...] = Field(
         get_args(Role),
         min_length=1,
@@ -164,6 +174,7 @@ class Scanner(_Section):
     ae_title: AETitle = Field(description="Its AE title.")
     host: Host = Field(description="Its host name or IP address.")
     port: int = Field(ge=1, le=65535, description="The port where it takes storage commitment's reports.")
+    tls: bool = Field(False, description="Connect over TLS; its certificate has to be for its host.")
 
     @property
     def name(self) -> str:
@@ -192,6 +203,11 @@ class Config(_Section):
     model: Model = Field(Model(), description="The network and the engine that runs it.")
     series: Series = Field(Series(), description="When a series is complete.")
     destinations: tuple[Destination, ...] = Field((), description="Where results go: one table for each receiver.")
+    tls: Tls | None = Field(
+        None,
+        description="Files for TLS, relative to this one's folder; read again by the next connection when they change.",
+        examples=[Tls(certificate=Path("node.pem"), key=Path("node.key"), ca=Path("ca.pem"))],
+    )
     scanners: tuple[Scanner, ...] = Field(
         (),
         description="Scanners that take reports of storage commitment at a port of their own: one table for each. "
@@ -273,7 +289,8 @@ def examine(path: Path) -> tuple[Config, list[Mistake]]:
     paths = {name: value and folder / value for name, value in (("bundle", model.bundle), ("plans", model.plans))}
     model = model.model_copy(update=paths | {"trusted_keys": tuple(folder / key for key in model.trusted_keys)})
     node = config.node.model_copy(update={"folder": folder / config.node.folder})
-    return config.model_copy(update={"node": node, "model": model}), mistakes
+    tls = config.tls and config.tls.model_copy(update={name: folder / file for name, file in config.tls})
+    return config.model_copy(update={"node": node, "model": model, "tls": tls}), mistakes
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -303,7 +320,7 @@ def _what_is_sound(table: dict[str, Any], error: ValidationError) -> Config:
 
     Once is not always enough: a default that takes a wrong value's place may clash with a destination.
     """
-    wrong = {details["loc"][:2] for details in error.errors()}
+    wrong = {each["loc"][: 1 if _lacks_key(each) else 2] for each in error.errors()}
     sound = {}
     for name, value in table.items():
         if (name,) in wrong:
@@ -315,6 +332,11 @@ def _what_is_sound(table: dict[str, Any], error: ValidationError) -> Config:
         return Config.model_validate(sound)
     except ValidationError as clashing:
         return _what_is_sound(sound, clashing)
+
+
+def _lacks_key(details: Any) -> bool:
+    """Whether a section lacks a key that it has to have: then it is left out as a whole."""
+    return details["type"] == "missing" and len(details["loc"]) == 2
 
 
 def _overridden(table: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
@@ -334,6 +356,14 @@ def _clashes(table: dict[str, Any]) -> Iterator[InitErrorDetails]:
     if taken and precision not in taken and any(precision in others for others in TAKES.values()):
         yield clash(("model", "precision"), precision, f"is not for {backend}: it takes {', '.join(taken)}")
     node = dict(Node()) | _as_dict(table.get("node"))
+    if not table.get("tls"):
+        if node["tls"] is True:
+            yield clash(("node", "tls"), True, "needs certificate, key and ca in [tls]")
+        for name in ("destinations", "scanners"):
+            peers = table.get(name)
+            for index, value in enumerate(peers if isinstance(peers, list | tuple) else ()):
+                if _as_dict(value).get("tls") is True:
+                    yield clash((name, index, "tls"), True, "needs certificate, key and ca in [tls]")
     destinations = table.get("destinations")
     names: dict[str, int] = {}
     for index, value in enumerate(destinations if isinstance(destinations, list | tuple) else ()):

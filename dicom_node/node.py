@@ -25,6 +25,7 @@ from dicom_node.receiver import Receiver, ReceiverError
 from dicom_node.sender import Sender
 from dicom_node.spool import Spool, file_name
 from dicom_node.supervisor import Supervisor
+from dicom_node.tls import Identity
 from runtime.errors import BackendError
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Node:
     Raises
     ------
     LockedError : another node runs in this folder
+    TlsError : the files of [tls] can't be used
 
     """
 
@@ -66,11 +68,12 @@ class Node:
         )
         self._events: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._desk = threading.Thread(target=self._run, name="desk", daemon=True)
-        self._sender = Sender(self._journal, config.destinations, config.node.ae_title)
+        identity = Identity(config.tls) if config.tls else None
+        self._sender = Sender(self._journal, config.destinations, config.node.ae_title, identity=identity)
         self.supervisor = Supervisor(_opening(config), self._on_worker)
         self._dispatch = Dispatch(self.supervisor, self._assembler, folder / "results", self._record)
         self._commitments = Commitments(
-            self._journal, self._spool, self._announced, config.scanners, config.node.ae_title, self._told
+            self._journal, self._spool, self._announced, config.scanners, config.node.ae_title, self._told, identity
         )
         self._receiver = Receiver(
             ae_title=config.node.ae_title,
@@ -80,6 +83,7 @@ class Node:
             intake=self,
             allowed_calling_aes=config.node.allowed_calling_aes,
             max_associations=config.node.max_associations,
+            identity=identity if config.node.tls else None,
             services={
                 mpps.SOP_CLASS: PerformedSteps(self._announced, self._told),
                 commitment.SOP_CLASS: self._commitments,

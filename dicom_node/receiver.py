@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dicom_node.dimse import Command
     from dicom_node.services import Message, Peer, Service
     from dicom_node.spool import Incoming, Instance, Spool
+    from dicom_node.tls import Identity
 
 IDLE_TIMEOUT_S = 300  # scanners hold an association open while they reconstruct; a dead one's place is free after that
 
@@ -79,6 +80,7 @@ class Receiver:
     max_pdu : largest PDU that a peer may send, bytes
     sop_classes : accepted for storage
     services : beside storage, by their SOP Class
+    identity : connections have to be TLS, with this
 
     """
 
@@ -95,6 +97,7 @@ class Receiver:
         max_pdu: int = 131072,
         sop_classes: Sequence[UID] = FROM_CT_SCANNERS,
         services: Mapping[UID, Service] = MappingProxyType({}),
+        identity: Identity | None = None,
     ) -> None:
         self._address = (address, port)
         self._spool = spool
@@ -105,6 +108,7 @@ class Receiver:
             "allowed_calling_aes": allowed_calling_aes,
             "max_associations": max_associations,
             "max_pdu": max_pdu,
+            "tls": identity.acceptor if identity else None,
             "contexts": [
                 build_context(Verification),
                 *(build_context(sop_class, list(TRANSFER_SYNTAXES)) for sop_class in sop_classes),

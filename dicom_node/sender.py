@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from dicom_node.config import Destination, Scanner
     from dicom_node.journal import Journal, OutboxItem
+    from dicom_node.tls import Identity
 
 CONNECT_TIMEOUT_S = 5.0
 ACSE_TIMEOUT_S = 30.0
@@ -70,6 +71,7 @@ class Sender:
     destinations : who gets results
     ae_title : this node's
     on_sent : told of each delivered item, in the destination's thread
+    identity : for destinations that take TLS
 
     """
 
@@ -79,9 +81,10 @@ class Sender:
         destinations: Sequence[Destination],
         ae_title: str,
         on_sent: Callable[[OutboxItem], None] | None = None,
+        identity: Identity | None = None,
     ) -> None:
         self._journal = journal
-        self._couriers = [_Courier(journal, destination, ae_title, on_sent) for destination in destinations]
+        self._couriers = [_Courier(journal, each, ae_title, on_sent, identity) for each in destinations]
 
     def start(self) -> None:
         known = {courier.destination.name for courier in self._couriers}
@@ -119,12 +122,13 @@ class _Courier(Thread):
         destination: Destination,
         ae_title: str,
         on_sent: Callable[[OutboxItem], None] | None,
+        identity: Identity | None,
     ) -> None:
         super().__init__(name=f"sender-{destination.name}", daemon=True)
         self.destination = destination
         self._journal = journal
         self._ae_title = ae_title
-        self._on_sent = on_sent
+        self._on_sent, self._identity = on_sent, identity
         self._log = log.bind(destination=destination.name)
         self._news = Event()
         self._stopping = False
@@ -158,7 +162,7 @@ class _Courier(Thread):
         if not sendable:
             return
         try:
-            association = associate(self.destination, self._ae_title, contexts)
+            association = associate(self.destination, self._ae_title, contexts, identity=self._identity)
         except ContextError as error:
             for item in sendable:
                 self._refused(item, str(error))
@@ -248,8 +252,17 @@ def associate(
     ae_title: str,
     contexts: list[PresentationContext],
     roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = (),
+    *,
+    identity: Identity | None = None,
 ) -> Association:
     """Open an association, or say why there is none.
+
+    Parameters
+    ----------
+    destination : the peer
+    ae_title : ours
+    contexts, roles : what is proposed
+    identity : for peers that take TLS
 
     Raises
     ------
@@ -267,6 +280,7 @@ def associate(
             contexts=contexts,
             ae_title=destination.ae_title,
             ext_neg=list(roles),
+            tls_args=(identity.requestor(), destination.host) if identity and destination.tls else None,
             evt_handlers=[(evt.EVT_CONN_OPEN, _make_prompt)],
         )
     except OSError as error:  # the name service

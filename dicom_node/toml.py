@@ -35,7 +35,7 @@ def _lines(config: Config, *, commented: bool) -> Iterator[str]:
         if value == () and not shown.get(name):
             yield f"{name} = []"  # above all tables: below one, it would be a key of it
     for name, value in config:
-        if value == () and not shown.get(name):
+        if value in ((), None) and not shown.get(name):
             continue
         yield ""
         if commented:
@@ -47,8 +47,9 @@ def _lines(config: Config, *, commented: bool) -> Iterator[str]:
             yield from [""] * bool(index)
             yield f"[[{name}]]"
             yield from _keys(item, commented=commented and index == 0)
-        if value == ():
-            lines = [f"[[{name}]]", *_keys(shown[name][0], commented=True)]
+        if value in ((), None):
+            header = f"[{name}]" if value is None else f"[[{name}]]"
+            lines = [header, *_keys(shown[name][0], commented=True)]
             yield from (line if line.startswith("#") else f"# {line}" for line in lines)
 
 
