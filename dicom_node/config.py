@@ -15,11 +15,13 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic.functional_validators import AfterValidator, BeforeValidator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from dicom_node.journal import Role
-from dicom_node.mistakes import Mistake, clash, mistake, raised_again, suggestion
+from dicom_node.mistakes import Mistake, clash, mistake, raised_again, unknown_variables
+from runtime.engine import TAKES
 from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
@@ -47,11 +49,13 @@ def _legal_host(host: str) -> str:
     return host
 
 
-def _legal_path(path: Path) -> Path:
-    if "\0" in str(path):
+def _legal_path(path: Any) -> Any:
+    if not isinstance(path, str | Path):
+        return path  # pydantic complains of it
+    if path == "" or "\0" in str(path):
         raise ValueError("is not a path")
     try:
-        return path.expanduser()
+        return Path(path).expanduser()
     except RuntimeError as error:
         raise ValueError("names a home folder that is not there") from error
 
@@ -65,7 +69,7 @@ def _any_stands_alone(classes: tuple[str, ...]) -> tuple[str, ...]:
 # DICOM PS3.5 section 6.2, VR AE: leading and trailing spaces don't count, so they are stripped here
 AETitle = Annotated[str, StringConstraints(strip_whitespace=True), AfterValidator(_legal_ae_title)]
 Host = Annotated[str, StringConstraints(strip_whitespace=True), AfterValidator(_legal_host)]
-Folder = Annotated[Path, AfterValidator(_legal_path)]
+Folder = Annotated[Path, BeforeValidator(_legal_path)]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
@@ -112,7 +116,11 @@ class Model(_Section):
         description="One that the bundle has and `scanside verify` has passed: int8-cpu is the processor's fastest, "
         "fp16 and int8 are TensorRT's. auto: TensorRT's fastest, and fp32 on the processor.",
     )
-    plans: Folder | None = Field(None, description="TensorRT's plans; default: the user's cache.", examples=["plans"])
+    plans: Folder | None = Field(
+        None,
+        description="Folder of TensorRT's plans; relative to this file's folder. Default: the user's cache.",
+        examples=["plans"],
+    )
     trusted_keys: tuple[Folder, ...] = Field(
         (),
         description="Public keys (Ed25519, PEM), relative to this file's folder: only bundles that one of them signed "
@@ -231,7 +239,7 @@ def examine(path: Path) -> tuple[Config, list[Mistake]]:
 
     """
     table = _read(path)
-    mistakes = list(_unknown_variables())
+    mistakes = list(unknown_variables(_PREFIX, Config))
     try:
         table = _overridden(table, EnvSettingsSource(_Environment)())
     except SettingsError as error:
@@ -242,16 +250,11 @@ def examine(path: Path) -> tuple[Config, list[Mistake]]:
     except ValidationError as error:
         mistakes += [_mistake(details) for details in error.errors()]
         config = _what_is_sound(table, error)
-    folder = path.absolute().parent
-    bundle = config.model.bundle and folder / config.model.bundle
-    keys = tuple(folder / key for key in config.model.trusted_keys)
-    located = config.model_copy(
-        update={
-            "node": config.node.model_copy(update={"folder": folder / config.node.folder}),
-            "model": config.model.model_copy(update={"bundle": bundle, "trusted_keys": keys}),
-        }
-    )
-    return located, mistakes
+    folder, model = path.absolute().parent, config.model
+    paths = {name: value and folder / value for name, value in (("bundle", model.bundle), ("plans", model.plans))}
+    model = model.model_copy(update=paths | {"trusted_keys": tuple(folder / key for key in model.trusted_keys)})
+    node = config.node.model_copy(update={"folder": folder / config.node.folder})
+    return config.model_copy(update={"node": node, "model": model}), mistakes
 
 
 def example() -> str:
@@ -282,14 +285,6 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: is not UTF-8, which TOML must be: {error.reason} at byte {error.start}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from error
-
-
-def _unknown_variables() -> Iterator[Mistake]:
-    """Misspelt sections in the environment; pydantic-settings passes over what it doesn't know."""
-    for variable in sorted(os.environ):
-        section, separator, _ = variable.removeprefix(_PREFIX).lower().partition("__")
-        if variable.startswith(_PREFIX) and separator and section not in Config.model_fields:
-            yield Mistake(variable, f"unknown section{suggestion(section, list(Config.model_fields))}")
 
 
 def _mistake(details: Any) -> Mistake:
@@ -329,6 +324,11 @@ def _overridden(table: dict[str, Any], environment: dict[str, Any]) -> dict[str,
 
 def _clashes(table: dict[str, Any]) -> Iterator[InitErrorDetails]:
     """What no single field can know. The values may be raw and wrong: then `Config` itself complains about them."""
+    model = dict(Model()) | _as_dict(table.get("model"))
+    backend, precision = str(model["backend"]), str(model["precision"])
+    taken = TAKES.get(backend)
+    if taken and precision not in taken and any(precision in others for others in TAKES.values()):
+        yield clash(("model", "precision"), precision, f"is not for {backend}: it takes {', '.join(taken)}")
     node = dict(Node()) | _as_dict(table.get("node"))
     destinations = table.get("destinations")
     names: dict[str, int] = {}

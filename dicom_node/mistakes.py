@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pydantic import BaseModel
 
 _COMPLAINTS = {
@@ -33,6 +36,9 @@ _COMPLAINTS = {
     "value_error": "{value} {error}",
     "clash": "{value} {complaint}",
 }
+
+
+FOR_TESTS = {"SCANSIDE_NVONNXPARSER"}  # names in the environment that are no configuration
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,20 @@ def mistake(details: Any, root: type[BaseModel]) -> Mistake:
         value = json.dumps(details["input"], default=str)
         complaint = template.format(value=value, message=details["msg"], **details.get("ctx", {}))
     return Mistake(key, complaint)
+
+
+def unknown_variables(prefix: str, root: type[BaseModel]) -> Iterator[Mistake]:
+    """Misspelt sections in the environment; pydantic-settings passes over what it doesn't know."""
+    known = list(root.model_fields)
+    for variable in sorted(os.environ):
+        section, separator, _ = variable.removeprefix(prefix).lower().partition("__")
+        if not variable.startswith(prefix) or section in known or variable in FOR_TESTS:
+            continue
+        first, _, key = section.partition("_")
+        if not separator and first in known:
+            yield Mistake(variable, f"unknown; did you mean {prefix}{first.upper()}__{key.upper()}?")
+        else:
+            yield Mistake(variable, f"unknown section{suggestion(section, known)}")
 
 
 def suggestion(word: str, known: list[str]) -> str:

@@ -8,7 +8,9 @@
     │   ├── BundleTampered    a file's hash or the signature is not what it should be
     │   └── NotVerified       a precision that no verdict has passed
     ├── BackendError          an inference engine that can't be opened
+    │   └── NotForBackend     a precision that it takes on no machine
     ├── InferenceError        an engine that ran and gave no valid answer
+    │   ├── NoPlan            slices of a size that no plan is for
     │   └── DeviceLost        a GPU that failed or hangs: only a new process helps
     └── SelfTestFailed        an engine whose answers on the golden slices are not the bundle's
 
@@ -51,10 +53,22 @@ class BackendError(ScansideError):
     exit_code: ClassVar[int] = 3
 
 
+class NotForBackend(BackendError):
+    """A precision that the asked-for backend takes on no machine."""
+
+    exit_code: ClassVar[int] = 2
+
+
 class InferenceError(ScansideError):
     """The engine ran and its output is not a valid answer."""
 
     exit_code: ClassVar[int] = 1
+
+
+class NoPlan(InferenceError):
+    """Slices of a size that TensorRT has no plan for."""
+
+    exit_code: ClassVar[int] = 3
 
 
 class DeviceLost(InferenceError):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from runtime.engine import TAKES
 from runtime.errors import BundleError
 from runtime.types import Coded  # noqa: TC001  # pydantic looks it up
 from runtime.verdict import Budget
@@ -21,7 +22,7 @@ FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]  # in
 FILES = {
     "fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx", "int8-cpu": "model.int8-cpu.onnx",
 }  # fmt: skip
-PROCESSOR = ("fp32", "int8-cpu")  # FP16 it would compute in FP32, and INT8 placed for TensorRT slower than FP32
+PROCESSOR = TAKES["onnxruntime"]
 ABOUT = {"parity.json", "calibration.json", "verdicts.json", "scores.json", "MODEL_CARD.md"}
 Precision = Literal["fp32", "fp16", "int8", "int8-cpu"]
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime
 
 from runtime.errors import BackendError, InferenceError
-from runtime.manifest import PROCESSOR
 from runtime.session import checked, identity
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ class OrtSession:
 
     sizes = None
     max_batch = 4
-    PRECISIONS: ClassVar = {"CPUExecutionProvider": PROCESSOR, "CUDAExecutionProvider": ("fp32", "fp16")}
 
     def __init__(
         self,

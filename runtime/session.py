@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from runtime.errors import BackendError, InferenceError, SelfTestFailed
+from runtime.engine import TAKES
+from runtime.errors import BackendError, InferenceError, NotForBackend, SelfTestFailed
 from runtime.types import ModelIdentity, SliceLabels
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from runtime.bundle import Bundle
 
-BACKENDS = ("auto", "tensorrt", "onnxruntime", "onnxruntime-cuda")
+BACKENDS = ("auto", *TAKES)
 # share of a golden slice's pixels that may differ from PyTorch's: whether a precision may serve is the verdict's
 # business, whether this engine computes it is the self-test's
 SELF_TEST_DISAGREEMENT = {"fp32": 1e-3, "fp16": 1e-3, "int8": 1e-2, "int8-cpu": 1e-2}
@@ -81,12 +82,15 @@ def open_session(
     BundleError : the bundle has no such precision
     NotVerified : it has, but no verdict has passed it
     BackendError : an unknown backend, or one that can't be had here: no GPU, no plan, a graph that it does not take
+    NotForBackend : a precision that the backend takes on no machine
 
     """
     if backend not in BACKENDS:
         raise BackendError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
     if precision != "auto":
         bundle.graph(precision)  # before an engine is blamed for what the bundle has not
+        if precision not in TAKES.get(backend, [precision]):
+            raise NotForBackend(f"{precision} is not for {backend}: it takes {', '.join(TAKES[backend])}")
     why = "asked for"
     if backend == "tensorrt" or (backend == "auto" and precision != "int8-cpu"):
         from runtime.gpu import open_accepted  # noqa: PLC0415  # engines load when they are asked for
@@ -97,14 +101,13 @@ def open_session(
         except BackendError as error:
             if backend == "tensorrt":
                 raise
+            if precision not in ("auto", *TAKES["onnxruntime"]):  # no other precision in silence either
+                raise BackendError(f"{error}; or set precision to auto: the processor has no {precision}") from None
             why = f"the processor, for want of a GPU's engine: {error}"
     from runtime.ort import OrtSession  # noqa: PLC0415  # as above
 
     precision = "fp32" if precision == "auto" else precision
     provider = "CUDAExecutionProvider" if backend == "onnxruntime-cuda" else "CPUExecutionProvider"
-    if precision not in OrtSession.PRECISIONS[provider]:
-        taken = " or ".join(OrtSession.PRECISIONS[provider])
-        raise BackendError(f"{precision} is not for ONNX Runtime's {provider}: it takes {taken} ({why})")
     if not on_trial:
         bundle.check_ruling(precision)
     return OrtSession(bundle, precision, threads=threads, provider=provider, why=why)

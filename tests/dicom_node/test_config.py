@@ -93,8 +93,9 @@ def test_what_is_shown_loads_as_the_same(write, text):
 
 def test_paths_are_relative_to_the_file(write, tmp_path, monkeypatch):
     monkeypatch.chdir("/")
-    loaded = load(write('[node]\nfolder = "here"\n[model]\nbundle = "/abs/bundle"\n'))
+    loaded = load(write('[node]\nfolder = "here"\n[model]\nbundle = "/abs/bundle"\nplans = "plans"\n'))
     assert loaded.node.folder == tmp_path / "here"
+    assert loaded.model.plans == tmp_path / "plans"
     assert loaded.model.bundle == Path("/abs/bundle")
 
 
@@ -124,6 +125,16 @@ def test_paths_are_relative_to_the_file(write, tmp_path, monkeypatch):
         ("[node]\nfree_floor_gb = nan", "node.free_floor_gb: NaN is not a finite number"),
         ("[node]\nmax_associations = 0", "node.max_associations: 0 is below 1"),
         ('[model]\nbackend = "cuda"', "model.backend: \"cuda\" is none of 'auto', 'tensorrt', 'onnxruntime'"),
+        ('[model]\nplans = ""', 'model.plans: "" is not a path'),
+        (
+            '[model]\nbackend = "tensorrt"\nprecision = "int8-cpu"',
+            'model.precision: "int8-cpu" is not for tensorrt: it takes fp32, fp16, int8',
+        ),
+        ('[model]\nbackend = "onnxruntime"\nprecision = "fp16"', "is not for onnxruntime: it takes fp32, int8-cpu"),
+        (
+            '[model]\nbackend = "onnxruntime-cuda"\nprecision = "int8"',
+            "is not for onnxruntime-cuda: it takes fp32, fp16",
+        ),
         ("[model]\nthreads = 1.5", "model.threads: 1.5 is not a whole number"),
         ("[series]\nidle_timeout_s = 0", "series.idle_timeout_s: 0 is not above 0"),
         ("[series]\nidle_timeout_s = []", "series.idle_timeout_s: [] is not a number"),
@@ -263,6 +274,7 @@ def test_the_environment_overrides_the_file(write, monkeypatch):
     monkeypatch.setenv("SCANSIDE_NODE__ALLOWED_CALLING_AES", '["CT1", "CT2"]')
     pacs = {"name": "env", "ae_title": "PACS", "host": "pacs", "port": 1}
     monkeypatch.setenv("SCANSIDE_DESTINATIONS", json.dumps([pacs]))
+    monkeypatch.setenv("SCANSIDE_NVONNXPARSER", "a test's, and no configuration")
     loaded = load(write('[node]\nport = 104\nae_title = "FILE"\n' + PACS))
     assert (loaded.node.port, loaded.node.ae_title) == (4242, "FILE")
     assert loaded.node.allowed_calling_aes == ("CT1", "CT2")
@@ -276,6 +288,13 @@ def test_the_environment_overrides_the_file(write, monkeypatch):
         ("SCANSIDE_NODE__PROT", "1", "node.prot: unknown key; did you mean port? (from SCANSIDE_NODE__PROT)"),
         ("SCANSIDE_NOED__PORT", "1", "SCANSIDE_NOED__PORT: unknown section; did you mean node?"),
         ("SCANSIDE_NODE__ALLOWED_CALLING_AES", "CT1,CT2", "lists are JSON: SCANSIDE_NODE__ALLOWED_CALLING_AES="),
+        (
+            "SCANSIDE_MODEL_BACKEND",
+            "tensorrt",
+            "SCANSIDE_MODEL_BACKEND: unknown; did you mean SCANSIDE_MODEL__BACKEND?",
+        ),
+        ("SCANSIDE_PORT", "1", "SCANSIDE_PORT: unknown section; there are node, model"),
+        ("SCANSIDE_MODEL__PLANS", "", 'model.plans: "" is not a path (from SCANSIDE_MODEL__PLANS)'),
         ("SCANSIDE_NODE", "3", "node: 3 is not a table (from SCANSIDE_NODE)"),
     ],
 )
