@@ -58,8 +58,13 @@ def main() -> None:
     arguments.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu/peers.json"))
     arguments.add_argument("--grid", type=int, default=256)
     arguments.add_argument("--rounds", type=int, default=100)
-    arguments.add_argument("networks", nargs="+")
+    flat = [name for name, one in catalogue.ARCHITECTURES.items() if one.dimensions == 2]
+    arguments.add_argument("networks", nargs="+", choices=flat, metavar="network")
     asked = arguments.parse_args()
+    if not torch.cuda.is_available():
+        arguments.exit(
+            3, f"{arguments.prog}: torch {torch.__version__} has no CUDA here: `nvidia-smi` tells of a GPU\n"
+        )
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     told: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "grid": asked.grid}
     for name in asked.networks:

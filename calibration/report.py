@@ -49,7 +49,7 @@ def verdict_rows(verdicts: Mapping[str, Verdict]) -> list[dict[str, str]]:
         table.append(
             {
                 "precision": name,
-                "verdict": "passed" if one.passed else "FAILED",
+                "verdict": "passed" if one.passed else "FAILED" if one.is_decided else "none",
                 "worst Dice": f"{min(dice.values()):.4f}" if dice else "",
                 "worst volume change": f"{volume['ml']:.2f} of {volume['reference_ml']:.1f} ml" if volume else "",
                 "small lesions lost, invented": "" if lost is None else f"{lost}, {invented}",

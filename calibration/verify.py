@@ -15,8 +15,7 @@ from calibration.emulation import rounded_everywhere
 from calibration.samples import SampleError, check_distinct
 from calibration.weights import load
 from runtime import seal
-from runtime.engine import PRECISIONS
-from runtime.errors import InferenceError, ScansideError, SelfTestFailed
+from runtime.errors import DeviceLost, InferenceError, NoPlan, ScansideError, SelfTestFailed
 from runtime.manifest import PROCESSOR
 from runtime.ort import OrtSession
 from runtime.report import compose
@@ -85,7 +84,7 @@ def verify(
     rules: Sequence[Rule],
     on_series: Callable[[int], None] = lambda _: None,
     *,
-    on_gpu: bool = False,
+    on_gpu: Sequence[str] = (),
     plans: Path | None = None,
 ) -> dict[str, Verdict]:
     """Judge every precision of the bundle on ONNX Runtime's CPU provider, or those of TensorRT on the GPU at hand.
@@ -94,34 +93,41 @@ def verify(
     ----------
     series : held out: neither trained nor calibrated on
     rules : of triage; no decision may flip by them
-    on_gpu : TensorRT's plans in place of the graphs, its FP32 among them
+    on_gpu : precisions whose plans are tried in place of the graphs, FP32's own too (`runtime.gpu.to_judge`)
     plans : folder of TensorRT's plans; default: the user's cache
 
     Returns
     -------
     by precision; on the processor FP32's says whether it answers its golden slices as PyTorch did
 
+    Raises
+    ------
+    BackendError, DeviceLost, NoPlan : on a GPU, what is the machine's fault and no verdict on the plans' answers
+
     """
     full = open_session(bundle, "onnxruntime")
-    if on_gpu:
-        names = [name for name in PRECISIONS if name in bundle.manifest.precisions]
-        trials = {name: _Trial(bundle, partial(_on_gpu, bundle, name, plans)) for name in names}
-    else:
-        others = (name for name in bundle.manifest.precisions if name != "fp32")
-        trials = {name: _Trial(bundle, partial(_on_processor, bundle, name)) for name in others}
-    reference = _Logits(load(bundle.graph("fp32")))
-    for one in series:
-        labels = one.answered(full, bundle.view)
-        expected = labels, compose(one.stack, labels, bundle, full.identity, rules)
-        views = one.views(bundle.view)
-        some = [views[i] for i in np.linspace(0, len(views) - 1, VIEWS_OF_SERIES + 2).astype(int)[1:-1]]
-        logits = [reference.read(view) for view in some]
+    trials: dict[str, _Trial] = {}
+    try:
+        for name in on_gpu:
+            session = open_session(bundle, "tensorrt", precision=name, plans=plans, on_trial=True)
+            trials[name] = _Trial(bundle, lambda session=session: (session, None))  # whose logits stay on the GPU
+        for name in () if on_gpu else bundle.manifest.precisions:
+            if name != "fp32":
+                trials[name] = _Trial(bundle, partial(_on_processor, bundle, name))
+        reference = _Logits(load(bundle.graph("fp32")))
+        for one in series:
+            labels = one.answered(full, bundle.view)
+            expected = labels, compose(one.stack, labels, bundle, full.identity, rules)
+            views = one.views(bundle.view)
+            some = [views[i] for i in np.linspace(0, len(views) - 1, VIEWS_OF_SERIES + 2).astype(int)[1:-1]]
+            logits = [reference.read(view) for view in some]
+            for trial in trials.values():
+                trial.run(one, expected, list(zip(some, logits, strict=True)), rules)
+            on_series(1)
+        verdicts = {name: trial.verdict() for name, trial in trials.items()}
+    finally:
         for trial in trials.values():
-            trial.run(one, expected, list(zip(some, logits, strict=True)), rules)
-        on_series(1)
-    verdicts = {name: trial.verdict() for name, trial in trials.items()}
-    for trial in trials.values():
-        trial.close()
+            trial.close()
     return verdicts if on_gpu else {"fp32": _golden(full, bundle)} | verdicts
 
 
@@ -160,6 +166,8 @@ class _Trial:
         try:
             labels = series.answered(self._session, bundle.view)
         except InferenceError as error:
+            if isinstance(error, (DeviceLost, NoPlan)):
+                raise
             self._broken = f"{series.name}: {error}"
             return
         answer = labels, compose(series.stack, labels, bundle, self._session.identity, rules)
@@ -182,11 +190,6 @@ class _Trial:
             mean, largest = (np.array(one) for one in zip(*self._sums, strict=True))
             logits = float(mean.mean()), float(largest.max())  # NaN stays NaN, and fails
         return judge(self._differences, self._bundle.budget, self._bundle.classes, logits)
-
-
-def _on_gpu(bundle: Bundle, precision: str, plans: Path | None) -> tuple[Session, None]:
-    """A precision on TensorRT, whose logits stay on the GPU."""
-    return open_session(bundle, "tensorrt", precision=precision, plans=plans, on_trial=True), None
 
 
 def _on_processor(bundle: Bundle, precision: str) -> tuple[Session, _Logits]:

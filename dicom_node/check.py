@@ -19,7 +19,7 @@ from dicom_node.lock import is_locked
 from dicom_node.receiver import PORT_REMEDIES
 from dicom_node.sender import PeerError, associate
 from runtime.bundle import open_bundle
-from runtime.errors import BackendError, BundleError, InferenceError, SelfTestFailed
+from runtime.errors import BackendError, BundleError, InferenceError, ScansideError, SelfTestFailed
 from runtime.triage import RuleError, check_rules
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from runtime.bundle import Bundle
 
 Kind = Literal["configuration", "environment", "finding"]
+KINDS: dict[int, Kind] = {1: "finding", 2: "configuration", 3: "environment"}  # by the exit code of an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +181,11 @@ def _echo(destination: Destination, ae_title: str) -> Item:
     return Item(name, True, "finding", f"{destination.ae_title} at {destination.host}:{destination.port} answers")
 
 
+def _fault(name: str, error: ScansideError) -> Item:
+    """What any other command would end with, as an item."""
+    return Item(name, False, KINDS[error.exit_code], str(error))
+
+
 def _model(config: Config, is_sound: Callable[..., bool]) -> Iterator[Item]:
     # loading an engine takes a second or more: nothing but this needs it
     from runtime.session import open_session, self_test  # noqa: PLC0415
@@ -190,14 +196,17 @@ def _model(config: Config, is_sound: Callable[..., bool]) -> Iterator[Item]:
     try:
         bundle = open_bundle(config.model.bundle, config.model.trusted_keys)
     except BundleError as error:
-        yield Item("bundle", False, "environment", str(error))
+        yield _fault("bundle", error)
         yield from _triage_without_bundle(config)
         return
     yield Item("bundle", True, "environment", f"{bundle.name} {bundle.version}, every hash as its manifest says")
     yield from _triage(config, bundle)
     if not is_sound("model.backend", "model.threads", "model.precision", "model.plans"):
         return
-    yield from _gpu(config, bundle)
+    looked_at = list(_gpu(config, bundle))
+    yield from looked_at
+    if any(item.ok is False for item in looked_at):  # the engine could only say the same again
+        return
     try:
         session = open_session(
             bundle,
@@ -207,12 +216,12 @@ def _model(config: Config, is_sound: Callable[..., bool]) -> Iterator[Item]:
             plans=config.model.plans,
         )
     except (BackendError, BundleError, InferenceError) as error:
-        yield Item("engine", False, "environment", str(error))
+        yield _fault("engine", error)
         return
     try:
         worst = self_test(session, bundle)
     except (InferenceError, SelfTestFailed) as error:
-        yield Item("engine", False, "finding", str(error))
+        yield _fault("engine", error)
     else:
         identity = session.identity
         message = (
@@ -235,7 +244,7 @@ def _gpu(config: Config, bundle: Bundle) -> Iterator[Item]:
         trt = caps.load()
     except BackendError as error:
         if is_meant:
-            yield Item("tensorrt", False, "environment", str(error))
+            yield _fault("tensorrt", error)
         return
     typed = "strongly typed" if caps.is_strongly_typed(trt) else "types by constraint"
     yield Item("tensorrt", True, "environment", f"{trt.__version__}, {typed}")
@@ -244,20 +253,33 @@ def _gpu(config: Config, bundle: Bundle) -> Iterator[Item]:
         gpu, free, library = found.about(), found.free_bytes(), found.library
         found.close()
     except (BackendError, InferenceError) as error:
-        yield Item("gpu", False if is_meant else None, "environment", str(error))
+        yield replace(_fault("gpu", error), ok=False if is_meant else None)
         return
     memory = f"{free >> 20} of {gpu.memory >> 20} MiB free"
     about = f"{gpu.name}, compute capability {gpu.capability}, driver for CUDA {gpu.driver}, {memory}, by {library}"
     yield Item("gpu", True, "environment", about)
-    folder = config.model.plans or plans.default_folder()
-    fitting, others = plans.sorted_out(bundle, folder, trt, gpu)
-    message = f"{folder}: {len(fitting)} for this GPU and bundle"
-    if others:
-        message += f", {len(others)} of another GPU, TensorRT or bundle, or that failed"
-    if fitting:
-        yield Item("plans", True, "environment", f"{message}: {', '.join(fitting)}")
+    try:
+        folder = config.model.plans or plans.default_folder()
+    except BackendError as error:
+        yield replace(_fault("plans", error), ok=False if is_meant else None)
+        return
+    found = plans.sorted_out(bundle, folder, trt, gpu)
+    for message in [*found.wrong, *found.failed]:
+        yield Item("plan", None, "environment", message)
+    message = f"{folder}: {len(found.usable)} for this GPU and bundle"
+    if found.others:
+        message += f", {found.others} of another GPU, TensorRT or bundle"
+    if not found.usable:
+        remedy = plans.command("build", bundle, folder, *["--again"] * bool(found.failed))
+        yield Item("plans", False if is_meant else None, "environment", f"{message}; {remedy}")
+        return
+    message += f": {', '.join(str(one.key) for one in found.usable)}"
+    unjudged = [str(one.key) for one in found.usable if one.verdict is None]
+    if unjudged:
+        remedy = plans.command("verify", bundle, folder, "--tensorrt")
+        yield Item("plans", None, "finding", f"{message}; not yet judged: {', '.join(unjudged)}: {remedy}")
     else:
-        yield Item("plans", False if is_meant else None, "environment", f"{message}; run `scanside build`")
+        yield Item("plans", True, "environment", message)
 
 
 def _triage(config: Config, bundle: Bundle) -> Iterator[Item]:

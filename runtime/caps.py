@@ -33,8 +33,8 @@ def load() -> ModuleType:
     except ImportError as error:
         missing = "it is not installed" if getattr(error, "name", None) == "tensorrt" else str(error)
         raise BackendError(
-            f"TensorRT: {missing}: pip install 'scanside[gpu]', or where it comes with the system (Jetson) make the "
-            "environment with --system-site-packages"
+            f"TensorRT: {missing}: in scanside's checkout, pip install '.[gpu]', or where it comes with the system "
+            "(Jetson) make the environment with --system-site-packages"
         ) from None
     numbers = _version(tensorrt)
     if not OLDEST <= numbers < TOO_NEW:

@@ -117,7 +117,8 @@ class CudaBindings:
                 from cuda.bindings import runtime  # noqa: PLC0415  # where there is a GPU
             except ImportError as error:
                 raise BackendError(
-                    f"cuda-bindings: {error}: pip install 'scanside[gpu]', or set model.backend = \"onnxruntime\""
+                    f"cuda-bindings: {error}: in scanside's checkout, pip install '.[gpu]', or set model.backend = "
+                    '"onnxruntime"'
                 ) from None
             self.library = f"cuda-bindings {version('cuda-bindings')}"
         else:
@@ -262,7 +263,8 @@ class PyCuda:
                 from pycuda import driver  # noqa: PLC0415  # where it is installed
             except ImportError as error:
                 raise BackendError(
-                    f"pycuda: {error}: pip install 'scanside[gpu]' for cuda-bindings, or pycuda with a CUDA toolkit"
+                    f"pycuda: {error}: in scanside's checkout, pip install '.[gpu]' for cuda-bindings, or '.[pycuda]' "
+                    "with a CUDA toolkit"
                 ) from None
             self.library = f"pycuda {version('pycuda')}"
         else:

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import statistics
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,21 +53,23 @@ def make_all(
 
     Yields
     ------
-    for each precision and shape what became of it: ``state`` is built, there already or failed
+    for each precision and shape what became of it: ``state`` is built, there already or failed, which a plan is too
+    that `scanside verify` has something against
 
     Raises
     ------
-    BackendError : no TensorRT or no GPU
+    BackendError : no TensorRT, no GPU, or a folder that can't be written
     BundleError, NotVerified : a precision that the bundle has not, or that has not passed
 
     """
-    names = [name for name in engine.PRECISIONS if _has_passed(bundle, name)] if precision == "best" else [precision]
+    names = passed(bundle)[0] if precision == "best" else [precision]
     for name in names:
         if name not in engine.PRECISIONS:
             raise BundleError(f"{name}: TensorRT's precisions are {', '.join(engine.PRECISIONS)}, or say best")
         bundle.check_ruling(name)
     trt = caps.load()
     gpu = _gpu()
+    plans.make_writable(folder)
     for name, shape in itertools.product(names, shapes):
         key = Key.of(bundle, name, shape, trt, gpu)
         batch, height, width = shape
@@ -75,7 +78,7 @@ def make_all(
         tell(what)
         state = "there already"
         try:
-            found = None if again else _there(folder, key)
+            found = None if again else _there(folder, key, bundle)
             if found is None:
                 state = "built"
                 found = make(
@@ -97,11 +100,14 @@ def make_all(
         yield row | {"state": state} | times | {"types": types}
 
 
-def _there(folder: Path, key: Key) -> Plan | None:
+def _there(folder: Path, key: Key, bundle: Bundle) -> Plan | None:
     try:
-        return plans.load(folder, key)[0]
+        found, _ = plans.load(folder, key, bundle)
     except BackendError:
         return None
+    if found.failed:
+        raise BackendError(f"{found.failed}: use --again")
+    return found
 
 
 def make(
@@ -117,7 +123,8 @@ def make(
 
     `read` gives a graph with its weights as constants (`calibration.weights.load`, serialised).
 
-    Nothing that failed or was interrupted stays behind, but what it cost to find out (the timing cache).
+    The record comes last, so that nothing which failed or was interrupted is ever taken for a plan. What an engine cost
+    to build (the timing cache) is kept, whatever becomes of it.
 
     Raises
     ------
@@ -131,7 +138,6 @@ def make(
     began = time.perf_counter()
     data, costs = engine.build(trt, read(bundle.graph(key.precision)), key.precision, shape, known, on_step)
     build_s = time.perf_counter() - began
-    folder.mkdir(parents=True, exist_ok=True)
     plans.write(cache, costs)
     report = engine.inspect(trt, engine.deserialize(trt, data))
     layers = engine.layer_types(report)
@@ -159,13 +165,41 @@ def _median_ms(session: TrtSession, shape: tuple[int, int, int, int]) -> float:
     return statistics.median(took)
 
 
+def to_judge(bundle: Bundle, folder: Path, *, writing: bool) -> tuple[list[str], list[str]]:
+    """Precisions that have plans for this GPU, and those of the bundle that have none.
+
+    Parameters
+    ----------
+    writing : the verdict is to be written (`rule`)
+
+    Raises
+    ------
+    BackendError : no TensorRT, no GPU, no plan at all, one that is damaged, or a folder that can't be written
+
+    """
+    trt = caps.load()
+    gpu = _gpu()
+    bases = [Key.of(bundle, n, (1, *SIZE), trt, gpu) for n in engine.PRECISIONS if n in bundle.manifest.precisions]
+    found = [one.key for key in bases for one in plans.fitting(folder, key, on_trial=True)]
+    if not found:
+        raise BackendError(f"{plans.why_none(folder, bases)}: {plans.command('build', bundle, folder)}")
+    for key in found:
+        plans.load(folder, key, bundle)
+    if writing:
+        plans.make_writable(folder)
+    there = {key.precision: None for key in found}
+    return list(there), [key.precision for key in bases if key.precision not in there]
+
+
 def rule(folder: Path, bundle: Bundle, verdicts: Mapping[str, Verdict]) -> int:
-    """Write into this GPU's plans what is against them, which is nothing where they passed; gives their number."""
+    """Write into this GPU's plans what has been decided of them; gives their number."""
     trt, gpu = caps.load(), _gpu()
     count = 0
     for precision, verdict in verdicts.items():
+        if not verdict.is_decided:
+            continue
         for one in plans.fitting(folder, Key.of(bundle, precision, (1, *SIZE), trt, gpu), on_trial=True):
-            plans.keep(folder, dataclasses.replace(one, failed=tuple(verdict.reasons)))
+            plans.keep(folder, dataclasses.replace(one, verdict="passed" if verdict.passed else tuple(verdict.reasons)))
             count += 1
     return count
 
@@ -191,35 +225,38 @@ def open_accepted(
     BackendError : no TensorRT, no GPU, no plan, or a precision that is not TensorRT's
 
     """
-    folder = folder or plans.default_folder()
     trt = caps.load()
+    folder = folder or plans.default_folder()
     device = open_device()
     try:
         chosen = _choose(bundle, precision, folder, trt, device.about(), on_trial=on_trial)
-        data = {one.key.shape: (plans.load(folder, one.key)[1], one.batch_ms) for one in chosen}
+        data = {one.key.shape: (plans.load(folder, one.key, bundle)[1], one.batch_ms) for one in chosen}
     except BaseException:
         device.close()
         raise
     batches = ", ".join(f"{one.key.batch} in {one.batch_ms:.2f} ms" for one in chosen)
-    why = f"{why}: {batches}{', the fastest that has passed' if precision == 'auto' else ''}"
+    why = f"{why}: {batches}{', the fastest' if precision == 'auto' else ''}"
+    if any(one.verdict is None for one in chosen):
+        why += f"; not yet judged: {plans.command('verify', bundle, folder, '--tensorrt')}"
+    build = partial(plans.command, "build", bundle, folder)
     # which owns the device from here on
-    return TrtSession(bundle, chosen[0].key.precision, data, device=device, trt=trt, why=why)
+    return TrtSession(bundle, chosen[0].key.precision, data, device=device, trt=trt, why=why, build=build)
 
 
 def _choose(bundle: Bundle, precision: str, folder: Path, trt: ModuleType, gpu: GPU, *, on_trial: bool) -> list[Plan]:
     """Plans of one precision, smallest batch first."""
-    if precision not in ("auto", *engine.PRECISIONS):
-        raise BackendError(f"{precision} is not TensorRT's, which takes {', '.join(engine.PRECISIONS)}")
-    if precision != "auto":
-        names = [precision]
+    if precision == "auto":
+        names, wanted = passed(bundle)[0], ()
+    else:
+        names, wanted = [precision], ("--precision", precision)
         if not on_trial:
             bundle.check_ruling(precision)
-    else:
-        names = [name for name in engine.PRECISIONS if _has_passed(bundle, name)]
     bases = [Key.of(bundle, name, (1, *SIZE), trt, gpu) for name in names]
     found = [some for base in bases if (some := plans.fitting(folder, base, on_trial=on_trial))]
     if not found:
-        raise BackendError(f"{plans.why_none(folder, bases[-1])}: run `scanside build`")
+        anew = any(one.failed for base in bases for one in plans.fitting(folder, base, on_trial=True))
+        remedy = plans.command("build", bundle, folder, *wanted, *["--again"] * anew)
+        raise BackendError(f"{plans.why_none(folder, bases)}: {remedy}")
     usual = [some for some in found if any(one.key.shape[1:] == SIZE for one in some)] or found
     shared = set.intersection(*({one.key.shape for one in some} for some in usual))
 
@@ -230,12 +267,17 @@ def _choose(bundle: Bundle, precision: str, folder: Path, trt: ModuleType, gpu: 
     return min(usual, key=slice_ms)
 
 
-def _has_passed(bundle: Bundle, precision: str) -> bool:
-    try:
-        bundle.check_ruling(precision)
-    except BundleError:  # the bundle has not that precision, or it has not passed
-        return False
-    return True
+def passed(bundle: Bundle) -> tuple[list[str], list[str]]:
+    """TensorRT's precisions that may be served, and why each of the others may not."""
+    names, others = [], []
+    for name in engine.PRECISIONS:
+        try:
+            bundle.check_ruling(name)
+        except BundleError as error:  # the bundle has not that precision, or it has not passed
+            others.append(str(error))
+        else:
+            names.append(name)
+    return names, others
 
 
 def _gpu() -> GPU:

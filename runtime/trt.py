@@ -11,7 +11,7 @@ import numpy as np
 
 from runtime import caps, engine
 from runtime.engine import OUTPUTS
-from runtime.errors import BackendError, DeviceLost, InferenceError
+from runtime.errors import BackendError, DeviceLost, InferenceError, NoPlan
 from runtime.session import checked, identity
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class TrtSession:
     ----------
     plans : serialised engines and the milliseconds of one batch, by shape ``(batch, H, W)``
     device : of this session alone; `close` closes it
+    build : gives the command that builds what there is no plan for, with the options that say what
     watchdog_s : after which a batch that is not done has hung
 
     Raises
@@ -56,12 +57,13 @@ class TrtSession:
         device: Device,
         trt: ModuleType,
         why: str = "asked for",
+        build: Callable[..., str] = lambda *options: f"run `scanside build {' '.join(options)}`",
         watchdog_s: float = WATCHDOG_S,
     ) -> None:
         self._device, self._trt, self._watchdog_s = device, trt, watchdog_s
         self._classes, self._view = len(bundle.classes), bundle.view
         self._runners: dict[tuple[int, int, int], _Runner] = {}
-        self.why = why
+        self.why, self._build = why, build
         self._hangs = False
         self.max_batch = SLOTS * max(batch for batch, *_ in plans)
         self.sizes = tuple(sorted({shape[1:] for shape in plans}))
@@ -94,7 +96,7 @@ class TrtSession:
         if size + SPARE > free:
             raise BackendError(
                 f"{self.identity.backend}: {size >> 20} MiB are needed and {SPARE >> 20} MiB to spare, "
-                f"{free >> 20} MiB are free: give the node a GPU of its own, or build fewer --batch sizes"
+                f"{free >> 20} MiB are free: give the node a GPU of its own, or take large batches out of its plans"
             )
 
     def _input(self, shape: tuple[int, int, int]) -> tuple[int, int, int, int]:
@@ -114,9 +116,9 @@ class TrtSession:
         runners = [one for shape, one in self._runners.items() if shape[1:] == tuple(size)]
         if not runners:
             sizes = ", ".join(sorted({f"{h} x {w}" for _, h, w in self._runners}))
-            raise InferenceError(
+            raise NoPlan(
                 f"slices of {size[0]} x {size[1]}, and plans for {sizes} alone: "
-                f"`scanside build --size {size[0]}x{size[1]}`"
+                f"{self._build('--size', f'{size[0]}x{size[1]}')}"
             )
         answers: list[SliceLabels] = []
         waiting: deque[tuple[_Slot, int]] = deque()

@@ -135,12 +135,14 @@ class Verdict:
     passed : nothing is in `reasons`
     reasons : one sentence for each limit that is broken
     figures : what was measured, with units in the keys
+    is_decided : False where nothing is against it but that too little was shown to tell
 
     """
 
     passed: bool
     reasons: tuple[str, ...]
     figures: Mapping[str, object]
+    is_decided: bool = True
 
 
 def judge(
@@ -207,4 +209,4 @@ def judge(
         "logit_largest_difference": None if logits is None else round(logits[1], 4),
         "budget": {field.name: getattr(budget, field.name) for field in fields(budget)},
     }  # fmt: skip
-    return Verdict(not reasons, tuple(reasons), figures)
+    return Verdict(not reasons, tuple(reasons), figures, is_decided=not unseen or len(reasons) > 1)

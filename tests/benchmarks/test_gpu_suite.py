@@ -12,6 +12,7 @@ from benchmarks import gpu_peers, gpu_suite
 from runtime import caps, device, gpu
 from runtime.bundle import open_bundle
 from runtime.device import CudaBindings
+from runtime.errors import BackendError
 from tests.calibration.made import heads
 from tests.runtime.stand_ins import Cuda, Trt
 
@@ -59,6 +60,31 @@ def test_the_suite_measures_every_precision_and_judges_it(tmp_path: Path, monkey
     gpu_suite.write({"machine": gpu_suite.machine(), "bundles": [told]}, 1, tmp_path)
     assert "| `phantom-unet" in (tmp_path / "README.md").read_text()
     assert json.loads((tmp_path / "results.json").read_text())["machine"]["gpu"]["name"] == "Stand-in GPU"
+
+
+@pytest.mark.parametrize(
+    ("suite", "arguments", "code", "said"),
+    [
+        (gpu_suite, [], 3, "TensorRT: it is not here"),
+        (gpu_suite, ["nowhere"], 2, "nowhere is no bundle"),
+        (gpu_suite, ["--held-out", "0"], 2, "--held-out 0: a verdict needs one head at least"),
+        (gpu_peers, ["res_unet"], 3, "has no CUDA here"),
+        (gpu_peers, ["unetr"], 2, "invalid choice: 'unetr'"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_said_at_once(suite, arguments, code, said, tmp_path, monkeypatch, capsys):
+    def refuse() -> None:
+        raise BackendError("TensorRT: it is not here")
+
+    monkeypatch.setattr(caps, "load", refuse)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("training.heads.unseen", lambda *_, **__: pytest.fail("heads were made"))
+    monkeypatch.setattr("sys.argv", ["suite", "--out", str(tmp_path / "out" / "here"), *arguments])
+    with pytest.raises(SystemExit) as ended:
+        suite.main()
+    assert ended.value.code == code
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_engine_is_timed_between_events(monkeypatch: pytest.MonkeyPatch):

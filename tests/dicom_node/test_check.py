@@ -24,6 +24,7 @@ from dicom_node.mistakes import Mistake
 from runtime import caps, device, seal, session
 from runtime import gpu as gpu_plans
 from runtime.bundle import SHIPPED, open_bundle
+from runtime.verdict import Verdict
 from tests.runtime.stand_ins import Cuda, Error, Trt
 
 # pynetdicom does not close the socket of a connection that was refused; it is collected at once
@@ -244,7 +245,7 @@ def test_dcmtk_answers(look):
 
 def test_a_bundle_that_is_not_there(look, tmp_path):
     items = look()
-    assert (items["bundle"].ok, items["bundle"].kind) == (False, "environment")
+    assert (items["bundle"].ok, items["bundle"].kind) == (False, "configuration")
     assert str(tmp_path / "no-bundle") in items["bundle"].message
     assert "engine" not in items
 
@@ -276,7 +277,7 @@ def test_a_tampered_bundle(look, tmp_path):
     with (tmp_path / "bundle" / min(manifest["files"])).open("ab") as file:
         file.write(b"x")
     item = look(model=Model(bundle=tmp_path / "bundle"))["bundle"]
-    assert (item.ok, item.kind) == (False, "environment")
+    assert (item.ok, item.kind) == (False, "finding"), "as every other command ends with"
     assert "SHA-256" in item.message
 
 
@@ -285,7 +286,7 @@ def test_a_precision_that_may_not_serve(look, tmp_path):
     shutil.copytree(SHIPPED, tmp_path / "bundle")
     seal.add(tmp_path / "bundle", {}, rulings={})
     item = look(model=Model(bundle=tmp_path / "bundle", precision="int8-cpu"))["engine"]
-    assert (item.ok, item.kind) == (False, "environment")
+    assert (item.ok, item.kind) == (False, "finding")
     assert "int8-cpu is not verified: run `scanside verify" in item.message
     assert look(model=Model(precision="int8-cpu"))["engine"].ok
 
@@ -312,13 +313,17 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Cuda:
 def test_a_machine_without_tensorrt_needs_none(look):
     items = look(model=Model())
     assert not {"tensorrt", "gpu", "plans"} & items.keys()
-    assert "for want of a GPU's engine: TensorRT: it is not installed: pip install" in items["engine"].message
+    assert (
+        "for want of a GPU's engine: TensorRT: it is not installed: in scanside's checkout, pip"
+        in items["engine"].message
+    )
 
 
 def test_where_tensorrt_is_meant_what_is_missing_is_named(look):
     items = look(model=Model(backend="tensorrt"))
     assert items["tensorrt"].ok is False
-    assert "pip install 'scanside[gpu]', or where it comes with the system (Jetson)" in items["tensorrt"].message
+    assert "pip install '.[gpu]', or where it comes with the system (Jetson)" in items["tensorrt"].message
+    assert "engine" not in items, "it could only say the same"
 
 
 def test_a_gpu_is_described_and_its_plans_are_counted(look, tmp_path: Path, gpu: Cuda, monkeypatch: pytest.MonkeyPatch):
@@ -329,15 +334,71 @@ def test_a_gpu_is_described_and_its_plans_are_counted(look, tmp_path: Path, gpu:
         "Stand-in GPU, compute capability 8.6, driver for CUDA 12.4, 8192 of 8192 MiB"
     )
     assert (items["plans"].ok, "0 for this GPU and bundle; run" in items["plans"].message) == (None, True)
-    monkeypatch.setattr(gpu_plans, "self_test", lambda *_: 0.0)
-    (row,) = gpu_plans.make_all(
-        open_bundle(), "fp16", [(1, 512, 512)], tmp_path / "plans", read=lambda path: str(path).encode()
-    )
-    assert row["state"] == "built"
+    build_fp16(monkeypatch, tmp_path / "plans")
+    item = look(model=model)["plans"]
+    assert (item.ok, item.kind) == (None, "finding")
+    judge = f"run `scanside verify {SHIPPED} --plans {tmp_path / 'plans'} --tensorrt`"
+    counted = "1 for this GPU and bundle: fp16 1 x 512 x 512"
+    assert item.message.endswith(f"{counted}; not yet judged: fp16 1 x 512 x 512: {judge}")
+    passed = Verdict(passed=True, reasons=(), figures={})
+    gpu_plans.rule(tmp_path / "plans", open_bundle(), {"fp16": passed})
     items = look(model=model)
-    assert items["plans"].message.endswith("1 for this GPU and bundle: fp16 1 x 512 x 512")
+    assert items["plans"].ok
+    assert items["plans"].message.endswith(counted)
     assert "tensorrt 10.13.0 Stand-in GPU, fp16: golden slices as recorded" in items["engine"].message
+    gpu_plans.rule(
+        tmp_path / "plans", open_bundle(), {"fp16": Verdict(passed=False, reasons=("subdural: Dice 0.9",), figures={})}
+    )
+    items = look(model=model)
+    assert items["plan"].message == "fp16 1 x 512 x 512 failed verify: subdural: Dice 0.9"
+    assert items["plans"].message.endswith("--again`")
     assert gpu.held == {}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "harm", "said"),
+    [
+        (".json", lambda path: path.write_bytes(path.read_bytes()[:-9]), "not a plan of this version: Invalid JSON"),
+        (".json", lambda path: (path.unlink(), path.mkdir()), "Is a directory: let the node's user read it"),
+        (".plan", Path.unlink, "is not there: run `scanside build"),
+        (".plan", lambda path: path.write_bytes(b""), "not what was accepted: run `scanside build"),
+        (".plan", lambda path: (path.unlink(), path.mkdir()), "Is a directory: let the node's user read it"),
+    ],
+)
+def test_what_is_wrong_with_a_plan_is_an_item(
+    look, tmp_path: Path, gpu: Cuda, monkeypatch, suffix: str, harm, said: str
+):
+    build_fp16(monkeypatch, tmp_path)
+    (path,) = tmp_path.glob(f"*{suffix}")
+    harm(path)
+    items = look(model=Model(plans=tmp_path))
+    assert items["plan"].ok is None
+    assert items["plan"].message.startswith(f"{path}: ")
+    assert said in items["plan"].message
+    assert "0 for this GPU and bundle" in items["plans"].message
+    assert items["engine"].ok, "and the processor serves"
+
+
+def test_a_folder_of_plans_that_is_none_is_an_item(look, tmp_path: Path, gpu: Cuda, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").touch()
+    assert look(model=Model(plans=tmp_path / "file"))["plan"].message.startswith(
+        f"{tmp_path / 'file'}: Not a directory"
+    )
+
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert look(model=Model())["plans"].message == "no home folder: name --plans or model.plans"
+
+
+def build_fp16(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setattr(gpu_plans, "self_test", lambda *_: 0.0)
+    monkeypatch.setattr(gpu_plans, "TIMED", 1)
+    shapes = [(1, 512, 512)]
+    (row,) = gpu_plans.make_all(open_bundle(), "fp16", shapes, folder, read=lambda path: str(path).encode())
+    assert row["state"] == "built"
 
 
 def test_a_gpu_that_does_not_answer_is_a_fault_where_it_is_meant(look, gpu: Cuda):

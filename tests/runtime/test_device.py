@@ -146,5 +146,5 @@ def test_no_gpu_says_what_to_look_at():
 
 
 def test_without_the_library_the_message_names_the_remedy():
-    with pytest.raises(BackendError, match=r"pip install 'scanside\[gpu\]'"):
+    with pytest.raises(BackendError, match=r"in scanside's checkout, pip install '\.\[gpu\]'"):
         PyCuda()

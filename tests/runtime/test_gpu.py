@@ -36,7 +36,11 @@ def gpu(request: pytest.FixtureRequest) -> Iterator[Device]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Plans of every precision that has passed, for batches of 1 and 8."""
     where = tmp_path_factory.mktemp("plans")
-    rows = list(at_hand.make_all(open_bundle(), "best", [(1, 512, 512), (8, 512, 512)], where, read=constants))
+    shapes = [(1, 512, 512), (8, 512, 512)]
+    try:
+        rows = list(at_hand.make_all(open_bundle(), "best", shapes, where, read=constants))
+    except BackendError as error:
+        pytest.skip(f"NOT tried: {error}")
     assert all(row["state"] == "built" for row in rows), rows
     return where
 

@@ -8,16 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from calibration.verify import verify
 from runtime import caps, engine, gpu, plans
 from runtime.bundle import open_bundle
 from runtime.device import CudaBindings
-from runtime.errors import BackendError, DeviceLost, InferenceError, NotVerified, SelfTestFailed
+from runtime.errors import BackendError, DeviceLost, InferenceError, NoPlan, NotVerified, SelfTestFailed
 from runtime.plans import Key, Plan
 from runtime.session import open_session
 from runtime.verdict import Verdict
+from tests.calibration.made import heads
 from tests.runtime.stand_ins import Cuda, Trt
 
 BUNDLE = open_bundle()
+PASSED = Verdict(passed=True, reasons=(), figures={})
 
 
 def named(path: Path) -> bytes:
@@ -69,7 +72,7 @@ def gate_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_plan_that_answers_as_the_bundle_says_is_kept_with_its_proof(tmp_path: Path, trt: Trt, cuda: Cuda):
     plan = made(tmp_path, trt, cuda)
-    found, data = plans.load(tmp_path, key(trt, cuda))
+    found, data = plans.load(tmp_path, key(trt, cuda), BUNDLE)
     assert found == plan
     assert json.loads(data)["shape"] == [1, 1, 512, 512]
     assert plan.layers == {"fp32": 0, "fp16": 2, "int8": 0}
@@ -140,14 +143,14 @@ def test_an_interrupted_build_leaves_no_plan(tmp_path: Path, trt: Trt, cuda: Cud
         made(tmp_path, trt, cuda)
     assert list(plans.accepted(tmp_path)) == []
     with pytest.raises(BackendError, match="no fp16 plan"):
-        plans.load(tmp_path, key(trt, cuda))
+        plans.load(tmp_path, key(trt, cuda), BUNDLE)
 
 
 @pytest.mark.usefixtures("gate_left_open")
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"tensorrt": "8.6.1"}, "one is there, of tensorrt 8.6.1, now 10.13.0"),
+        ({"tensorrt": "8.6.1"}, "the nearest, fp16 1 x 512 x 512, is of tensorrt 8.6.1, now 10.13.0"),
         ({"gpu": "NVIDIA T4", "capability": "7.5"}, "gpu NVIDIA T4, now Stand-in GPU; capability 7.5, now 8.6"),
         ({"driver": "12.2"}, "driver 12.2, now 12.4"),
         ({"sha256": "0" * 64}, "sha256 0000"),
@@ -162,8 +165,9 @@ def test_a_plan_of_something_else_is_never_loaded_and_the_difference_is_named(
         path.rename(tmp_path / f"{other.key.stem}{path.suffix}")
     (tmp_path / f"{other.key.stem}.json").write_text(json.dumps(dataclasses.asdict(other)))
     with pytest.raises(BackendError, match=message) as caught:
-        plans.load(tmp_path, plan.key)
-    assert "run `scanside build --precision fp16 --batch 1 --size 512x512`" in str(caught.value)
+        plans.load(tmp_path, plan.key, BUNDLE)
+    where = f"{BUNDLE.folder} --plans {tmp_path}"
+    assert f"run `scanside build {where} --precision fp16 --batch 1 --size 512x512`" in str(caught.value)
     assert plans.fitting(tmp_path, plan.key) == []
 
 
@@ -173,7 +177,7 @@ def test_a_plan_whose_bytes_changed_is_not_loaded(tmp_path: Path, trt: Trt, cuda
     path = tmp_path / f"{plan.key.stem}.plan"
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(BackendError, match="not what was accepted"):
-        plans.load(tmp_path, plan.key)
+        plans.load(tmp_path, plan.key, BUNDLE)
 
 
 @pytest.mark.usefixtures("gate_left_open")
@@ -182,7 +186,7 @@ def test_a_plan_under_another_name_is_not_loaded(tmp_path: Path, trt: Trt, cuda:
     for path in tmp_path.glob(f"{one.key.stem}.*"):
         path.rename(tmp_path / f"{other.stem}{path.suffix}")
     with pytest.raises(BackendError, match="not what was accepted"):
-        plans.load(tmp_path, other)
+        plans.load(tmp_path, other, BUNDLE)
 
 
 @pytest.mark.usefixtures("gate_left_open")
@@ -190,9 +194,55 @@ def test_a_plan_under_another_name_is_not_loaded(tmp_path: Path, trt: Trt, cuda:
 def test_a_broken_record_is_no_plan(tmp_path: Path, trt: Trt, cuda: Cuda, text: str):
     plan = made(tmp_path, trt, cuda)
     (tmp_path / f"{plan.key.stem}.json").write_text(text)
-    assert list(plans.accepted(tmp_path)) == []
-    with pytest.raises(BackendError, match="scanside build"):
-        plans.load(tmp_path, plan.key)
+    found, (wrong,) = plans.survey(tmp_path)
+    assert found == []
+    assert wrong.startswith(f"{tmp_path / plan.key.stem}.json: not a plan of this version: ")
+    with pytest.raises(BackendError, match="not a plan of this version: .*: run `scanside build"):
+        plans.load(tmp_path, plan.key, BUNDLE)
+
+
+@pytest.mark.usefixtures("gate_left_open")
+@pytest.mark.parametrize("entry", [{"batch_ms": None}, {"layers": {"fp16": "2"}}, {"verdict": 3}, {"failed": []}])
+def test_a_record_of_wrong_types_is_named_and_the_others_are_used(tmp_path: Path, trt: Trt, cuda: Cuda, entry: dict):
+    plan, other = made(tmp_path, trt, cuda), made(tmp_path, trt, cuda, batch=2)
+    told = dataclasses.asdict(plan) | entry
+    (tmp_path / f"{plan.key.stem}.json").write_text(json.dumps(told))
+    found, (wrong,) = plans.survey(tmp_path)
+    assert found == [other]
+    assert f".json: not a plan of this version: {next(iter(entry))}" in wrong
+    session = open_session(BUNDLE, plans=tmp_path)
+    assert session.identity.backend.startswith("tensorrt")
+    session.close()
+
+
+def test_a_folder_that_is_none_is_named(tmp_path: Path):
+    (tmp_path / "file").touch()
+    assert f"{tmp_path / 'file'}: Not a directory" in open_session(BUNDLE, plans=tmp_path / "file").why
+    with pytest.raises(BackendError, match=f"{tmp_path / 'file'}: plans can't be written: File exists: name another"):
+        next(gpu.make_all(BUNDLE, "fp16", [(1, 512, 512)], tmp_path / "file", read=named))
+
+
+def test_the_nearest_plan_is_sought_in_every_precision_and_batch(tmp_path: Path, trt: Trt, cuda: Cuda, gate_left_open):
+    plan = made(tmp_path, trt, cuda, "fp32", 8)
+    for path in tmp_path.glob(f"{plan.key.stem}.*"):
+        path.unlink()
+    plans.keep(tmp_path, dataclasses.replace(plan, key=dataclasses.replace(plan.key, driver="12.2")))
+    why = open_session(BUNDLE, plans=tmp_path).why
+    assert (
+        "no fp32 or fp16 or int8 plan of phantom-unet; the nearest, fp32 8 x 512 x 512, is of driver 12.2, now" in why
+    )
+    assert why.endswith(f"run `scanside build {BUNDLE.folder} --plans {tmp_path}`")
+
+
+def test_without_a_home_auto_serves_on_the_processor(monkeypatch: pytest.MonkeyPatch):
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    session = open_session(BUNDLE)
+    assert session.identity.backend.startswith("onnxruntime")
+    assert session.why.endswith("no home folder: name --plans or model.plans")
 
 
 @pytest.mark.usefixtures("gate_left_open")
@@ -205,9 +255,13 @@ def test_auto_takes_the_plans_and_says_so(tmp_path: Path, trt: Trt, cuda: Cuda):
         (tmp_path / f"{plan.key.stem}.json").write_text(json.dumps(told))
     session = open_session(BUNDLE, plans=tmp_path)
     assert (session.identity.precision, session.identity.backend) == ("fp16", "tensorrt 10.13.0 Stand-in GPU")
-    assert session.why == "there are plans for this GPU: 1 in 1.00 ms, the fastest that has passed"
+    judge = f"run `scanside verify {BUNDLE.folder} --plans {tmp_path} --tensorrt`"
+    assert session.why == f"there are plans for this GPU: 1 in 1.00 ms, the fastest; not yet judged: {judge}"
     session.close()
-    assert open_session(BUNDLE, "tensorrt", precision="fp32", plans=tmp_path).why == "asked for: 1 in 5.00 ms"
+    gpu.rule(tmp_path, BUNDLE, {"fp32": PASSED})
+    session = open_session(BUNDLE, "tensorrt", precision="fp32", plans=tmp_path)
+    assert session.why == "asked for: 1 in 5.00 ms"
+    session.close()
 
 
 @pytest.mark.usefixtures("gate_left_open")
@@ -235,12 +289,42 @@ def test_a_gpu_that_hangs_while_plans_are_opened_is_not_waited_for(
 def test_what_a_verdict_has_against_a_plan_keeps_it_from_service(tmp_path: Path, trt: Trt, cuda: Cuda):
     made(tmp_path, trt, cuda)
     against = Verdict(passed=False, reasons=("subdural: Dice 0.91",), figures={})
+    assert gpu.rule(tmp_path, BUNDLE, {"fp16": dataclasses.replace(against, is_decided=False)}) == 0
+    assert [one.verdict for one in plans.accepted(tmp_path)] == [None]
     assert gpu.rule(tmp_path, BUNDLE, {"fp16": against}) == 1
-    with pytest.raises(BackendError, match="no fp16 plan of .* that has passed: subdural: Dice 0.91: run"):
+    failed = "fp16 1 x 512 x 512 failed verify: subdural: Dice 0.91"
+    with pytest.raises(BackendError, match=f"no fp16 plan of .* that has passed: {failed}: run .* --again`"):
         open_session(BUNDLE, "tensorrt", precision="fp16", plans=tmp_path)
+    (row,) = gpu.make_all(BUNDLE, "fp16", [(1, 512, 512)], tmp_path, read=named)
+    assert (row["state"], row["types"]) == ("failed", f"{failed}: use --again")
     open_session(BUNDLE, "tensorrt", precision="fp16", plans=tmp_path, on_trial=True).close()
-    assert gpu.rule(tmp_path, BUNDLE, {"fp16": Verdict(passed=True, reasons=(), figures={})}) == 1
+    assert gpu.rule(tmp_path, BUNDLE, {"fp16": PASSED}) == 1
+    assert [one.verdict for one in plans.accepted(tmp_path)] == ["passed"]
     open_session(BUNDLE, "tensorrt", precision="fp16", plans=tmp_path).close()
+    gpu.rule(tmp_path, BUNDLE, {"fp16": against})
+    (row,) = gpu.make_all(BUNDLE, "fp16", [(1, 512, 512)], tmp_path, read=named, again=True)
+    assert row["state"] == "built"
+    open_session(BUNDLE, "tensorrt", precision="fp16", plans=tmp_path).close()
+
+
+@pytest.mark.usefixtures("gate_left_open")
+def test_what_the_machine_lacks_is_no_verdict(tmp_path: Path, trt: Trt, cuda: Cuda):
+    made(tmp_path, trt, cuda)
+    assert gpu.to_judge(BUNDLE, tmp_path, writing=True) == (["fp16"], ["fp32", "int8"])
+    cuda.free, free = 1 << 20, cuda.free
+    with pytest.raises(BackendError, match="MiB are needed"):
+        verify(BUNDLE, [], [], on_gpu=["fp16"], plans=tmp_path)
+    cuda.free = free
+    small = dataclasses.replace(heads()[0], hu=heads()[0].hu[:, :320, :320])
+    with pytest.raises(NoPlan, match=f"scanside build {BUNDLE.folder} --plans {tmp_path} --size 320x320`"):
+        verify(BUNDLE, [small], [], on_gpu=["fp16"], plans=tmp_path)
+    assert cuda.held == {}
+    (path,) = tmp_path.glob("*.plan")
+    path.write_bytes(b"")
+    with pytest.raises(BackendError, match="not what was accepted"):
+        gpu.to_judge(BUNDLE, tmp_path, writing=False)
+    with pytest.raises(BackendError, match="no fp32 or fp16 or int8 plan"):
+        gpu.to_judge(BUNDLE, tmp_path / "nowhere", writing=False)
 
 
 @pytest.mark.usefixtures("gate_left_open")
@@ -274,19 +358,23 @@ def test_auto_without_a_plan_takes_the_processor_and_says_why(tmp_path: Path):
     session = open_session(BUNDLE, plans=tmp_path)
     assert session.identity.backend.startswith("onnxruntime")
     assert session.why.startswith(
-        f"the processor, for want of a GPU's engine: {tmp_path}: no int8 plan of phantom-unet"
+        f"the processor, for want of a GPU's engine: {tmp_path}: no fp32 or fp16 or int8 plan of phantom-unet: run `"
     )
 
 
 def test_who_asks_for_tensorrt_gets_it_or_an_error(tmp_path: Path, cuda: Cuda):
-    with pytest.raises(BackendError, match="no fp16 plan of phantom-unet .*: run `scanside build`"):
+    with pytest.raises(BackendError, match="no fp16 plan of phantom-unet: run `scanside build .* --precision fp16`"):
         open_session(BUNDLE, "tensorrt", precision="fp16", plans=tmp_path)
     assert cuda.held == {}
 
 
 def test_who_asks_for_tensorrt_gets_no_processor_whatever_the_precision(tmp_path: Path):
-    with pytest.raises(BackendError, match="int8-cpu is not TensorRT's, which takes fp32, fp16, int8"):
+    with pytest.raises(BackendError, match="int8-cpu is not for tensorrt: it takes fp32, fp16, int8") as caught:
         open_session(BUNDLE, "tensorrt", precision="int8-cpu", plans=tmp_path)
+    assert caught.value.exit_code == 2
+    with pytest.raises(BackendError, match="; or set precision to auto: the processor has no fp16") as caught:
+        open_session(BUNDLE, precision="fp16", plans=tmp_path)
+    assert caught.value.exit_code == 3
     assert open_session(BUNDLE, "auto", precision="int8-cpu", plans=tmp_path).identity.precision == "int8-cpu"
 
 

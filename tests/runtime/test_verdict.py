@@ -73,6 +73,8 @@ def test_series_without_blood_prove_nothing():
     empty = verdict(volume(), volume())
     assert not empty.passed
     assert empty.reasons == ("FP32 shows less than 1 ml of subdural, contusion: these series prove nothing of it",)
+    assert not empty.is_decided
+    assert verdict(volume(), volume(), logits=(9.0, 9.0)).is_decided, "something else is against it"
 
 
 @pytest.mark.parametrize(
