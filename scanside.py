@@ -31,8 +31,9 @@ app.add_typer(outbox, name="outbox")
 bundles = typer.Typer(help="A model bundle: what it is, who vouches for it.", no_args_is_help=True)
 app.add_typer(bundles, name="bundle")
 
-out = Console(width=None if sys.stdout.isatty() else 160, soft_wrap=True)  # a path in a log is one piece
-err = Console(stderr=True)
+# no markup: paths and the words of others have brackets of their own. A path in a log is one piece
+out = Console(width=None if sys.stdout.isatty() else 160, soft_wrap=True, markup=False)
+err = Console(stderr=True, markup=False)
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else.")]
 ConfigFile = Annotated[Path, typer.Option("--config", help="Configuration, see `scanside config --example`.")]
@@ -104,7 +105,7 @@ REMEDIES = {
 
 
 def _end(message: str, code: int) -> NoReturn:
-    err.print(f"scanside: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+    err.print(f"scanside: {message}", style="bold red", highlight=False, soft_wrap=True)
     sys.exit(code)
 
 
@@ -185,10 +186,11 @@ def check(config: ConfigFile, as_json: Json = False) -> None:
     if as_json:
         print(json.dumps([{"name": i.name, "ok": i.ok, "kind": i.kind, "message": i.message} for i in items], indent=2))
     else:
-        marks = {True: "[green]ok[/]", False: "[bold red]fault[/]", None: "[yellow]warning[/]"}
+        marks = {True: ("ok", "green"), False: ("fault", "bold red"), None: ("warning", "yellow")}
         for item in items:
-            out.print(f"{marks[item.ok]:>8}  {item.name}: ", end="")
-            out.print(item.message, markup=False, highlight=False)
+            mark, style = marks[item.ok]
+            out.print(f"{mark:>7}", style=style, end="  ")
+            out.print(f"{item.name}: {item.message}", highlight=False)
     faults = {item.kind for item in items if item.ok is False}
     codes = {"configuration": 2, "environment": 3, "finding": 1}  # what has to be mended first comes first
     raise typer.Exit(next((code for kind, code in codes.items() if kind in faults), 0))
@@ -272,7 +274,8 @@ def analyse(
     ] = None,
     bundle: BundleFolder = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32 (default), or one that `scanside verify` has passed.")
+        str | None,
+        typer.Option(help="auto, fp32, or one that `scanside verify` has passed; default: the configuration's, auto."),
     ] = None,
     min_slices: Annotated[int | None, typer.Option(min=1, help="A series with fewer is not analysed (5).")] = None,
     as_json: Json = False,
@@ -319,7 +322,6 @@ def analyse(
         out.print(
             f"engine: {session.identity.backend}, {session.identity.precision}; {session.why}",
             style="dim",
-            markup=False,
             highlight=False,
         )
         _show_others("left alone", others)
@@ -341,7 +343,7 @@ def push(
     def show(sent: scanner.Sent) -> None:
         if not as_json:
             answer = f"stored {sent.response_ms:7.1f} ms" if sent.is_stored else f"FAILED {sent.reason}"
-            out.print(f"{sent.path.name}  {answer}", markup=False, highlight=False)
+            out.print(f"{sent.path.name}  {answer}", highlight=False)
 
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
@@ -361,7 +363,7 @@ def push(
     else:
         for path, reason in report.skipped:
             if reason != scanner.NO_DICOM:
-                out.print(f"not sent: {path}: {reason}", style="yellow", markup=False, highlight=False)
+                out.print(f"not sent: {path}: {reason}", style="yellow", highlight=False)
         _show_others("not sent", [path for path, reason in report.skipped if reason == scanner.NO_DICOM])
         response = ", ".join(f"{name} {ms:.1f}" for name, ms in times.items())
         out.print(
@@ -474,10 +476,8 @@ def models(as_json: Json = False) -> None:
         )
     out.print(table, soft_wrap=False)
     for row in rows:
-        out.print(f"{row['name']}  {row['headline']}", markup=False, highlight=False)
-        out.print(
-            f"    {row['paper']}", f"    widths: {row['widths']}", sep="\n", style="dim", markup=False, highlight=False
-        )
+        out.print(f"{row['name']}  {row['headline']}", highlight=False)
+        out.print(f"    {row['paper']}", f"    widths: {row['widths']}", sep="\n", style="dim", highlight=False)
     out.print("Each paper measured on its own data: these figures are no ranking.")
 
 
@@ -550,7 +550,7 @@ def evaluate(
         listed = collection.side(read, data, side, opened)
         cases, total, source = (entry.load() for entry in listed), len(listed), read.data
         said = f"the {side} part of a data set, read by the recipe {read.name} {read.version}"
-    session = open_session(opened)
+    session = open_session(opened, "onnxruntime")  # FP32: a plan in the user's cache is not what is scored
     scored = []
     with _progress("cases", total) as advance:
         for case in cases:
@@ -571,6 +571,7 @@ def evaluate(
     _print([{key: row[key] for key in shown} for row in card.rows(summary)])
     out.print("\ncases without any blood:")
     out.print_json(data=summary["bleed_free"])
+    out.print(f"engine: {summary['engine']}, {summary['precision']}", style="dim", highlight=False)
 
 
 @app.command()
@@ -622,7 +623,12 @@ def verify(
         bool,
         typer.Option("--tensorrt", help="Judge this GPU's plans in place of the graphs: what fails is not served."),
     ] = False,
-    plans: Annotated[Path | None, typer.Option(help="Folder of the plans; default: the user's cache.")] = None,
+    plans: Annotated[
+        Path | None, typer.Option(help="Folder of the plans, with --tensorrt; default: the user's cache.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="The node's: its bundle, its folder of plans and its triage rules.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Hold every precision of a bundle against FP32 on series held out; the node serves what passes.
@@ -630,38 +636,42 @@ def verify(
     Of the bundle that ships nothing is written, unless it is named. Exit code 1 where one fails (needs the `export`
     extra).
     """
-    import dataclasses
-
-    from calibration import report
     from calibration.verify import check_held_out, record
     from calibration.verify import verify as judge
-    from dicom_node.config import Config
+    from dicom_node import config as configuration
     from runtime import gpu
     from runtime.bundle import open_bundle
-    from runtime.plans import default_folder
-    from runtime.triage import Rule
+    from runtime.plans import command, default_folder
+    from runtime.triage import Rule, check_rules
+    from runtime.verdict import Verdict
     from training.heads import FIRST_VERIFICATION
 
-    opened = open_bundle(bundle)
+    if plans and not tensorrt:
+        raise typer.BadParameter("--plans is of --tensorrt: give both, or leave it out")
+    said = configuration.load(config) if config else configuration.Config()
+    bundle = bundle or said.model.bundle
+    opened = open_bundle(bundle, said.model.trusted_keys)
+    rules = [Rule(rule.level, rule.classes, rule.volume_ml) for rule in said.triage]
+    if config:
+        check_rules(rules, opened.classes)
+    where, there, missing = plans or said.model.plans, [], []
+    if tensorrt:
+        where = where or default_folder()
+        there, missing = gpu.to_judge(opened, where, writing=not dry_run)
     series = list(_series(opened, data, heads, FIRST_VERIFICATION))
     check_held_out(series, opened)
-    rules = [Rule(rule.level, rule.classes, rule.volume_ml) for rule in Config().triage]
     with _progress("series", len(series)) as advance:
-        verdicts = judge(opened, series, rules, advance, on_gpu=tensorrt, plans=plans)
-    if tensorrt and not dry_run:
-        where = plans or default_folder()
-        err.print(f"written into {gpu.rule(where, opened, verdicts)} plans in {where}", highlight=False)
+        verdicts = judge(opened, series, rules, advance, on_gpu=there, plans=where)
+    remedies = {name: command("build", opened, where or default_folder(), "--precision", name) for name in missing}
+    not_built = {name: Verdict(False, (f"not built: {one}",), {}, is_decided=False) for name, one in remedies.items()}
+    _show_verdicts(verdicts | not_built, as_json)
+    if there and where and not dry_run:
+        count = gpu.rule(where, opened, verdicts)
+        err.print(f"written into {count} plan{'s' * (count != 1)} in {where}", highlight=False, soft_wrap=True)
     elif bundle and not dry_run:
         was_signed = opened.is_signed
         record(opened, verdicts, series, rules)
         _tell_unsigned(was_signed, bundle)
-    if as_json:
-        print(json.dumps({name: dataclasses.asdict(one) for name, one in verdicts.items()}, indent=2))
-    else:
-        _print(report.verdict_rows(verdicts))
-        for name, one in verdicts.items():
-            for reason in one.reasons:
-                out.print(f"{name}: {reason}", style="red", markup=False, highlight=False)
     if not all(one.passed for one in verdicts.values()):
         raise typer.Exit(1)
 
@@ -696,22 +706,31 @@ def build(
     batches = _numbers("--batch", batch, ",")
     shapes = [(n, *_numbers("--size", size, "x", 2)) for size in sizes or ("512x512",) for n in batches]
     where = folder or said.model.plans or plans.default_folder()
-    with err.status("looking for a GPU", spinner="line") as status:
-        made = gpu.make_all(
-            opened,
-            precision,
-            shapes,
-            where,
-            read=_constants,
-            again=again,
-            tell=lambda text: status.update(escape(text)),
-        )
-        rows = list(made)
-    if as_json:
-        print(json.dumps({"plans": str(where), "engines": rows}, indent=2))
-    else:
-        _print(rows)
-        out.print(f"in {where}", highlight=False)
+    for reason in gpu.passed(opened)[1] if precision == "best" else ():
+        err.print(f"left out: {reason}", style="yellow", highlight=False, soft_wrap=True)
+    rows: list[dict[str, Any]] = []
+    try:
+        with err.status("looking for a GPU", spinner="line") as status:
+            made = gpu.make_all(
+                opened,
+                precision,
+                shapes,
+                where,
+                read=_constants,
+                again=again,
+                tell=lambda text: status.update(escape(text)),
+            )
+            for row in made:
+                rows.append(row)
+                if not as_json:
+                    status.stop()
+                    _show_engine(row)
+                    status.start()
+    finally:  # a device that is lost takes nothing of what was made before
+        if as_json and rows:
+            print(json.dumps({"plans": str(where), "engines": rows}, indent=2))
+        elif rows:
+            out.print(f"in {where}", highlight=False)
     raise typer.Exit(1 if any(row["state"] == "failed" for row in rows) else 0)
 
 
@@ -743,7 +762,7 @@ def bundle_diff(first: Path, second: Path, as_json: Json = False) -> None:
     elif found:
         for one in found:
             lines = (one["entry"], f"  first:  {one['first'] or '-'}", f"  second: {one['second'] or '-'}")
-            out.print("\n".join(lines), markup=False, highlight=False)
+            out.print("\n".join(lines), highlight=False)
     if found:
         raise typer.Exit(1)
 
@@ -773,7 +792,7 @@ def bundle_verify(
     from runtime.session import open_session, self_test
 
     opened = open_bundle(bundle, keys or ())
-    session = open_session(opened)
+    session = open_session(opened, "onnxruntime")  # FP32: a plan in the user's cache is not the bundle
     told = {
         "bundle": str(opened.folder),
         "name": opened.name,
@@ -783,6 +802,7 @@ def bundle_verify(
         "training_data": opened.training_data,
         "signed_by_one_of": [str(key) for key in keys or ()],
         "backend": session.identity.backend,
+        "precision": session.identity.precision,
         "self_test_worst_disagreement": self_test(session, opened),
     }
     session.close()
@@ -817,7 +837,7 @@ def _show_others(fate: str, paths: list[Path]) -> None:
     if paths:
         names = ", ".join([*(path.name for path in paths[:3]), *["..."][: len(paths) - 3 > 0]])
         what = "file that is" if len(paths) == 1 else "files that are"
-        out.print(f"{fate}: {len(paths)} {what} no DICOM ({names})", style="dim", markup=False, highlight=False)
+        out.print(f"{fate}: {len(paths)} {what} no DICOM ({names})", style="dim", highlight=False)
 
 
 def _series(bundle: Any, data: Path | None, heads: int, first: int) -> Iterator[Any]:
@@ -859,7 +879,7 @@ def _dicom_series(folder: Path, *, or_none: bool) -> Iterator[Any]:
             slices, scanner, refused = folders.slices(paths)
             if refused:
                 reasons = ", ".join(f"{count} {reason.value}" for reason, count in refused.items())
-                err.print(f"{name}: left out: {reasons}", style="yellow", markup=False, highlight=False)
+                err.print(f"{name}: left out: {reasons}", style="yellow", highlight=False)
             if slices:
                 yield Series.stacked(name, slices, scanner, study)
             advance(1)
@@ -889,16 +909,39 @@ def _stages() -> Any:
     return bars()
 
 
+def _show_verdicts(verdicts: dict[str, Any], as_json: bool) -> None:
+    import dataclasses
+
+    from calibration import report
+
+    if as_json:
+        print(json.dumps({name: dataclasses.asdict(one) for name, one in verdicts.items()}, indent=2), flush=True)
+        return
+    _print(report.verdict_rows(verdicts))
+    for name, one in verdicts.items():
+        for reason in one.reasons:
+            out.print(f"{name}: {reason}", style="red" if one.is_decided else "yellow", highlight=False)
+
+
+def _show_engine(row: dict[str, Any]) -> None:
+    times = "" if row["slice_ms"] is None else f", {row['slice_ms']} ms a slice, {row['build_s']} s to build"
+    what = f"{row['precision']}, batch {row['batch']}, {row['size']}: {row['state']}{times}"
+    style = "red" if row["state"] == "failed" else None
+    out.print(f"{what}: {row['types']}", style=style, highlight=False)
+
+
 def _constants(graph: Path) -> bytes:
     """An ONNX graph with its weights as constants, which TensorRT wants."""
-    from calibration.weights import load
-
+    try:
+        from calibration.weights import load
+    except ModuleNotFoundError as error:
+        _end(f"{error.name} is not installed: in scanside's checkout, pip install '.[gpu]'", 3)
     return load(graph).SerializeToString()
 
 
 def _numbers(option: str, text: str, between: str, count: int | None = None) -> tuple[int, ...]:
     """Positive whole numbers of an option's value."""
-    parts = text.split(between)
+    parts = [part.strip() for part in text.lower().split(between)]
     if not all(part.isdecimal() and int(part) for part in parts) or count not in (None, len(parts)):
         raise typer.BadParameter(f"{option} {text}: write {'512x512' if count else '1,8,32'}")
     return tuple(map(int, parts))
@@ -929,7 +972,7 @@ def _progress(what: str, total: int) -> Any:
 def _print(rows: list[dict[str, Any]]) -> None:
     if len(rows) == 1:
         for key, value in rows[0].items():
-            out.print(f"{key}: {value}", markup=False, highlight=False)
+            out.print(f"{key}: {value}", highlight=False)
         return
     table = Table(*rows[0])
     for row in rows:

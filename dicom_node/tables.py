@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -137,9 +138,8 @@ def show_demo(told: dict[str, Any], out: Console) -> None:
         table.add_row(finding["class"], f"{finding['volume_ml']:.1f}", f"{finding['truth_ml']:.1f}")
     out.print(table, soft_wrap=False)
     decision = told["decision"]
-    out.print(
-        f"triage: [{LEVEL_STYLES[decision['level']]}]{decision['level']}[/] ({decision['reason']})", highlight=False
-    )
+    level = decision["level"], LEVEL_STYLES[decision["level"]]
+    out.print(Text.assemble("triage: ", level, f" ({decision['reason']})"))
     if told["provisional"]:
         out.print(f"provisional: {'; '.join(told['missing'])}", style="yellow", highlight=False)
     times = told["timings_ms"]

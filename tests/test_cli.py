@@ -60,7 +60,7 @@ def test_the_phantom_tells_its_truth_beside_a_legal_series(series: Path):
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        ((), 3, ("TensorRT: it is not installed", "scanside[gpu]")),
+        ((), 3, ("TensorRT: it is not installed", "pip install '.[gpu]'")),
         (("--precision", "int4"), 2, ("int4: TensorRT's precisions are fp32, fp16, int8, or say best",)),
         (("--batch", "1,none"), 2, ("--batch 1,none: write 1,8,32",)),
         (("--size", "512"), 2, ("--size 512: write 512x512",)),
@@ -248,6 +248,7 @@ def test_models_lists_every_network_with_its_cost():
 def test_verify_answers_for_the_shipped_bundle():
     told = json.loads(scanside("bundle", "verify", "--json").stdout)
     assert "not a medical device" in told["intended_use"]
+    assert told["precision"] == "fp32"
     assert told["self_test_worst_disagreement"] <= 1e-3
     assert len(told["digest"]) == 64
 

@@ -72,7 +72,8 @@ def of_bundle(summary: dict[str, Any], bundle: Bundle) -> str:
 What it finds in a human head is not validated by anything and must not guide anybody's care.
 
 Scored on {summary["cases"]} cases of {summary["patients"]} patients, {summary["slices"]} slices: {summary["data"]}.
-Through {summary["engine"]}. {left_out}Dice, IoU, precision and recall are over all voxels of all cases; "of cases"
+Through {summary["engine"]}, {summary["precision"]}. {left_out}
+Dice, IoU, precision and recall are over all voxels of all cases; "of cases"
 is the 95 % interval, by bootstrap over patients, of the mean Dice over the cases that show the class (docs/metrics.md).
 
 {table(rows(summary))}

@@ -202,6 +202,7 @@ def summarise(scored: Sequence[Scored], bundle: Bundle, session: Session, data: 
             "data": data,
             "bundle": {"name": bundle.name, "version": bundle.version, "digest": bundle.digest},
             "engine": session.identity.backend,
+            "precision": session.identity.precision,
             "cases": len(scored),
             "patients": len(patients),
             "slices": sum(one.slices for one in scored),
