@@ -274,6 +274,7 @@ def test_the_environment_overrides_the_file(write, monkeypatch):
     monkeypatch.setenv("SCANSIDE_NODE__ALLOWED_CALLING_AES", '["CT1", "CT2"]')
     pacs = {"name": "env", "ae_title": "PACS", "host": "pacs", "port": 1}
     monkeypatch.setenv("SCANSIDE_DESTINATIONS", json.dumps([pacs]))
+    monkeypatch.setenv("SCANSIDE_NVONNXPARSER", "a test's, and no configuration")
     loaded = load(write('[node]\nport = 104\nae_title = "FILE"\n' + PACS))
     assert (loaded.node.port, loaded.node.ae_title) == (4242, "FILE")
     assert loaded.node.allowed_calling_aes == ("CT1", "CT2")
