@@ -55,12 +55,14 @@ SIZE = 512
 class Row:
     """One precision of one network.
 
-    `dice`: of the worst class, against FP32, on heads held out. `volume_ml`: largest change of a class in a head.
-    `slice_ms` and `speed_up` where a processor serves the precision. `speed_up_of_all`: with every layer in 8 bits that
-    may be, whatever it costs. `share_of_time`: operators by what of INT8's time they take, the three largest.
+    `steps`: it was trained for. `dice`: of the worst class, against FP32, on heads held out. `volume_ml`: largest change
+    of a class in a head. `slice_ms` and `speed_up` where a processor serves the precision. `speed_up_of_all`: with every
+    layer in 8 bits that may be, whatever it costs. `share_of_time`: operators by what of INT8's time they take, the three
+    largest.
     """
 
     network: str
+    steps: int
     precision: str
     passed: bool
     reasons: tuple[str, ...]
@@ -77,17 +79,17 @@ class Row:
 
 
 def measure(
-    run: Path, calibration: Sequence[Series], held_out: Sequence[Series], folder: Path, views: int
+    run: Path, calibration: Sequence[Series], held_out: Sequence[Series], folder: Path, views: int, budget: Budget
 ) -> list[Row]:
-    """Bundle, calibration, verdict and times of one trained network."""
+    """Bundle, calibration, verdict and times of one trained network, whose layers are chosen within a budget."""
     checkpoint = load_checkpoint(run / BEST)
     recipe, graph = checkpoint.recipe, checkpoint.graph
     if not (folder / "verdicts.json").exists():
         if not (folder / "manifest.json").exists():
             bundles.write(recipe, graph, heads.golden_slices(recipe.input.view), folder, minimum_ml=0.5)
         bundle = open_bundle(folder)
-        made = calibrate(bundle, calibration, count=views, budget=Budget(), on_stage=lambda *_: lambda _: None)
-        write_graphs(bundle, made, Budget())
+        made = calibrate(bundle, calibration, count=views, budget=budget, on_stage=lambda *_: lambda _: None)
+        write_graphs(bundle, made, budget)
         bundle = open_bundle(folder)
         record(bundle, verify(bundle, held_out, RULES), held_out)
     bundle = open_bundle(folder)
@@ -104,6 +106,7 @@ def measure(
         rows.append(
             Row(
                 network=recipe.name,
+                steps=recipe.training.steps,
                 precision=precision,
                 passed=verdict["passed"],
                 reasons=tuple(verdict["reasons"]),
@@ -179,15 +182,15 @@ spends its time, and every reason of a failure, is in `results.json`.
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as Markdown."""
-    columns = "network|precision|verdict|Dice|ml|layers|left out|MB|ms|speed-up|of all|most of its time"
+    columns = "network|steps|precision|verdict|Dice|ml|layers|left out|MB|ms|speed-up|of all|most of its time"
     lines = [f"| {columns.replace('|', ' | ')} |"]
-    lines.append("|---|---|---|" + "---:|" * 8 + "---|")
+    lines.append("|---|---:|---|---|" + "---:|" * 8 + "---|")
     for row in rows:
         dice = "" if row.dice is None else f"{row.dice:.4f}"
         volume = "" if row.volume_ml is None else f"{row.volume_ml:.2f}"
         spent = ", ".join(f"{kind} {share:.0%}" for kind, share in row.share_of_time.items())
         lines.append(
-            f"| `{row.network}` | {row.precision} | {_ruled(row)} | {dice} | {volume} "
+            f"| `{row.network}` | {row.steps} | {row.precision} | {_ruled(row)} | {dice} | {volume} "
             f"| {row.layers or ''} | {row.left_out if row.precision != 'fp32' else ''} | {row.megabytes or ''} "
             f"| {row.slice_ms or ''} | {row.speed_up or ''} | {row.speed_up_of_all or ''} | {spent} |"
         )
@@ -238,15 +241,19 @@ def main() -> None:
     arguments.add_argument(
         "--held-out", type=int, default=12, help="to verify on; fewer may not show every class, and prove nothing"
     )
+    arguments.add_argument(
+        "--dice", type=float, default=Budget().dice, help="least against FP32 that the search may leave to a class"
+    )
     arguments.add_argument("runs_named", nargs="*", metavar="RUN", help="default: all that are trained")
     asked = arguments.parse_args()
     names = asked.runs_named or sorted(path.parent.name for path in asked.runs.glob("*/training_s"))
     calibration = series(asked.heads, heads.FIRST_CALIBRATION)
     held_out = series(asked.held_out, heads.FIRST_VERIFICATION)
     asked.out.mkdir(parents=True, exist_ok=True)
-    console, rows = Console(), []
+    console, rows, budget = Console(), [], Budget(dice=asked.dice)
     for name in names:
-        rows += measure(asked.runs / name, calibration, held_out, asked.runs / "bundles" / name, asked.views)
+        folder = asked.runs / "bundles" / (name if budget == Budget() else f"{name}-{asked.dice}")
+        rows += measure(asked.runs / name, calibration, held_out, folder, asked.views, budget)
         console.print(rows[-1])
         write(rows, len(held_out), asked.views, asked.out)
 
