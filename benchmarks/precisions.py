@@ -55,10 +55,10 @@ SIZE = 512
 class Row:
     """One precision of one network.
 
-    `steps`: it was trained for. `dice`: of the worst class, against FP32, on heads held out. `volume_ml`: largest change
-    of a class in a head. `slice_ms` and `speed_up` where a processor serves the precision. `speed_up_of_all`: with every
-    layer in 8 bits that may be, whatever it costs. `share_of_time`: operators by what of INT8's time they take, the three
-    largest.
+    `steps`: it was trained for. `dice`: of the worst class, against FP32, on heads held out. `volume_ml`: largest
+    change of a class in a head. `slice_ms` and `speed_up` where a processor serves the precision.
+    `speed_up_of_all`: with every layer in 8 bits that may be, whatever it costs. `share_of_time`: operators by what
+    of INT8's time they take, the three largest.
     """
 
     network: str
