@@ -58,6 +58,7 @@ class Outcome:
     Attributes
     ----------
     state, reason : analysed, or not and why
+    code : name of the `Reason` where it was not analysed
     report : None when it was not analysed
     files : result files, written and synced
 
@@ -67,6 +68,7 @@ class Outcome:
     reason: str | None
     report: Report | None
     files: tuple[ResultFile, ...] = ()
+    code: str | None = None
 
 
 @dataclass(slots=True)
@@ -202,7 +204,9 @@ class Analyser:
         except NotAnalysed as refusal:
             # a series of another kind lacks nothing, whatever ended it
             wanting = () if refusal.reason.of_another_kind else missing
-            return Outcome(SeriesState.NOT_ANALYSED, "; ".join((str(refusal), *wanting)), None)
+            return Outcome(
+                SeriesState.NOT_ANALYSED, "; ".join((str(refusal), *wanting)), None, code=refusal.reason.name
+            )
         except DeviceLost:
             raise
         except InferenceError as error:  # of ours, and about no patient

@@ -191,6 +191,11 @@ class TriageRule(_Section):
     volume_ml: float = Field(ge=0, description="The rule holds from this volume on.")
 
 
+class Web(_Section):
+    address: Host = Field("127.0.0.1", description="Where /metrics, /healthz and /readyz answer: this machine only.")
+    port: int | None = Field(None, ge=0, le=65535, description="Their port; without one they are off.", examples=[8080])
+
+
 class Log(_Section):
     level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least important event that is logged."
@@ -224,6 +229,7 @@ class Config(_Section):
         ),
         description="Triage rules, in order; the first that holds decides; none: routine.",
     )
+    web: Web = Field(Web(), description="For monitoring: Prometheus' metrics, and whether the node is well.")
     log: Log = Field(Log(), description="Logging, to stderr.")
 
     @model_validator(mode="wrap")

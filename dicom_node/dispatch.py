@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from dicom_node.assembler import Assembler, Assembly
+    from dicom_node.metrics import Metrics
     from dicom_node.supervisor import Supervisor
 
 UNDER_WAY = 32  # requests at a time; more would wait in the worker instead of here
@@ -42,6 +43,7 @@ class Result:
     reason: str | None
     report_json: str | None = None
     files: Sequence[ResultFile] = ()
+    code: str | None = None
 
     def summary(self) -> dict[str, Any]:
         """Decision and volumes for the log."""
@@ -58,6 +60,7 @@ class _Request:
 
     assembly: Assembly
     path: Path | None
+    since: float = field(default_factory=time.monotonic, compare=False)
 
     @property
     def name(self) -> str:
@@ -73,16 +76,22 @@ class Dispatch:
     assembler : whose slices they are
     results : folder for result files
     record : told of each result, before its series is forgotten
+    metrics : what is counted
 
     """
 
     def __init__(
-        self, supervisor: Supervisor, assembler: Assembler, results: Path, record: Callable[[Assembly, Result], None]
+        self,
+        supervisor: Supervisor,
+        assembler: Assembler,
+        results: Path,
+        record: Callable[[Assembly, Result], None],
+        metrics: Metrics,
     ) -> None:
         self._supervisor = supervisor
         self._assembler = assembler
         self._results = results
-        self._record = record
+        self._record, self._metrics = record, metrics
         self._worker: int | None = None  # which one is ready
         self._waiting: deque[_Request] = deque()
         self._owed: deque[_Request] = deque()
@@ -93,6 +102,11 @@ class Dispatch:
         """Have slices analysed."""
         if self._worker:  # the next one is told everything when it is ready
             self._waiting += [_Request(assembly, path) for path in paths]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a worker takes requests."""
+        return self._worker is not None
 
     def close(self, assembly: Assembly) -> None:
         """Have results made, before any slice that still waits: all of this series' slices have been seen."""
@@ -127,17 +141,22 @@ class Dispatch:
                 self._worker = message["worker"]
                 self._start_over()
             case "died":
+                self._metrics.worker_died()
                 self._suspect()
             case "slice":
-                self._answered(message, Path(message["path"]))
+                request = self._answered(message, Path(message["path"]))
+                self._metrics.stage("analysis", time.monotonic() - request.since)
                 plane = message["plane"]
                 self._assembler.seen(message["series"], Path(message["path"]), _plane(plane) if plane else None)
                 if message["refusal"]:
+                    self._metrics.image_not_analysed(message["code"])
                     log.info("image_not_analysed", series=message["series"], reason=message["refusal"])
             case "result":
                 request = self._answered(message, None)
                 files = [ResultFile(**{**file, "path": Path(file["path"])}) for file in message["files"]]
-                result = Result(SeriesState(message["state"]), message["reason"], message["report"], files)
+                result = Result(
+                    SeriesState(message["state"]), message["reason"], message["report"], files, message["code"]
+                )
                 self._record(request.assembly, result)
 
     def _answered(self, message: dict[str, Any], path: Path | None) -> _Request:

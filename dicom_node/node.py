@@ -7,9 +7,10 @@ assembler needs no lock and every decision about a series is made in one place.
 from __future__ import annotations
 
 import queue
+import shutil
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
@@ -20,13 +21,14 @@ from dicom_node.commitment import Commitments
 from dicom_node.dispatch import Dispatch
 from dicom_node.journal import Journal, JournalError, SeriesState
 from dicom_node.lock import FolderLock
+from dicom_node.metrics import Metrics
 from dicom_node.mpps import PerformedSteps
-from dicom_node.receiver import Receiver, ReceiverError
+from dicom_node.receiver import Receiver
 from dicom_node.sender import Sender
 from dicom_node.spool import Spool, file_name
 from dicom_node.supervisor import Supervisor
 from dicom_node.tls import Identity
-from runtime.errors import BackendError
+from runtime.errors import BackendError, ScansideError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,9 +36,14 @@ if TYPE_CHECKING:
 
     from dicom_node.config import Config
     from dicom_node.dispatch import Result
+    from dicom_node.journal import OutboxItem
     from dicom_node.spool import Instance
+    from dicom_node.web import Web
 
 JOURNAL_RETRY_S = 5.0
+DESK_PATIENCE_S = 5.0  # for who asks the desk
+
+_T = TypeVar("_T")
 
 log = structlog.get_logger(__name__)
 
@@ -68,10 +75,11 @@ class Node:
         )
         self._events: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._desk = threading.Thread(target=self._run, name="desk", daemon=True)
+        self.metrics = Metrics()
         identity = Identity(config.tls) if config.tls else None
-        self._sender = Sender(self._journal, config.destinations, config.node.ae_title, identity=identity)
+        self._sender = Sender(self._journal, config.destinations, config.node.ae_title, self._on_sent, identity)
         self.supervisor = Supervisor(_opening(config), self._on_worker)
-        self._dispatch = Dispatch(self.supervisor, self._assembler, folder / "results", self._record)
+        self._dispatch = Dispatch(self.supervisor, self._assembler, folder / "results", self._record, self.metrics)
         self._commitments = Commitments(
             self._journal, self._spool, self._announced, config.scanners, config.node.ae_title, self._told, identity
         )
@@ -84,11 +92,14 @@ class Node:
             allowed_calling_aes=config.node.allowed_calling_aes,
             max_associations=config.node.max_associations,
             identity=identity if config.node.tls else None,
+            metrics=self.metrics,
             services={
                 mpps.SOP_CLASS: PerformedSteps(self._announced, self._told),
                 commitment.SOP_CLASS: self._commitments,
             },
         )
+        self.metrics.watch(self._journal, folder, self._gauges)
+        self._web = self._made_web() if config.web.port is not None else None
         self._first_answer: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
     @property
@@ -98,9 +109,7 @@ class Node:
 
     def progress(self) -> dict[str, tuple[int, int]]:
         """Open series by SeriesInstanceUID: images analysed so far, and images here."""
-        answer: queue.SimpleQueue[dict[str, tuple[int, int]]] = queue.SimpleQueue()
-        self._events.put(lambda: answer.put(self._assembler.progress()))
-        return answer.get()
+        return self._ask_desk(self._assembler.progress) or {}
 
     def start(self) -> None:
         """Open the engine, test it, resume what an earlier life left, and only then open the DICOM port.
@@ -108,7 +117,7 @@ class Node:
         Raises
         ------
         BackendError : the worker could not open the model
-        ReceiverError : the port can't be opened
+        ReceiverError, WebError : a port can't be opened
 
         """
         self.supervisor.start()
@@ -125,14 +134,18 @@ class Node:
         self._sender.start()
         self._commitments.start()
         try:
+            if self._web:
+                self._web.start()
             self._receiver.start()
-        except ReceiverError:
+        except ScansideError:  # a port is taken
             self.stop()
             raise
 
     def stop(self) -> None:
         """Stop taking slices, finish what the worker has been told, keep the rest for the next start."""
         self._receiver.stop()
+        if self._web:
+            self._web.stop()
         self.supervisor.stop()
         self._events.put(None)
         self._desk.join()
@@ -140,6 +153,41 @@ class Node:
         self._sender.stop()
         self._journal.close()
         self._lock.release()
+
+    # what monitoring asks
+
+    def health(self) -> dict[str, str]:
+        """Look whether the desk, which decides everything, still answers."""
+        return {"desk": "" if self._ask_desk(dict) is not None else f"gives no answer within {DESK_PATIENCE_S:g} s"}
+
+    def readiness(self) -> dict[str, str]:
+        """Look whether slices would be taken and analysed now."""
+        free_gb, floor = shutil.disk_usage(self.config.node.folder).free / 1e9, self.config.node.free_floor_gb
+        full = f"{free_gb:.1f} GB free, slices are refused below {floor:g}" if free_gb < floor else ""
+        worker = "" if self._dispatch.is_ready else "no worker is ready; slices are taken, and wait"
+        return self.health() | {"worker": worker, "disk": full}
+
+    def _gauges(self) -> dict[str, float]:
+        progress = self._ask_desk(self._assembler.progress) or {}
+        waiting = sum(here - seen for seen, here in progress.values())
+        return {"series_open": len(progress), "images_waiting": waiting, "worker_ready": self._dispatch.is_ready}
+
+    def _ask_desk(self, question: Callable[[], _T]) -> _T | None:
+        """Have the desk answer between two events; None where it does not in time."""
+        answer: queue.SimpleQueue[_T] = queue.SimpleQueue()
+        self._events.put(lambda: answer.put(question()))
+        try:
+            return answer.get(timeout=DESK_PATIENCE_S)
+        except queue.Empty:
+            return None
+
+    def _made_web(self) -> Web:
+        from dicom_node.web import Web  # noqa: PLC0415  # loads a web server: for who wants one
+
+        return Web(self, self.metrics.registry, self.config.web.address, self.config.web.port)
+
+    def _on_sent(self, item: OutboxItem) -> None:
+        self.metrics.stage("delivery", time.time() - item.created)
 
     # what other threads tell the desk
 
@@ -175,6 +223,7 @@ class Node:
             try:
                 event()
                 for assembly in self._assembler.due(time.monotonic()):
+                    self.metrics.stage("closing", time.monotonic() - assembly.last_arrival)
                     log.info(
                         "series_closed", series=assembly.name, images=len(assembly.paths), missing=assembly.missing
                     )
@@ -208,6 +257,8 @@ class Node:
             again.start()
             return
         self._assembler.finished(assembly.name)
+        self.metrics.stage("results", time.monotonic() - assembly.last_arrival)
+        self.metrics.series(result.state, result.code, result.summary().get("level"))
         self._sender.wake()
         log.info("series_finished", series=assembly.name, state=result.state, reason=result.reason, **result.summary())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import time
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -13,6 +14,7 @@ from pynetdicom.sop_class import Verification
 from dicom_node import dimse
 from dicom_node.acceptor import Acceptor
 from dicom_node.dimse import SUCCESS, UNRECOGNISED_OPERATION, Request
+from dicom_node.metrics import Metrics
 from dicom_node.part10 import DataSetError, DataSetMismatch
 from dicom_node.services import Answer, Ignored
 from dicom_node.spool import Outcome, SpoolError
@@ -81,6 +83,7 @@ class Receiver:
     sop_classes : accepted for storage
     services : beside storage, by their SOP Class
     identity : connections have to be TLS, with this
+    metrics : what is counted
 
     """
 
@@ -98,12 +101,14 @@ class Receiver:
         sop_classes: Sequence[UID] = FROM_CT_SCANNERS,
         services: Mapping[UID, Service] = MappingProxyType({}),
         identity: Identity | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self._address = (address, port)
         self._spool = spool
         self._intake = intake
         self._acceptor: Acceptor | None = None
         self._ae_title, self._services = ae_title, services
+        self._metrics = metrics or Metrics()
         self._options = {
             "allowed_calling_aes": allowed_calling_aes,
             "max_associations": max_associations,
@@ -147,6 +152,7 @@ class Receiver:
 
     def ended(self, peer: Peer, *, released: bool) -> None:
         log.info("association_ended", association=peer.name, released=released, **peer.outcomes)
+        self._metrics.association_ended(released=released)
         self._intake.association_ended(peer.name, released=released and not peer.outcomes["refused"])
 
     def serve(self, peer: Peer, context_id: int, command: Command) -> Message:
@@ -155,7 +161,7 @@ class Receiver:
             return self._services[abstract_syntax].serve(peer, command, transfer_syntax)
         if command.field != Request.C_STORE or abstract_syntax == Verification:
             return Ignored(Answer(UNRECOGNISED_OPERATION))
-        return _Store(self._spool, self._intake, peer, command, transfer_syntax)
+        return _Store(self._spool, self._intake, self._metrics, peer, command, transfer_syntax)
 
     def answered(self, peer: Peer, context_id: int, command: Command) -> None:
         service = self._services.get(peer.contexts[context_id][0])
@@ -166,8 +172,11 @@ class Receiver:
 class _Store:
     """A C-STORE request (PS3.7 section 9.1.1); the first thing that fails is its answer."""
 
-    def __init__(self, spool: Spool, intake: Intake, peer: Peer, command: Command, transfer_syntax: str) -> None:
-        self._intake, self._peer = intake, peer
+    def __init__(
+        self, spool: Spool, intake: Intake, metrics: Metrics, peer: Peer, command: Command, transfer_syntax: str
+    ) -> None:
+        self._intake, self._metrics, self._peer = intake, metrics, peer
+        self._began = time.perf_counter()
         self._refusal: Answer | None = None
         self._incoming: Incoming | None = None
         try:
@@ -193,9 +202,11 @@ class _Store:
                 self._keep()
             except Exception as error:  # noqa: BLE001 (as above)
                 self._fail(error)
+        self._metrics.stage("response", time.perf_counter() - self._began)
         if self._refusal is None:
             return Answer(SUCCESS)
         self._peer.outcomes["refused"] += 1
+        self._metrics.instance("refused")
         status, reason = self._refusal.status, self._refusal.comment
         log.warning("instance_refused", association=self._peer.name, status=f"0x{status:04X}", reason=reason)
         return self._refusal
@@ -207,6 +218,7 @@ class _Store:
     def _keep(self) -> None:
         outcome, instance = self._incoming.commit()
         self._peer.outcomes[outcome] += 1
+        self._metrics.instance(outcome)
         if outcome is Outcome.NEW:
             self._intake.instance_stored(self._peer.name, instance)
         elif outcome is Outcome.CONFLICT:

@@ -9,9 +9,9 @@ series again.
     -> {"do": "open", "bundle": ..., "backend": ..., ...}
     <- {"is": "ready", "model": ..., "backend": ...}      or {"is": "broken", "error": ...}, now or later
     -> {"do": "slice", "series": ID, "path": ...}
-    <- {"is": "slice", "series": ID, "path": ..., "plane": {...} or null, "refusal": null or why}
+    <- {"is": "slice", "series": ID, "path": ..., "plane": {...} or null, "refusal": null or why, "code": ...}
     -> {"do": "close", "series": ID, "folder": ..., "revision": 1, "missing": [...], "predecessor": path or null}
-    <- {"is": "result", "series": ID, "state": ..., "reason": ..., "report": ..., "files": [...]}
+    <- {"is": "result", "series": ID, "state": ..., "reason": ..., "code": ..., "report": ..., "files": [...]}
 """
 
 from __future__ import annotations
@@ -124,6 +124,7 @@ def _seen(seen: Seen) -> dict[str, Any]:
         "path": str(seen.path),
         "plane": dataclasses.asdict(seen.plane) if seen.plane else None,
         "refusal": str(seen.refusal) if seen.refusal else None,
+        "code": seen.refusal.reason.name if seen.refusal else None,
     }
 
 
@@ -131,6 +132,7 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
     return {
         "state": outcome.state,
         "reason": outcome.reason,
+        "code": outcome.code,
         "report": to_json(outcome.report) if outcome.report else None,
         "files": [{**dataclasses.asdict(file), "path": str(file.path)} for file in outcome.files],
     }

@@ -1,0 +1,108 @@
+"""What a node counts and times, for Prometheus. No label is a UID, a title that a peer chose, or about a patient."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter as Tally
+from typing import TYPE_CHECKING, Literal
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from dicom_node.journal import DeliveryState, JournalError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from dicom_node.journal import Journal
+
+# from a slice's answer to a destination that was down for minutes
+BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300)
+
+Stage = Literal["response", "analysis", "closing", "results", "delivery"]
+
+
+class Metrics:
+    """Counters and times of one node, with a registry of their own.
+
+    ``scanside_stage_seconds`` has, by stage: *response*, from a C-STORE request to its answer; *analysis*, from a
+    slice's arrival to its segmentation; *closing*, from a series' last slice to the decision that it is complete;
+    *results*, from there to results on the disk; *delivery*, from there to a destination that has taken one.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._instances = self._counter("instances", "Instances that peers sent, by what became of them.", "outcome")
+        self._associations = self._counter("associations", "Associations that have ended, by how.", "end")
+        self._images = self._counter("images_not_analysed", "Images turned away, by reason.", "reason")
+        self._series = self._counter("series", "Series with a result, by state and reason.", "state", "reason")
+        self._decisions = self._counter("decisions", "Triage decisions, by level.", "level")
+        self._deaths = self._counter("worker_deaths", "Worker processes that ended by themselves.")
+        self._stages = Histogram(
+            "scanside_stage_seconds", "Time by stage.", ("stage",), registry=self.registry, buckets=BUCKETS_S
+        )
+
+    def instance(self, outcome: str) -> None:
+        self._instances.labels(outcome).inc()
+
+    def association_ended(self, *, released: bool) -> None:
+        self._associations.labels("released" if released else "aborted").inc()
+
+    def image_not_analysed(self, reason: str) -> None:
+        self._images.labels(reason).inc()
+
+    def series(self, state: str, reason: str | None, level: str | None) -> None:
+        self._series.labels(state, reason or "").inc()
+        if level:
+            self._decisions.labels(level).inc()
+
+    def worker_died(self) -> None:
+        self._deaths.inc()
+
+    def stage(self, name: Stage, seconds: float) -> None:
+        self._stages.labels(name).observe(max(seconds, 0.0))
+
+    def watch(self, journal: Journal, folder: Path, now: Callable[[], dict[str, float]]) -> None:
+        """Ask these, too, at every scrape.
+
+        Parameters
+        ----------
+        journal : for what destinations are owed
+        folder : on whose disk the free space counts
+        now : gauges by name, without the prefix
+
+        """
+        self.registry.register(_Gauges(journal, folder, now))
+
+    def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
+        return Counter(f"scanside_{name}", documentation, labels, registry=self.registry)
+
+
+class _Gauges(Collector):
+    """What is looked up when somebody asks."""
+
+    def __init__(self, journal: Journal, folder: Path, now: Callable[[], dict[str, float]]) -> None:
+        self._journal, self._folder, self._now = journal, folder, now
+
+    def describe(self) -> list[GaugeMetricFamily]:
+        """Nothing: registering must not ask a node that has not started."""
+        return []
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        for name, value in self._now().items():
+            yield GaugeMetricFamily(f"scanside_{name}", name.replace("_", " ").capitalize() + ".", value=value)
+        free = shutil.disk_usage(self._folder).free
+        yield GaugeMetricFamily("scanside_disk_free_bytes", "Free space where the node keeps its files.", value=free)
+        outbox = GaugeMetricFamily(
+            "scanside_outbox", "Results on their way, by destination and state.", labels=("destination", "state")
+        )
+        try:
+            items = self._journal.outbox()
+        except JournalError:
+            return
+        for (destination, state), count in Tally((item.destination, item.state) for item in items).items():
+            if state is not DeliveryState.SENT:
+                outbox.add_metric((destination, state), count)
+        yield outbox
