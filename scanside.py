@@ -196,6 +196,14 @@ def check(config: ConfigFile, as_json: Json = False) -> None:
     raise typer.Exit(next((code for kind, code in codes.items() if kind in faults), 0))
 
 
+@app.command()
+def conformance() -> None:
+    """Print the DICOM conformance statement: what the node takes, sends and answers (docs/conformance.md)."""
+    from dicom_node import conformance as statement
+
+    print(statement.compose(), end="")
+
+
 @app.command("config")
 def config_(
     example: Annotated[

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from dicom_node.config import Config, Destination, Node
+    from dicom_node.config import Config
     from dicom_node.mistakes import Mistake
+    from dicom_node.sections import Destination, Node
     from runtime.bundle import Bundle
 
 Kind = Literal["configuration", "environment", "finding"]

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dicom_node.announced import Announced
-    from dicom_node.config import Scanner
     from dicom_node.dimse import Command
     from dicom_node.journal import Journal
+    from dicom_node.sections import Scanner
     from dicom_node.services import Message, Peer
     from dicom_node.spool import Spool
     from dicom_node.tls import Identity
@@ -50,6 +50,18 @@ REQUEST_COMMITMENT = 1  # action type, PS3.4 J.3.2
 NO_SUCH_OBJECT, CLASS_CONFLICT = 0x0112, 0x0119  # failure reasons, PS3.3 C.14.1.1
 
 LONGEST_SLEEP_S = 5.0
+
+STATUSES = {
+    SUCCESS: "the report that follows is in the journal",
+    INVALID_ATTRIBUTE_VALUE: "TransactionUID or ReferencedSOPSequence has no value",
+    NO_SUCH_ACTION: "the action type is not 1, Request Storage Commitment",
+    PROCESSING_FAILURE: "the data set can't be read, or the journal or the spool can't be used",
+    UNRECOGNISED_OPERATION: "the service has no such operation",
+}
+FAILURES = {
+    NO_SUCH_OBJECT: "the instance is not here, or its file can't be read",
+    CLASS_CONFLICT: "the instance is here under another SOP Class",
+}
 
 log = structlog.get_logger(__name__)
 

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import re
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
-from pydantic.functional_validators import AfterValidator, BeforeValidator, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
-from dicom_node.journal import Role
 from dicom_node.mistakes import Mistake, clash, mistake, raised_again, unknown_variables
+from dicom_node.sections import Destination, Log, Model, Node, Scanner, Section, Series, Tls, TriageRule, Web
 from runtime.engine import TAKES
 from runtime.errors import ScansideError
 
@@ -35,175 +33,7 @@ class ConfigError(ScansideError):
     """A configuration that can't be used; its message has one line for each mistake."""
 
 
-def _legal_ae_title(title: str) -> str:
-    if not re.fullmatch(r"[\x20-\x5b\x5d-\x7e]{1,16}", title):
-        raise ValueError("is not an AE title: 1 to 16 ASCII characters, no backslash, no control character")
-    return title
-
-
-def _legal_host(host: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9._:-]+", host):
-        raise ValueError("is not a host name or an IP address")
-    return host
-
-
-def _legal_path(path: Any) -> Any:
-    if not isinstance(path, str | Path):
-        return path  # pydantic complains of it
-    if path == "" or "\0" in str(path):
-        raise ValueError("is not a path")
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise ValueError("names a home folder that is not there") from error
-
-
-def _any_stands_alone(classes: tuple[str, ...]) -> tuple[str, ...]:
-    if "any" in classes and len(classes) > 1:
-        raise ValueError('is ambiguous: "any" takes every class, so it stands alone')
-    return classes
-
-
-# DICOM PS3.5 section 6.2, VR AE: leading and trailing spaces don't count, so they are stripped here
-AETitle = Annotated[str, StringConstraints(strip_whitespace=True), AfterValidator(_legal_ae_title)]
-Host = Annotated[str, StringConstraints(strip_whitespace=True), AfterValidator(_legal_host)]
-Folder = Annotated[Path, BeforeValidator(_legal_path)]
-Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Node(_Section):
-    ae_title: AETitle = Field(
-        "SCANSIDE", description="What scanners call this node; one that calls it otherwise is answered too."
-    )
-    address: Host = Field(
-        "127.0.0.1",
-        description="Where to listen. The default is this machine only: whoever reaches the port can send images, so "
-        'opening it is a decision. "0.0.0.0" listens on every network; then fill in allowed_calling_aes.',
-    )
-    port: int = Field(11112, ge=0, le=65535, description="DICOM port; 0 takes any free one.")
-    folder: Folder = Field(
-        Path("scanside-data"),
-        description="Slices, results and the journal live here; relative to this file's folder.",
-    )
-    free_floor_gb: float = Field(
-        2.0, ge=0, description="With less free disk, slices are refused (status A700), not lost."
-    )
-    allowed_calling_aes: tuple[AETitle, ...] = Field((), description="AE titles that may send. Empty: anyone.")
-    tls: bool = Field(False, description="Take associations over TLS alone, by the files of [tls].")
-    max_instance_mb: float = Field(
-        1000.0, gt=0, description="Larger objects are refused (status A700) before they are here."
-    )
-    max_associations: int = Field(
-        16, ge=1, description="Senders served at the same time; the next is told to come back."
-    )
-
-
-class Model(_Section):
-    bundle: Folder | None = Field(
-        None,
-        description="Folder of the model bundle; relative to this file's folder. Default: the one scanside brings.",
-        examples=["bundles/mine"],
-    )
-    backend: Literal["auto", "tensorrt", "onnxruntime", "onnxruntime-cuda"] = Field(
-        "auto",
-        description="auto: TensorRT where there is a GPU and a plan of `scanside build`, else ONNX Runtime on the "
-        "processor; the log says which and why. The others never become another.",
-    )
-    precision: Literal["auto", "fp32", "fp16", "int8", "int8-cpu"] = Field(
-        "auto",
-        description="One that the bundle has and `scanside verify` has passed: int8-cpu is the processor's fastest, "
-        "fp16 and int8 are TensorRT's. auto: TensorRT's fastest, and fp32 on the processor.",
-    )
-    plans: Folder | None = Field(
-        None,
-        description="Folder of TensorRT's plans; relative to this file's folder. Default: the user's cache.",
-        examples=["plans"],
-    )
-    trusted_keys: tuple[Folder, ...] = Field(
-        (),
-        description="Public keys (Ed25519, PEM), relative to this file's folder: only bundles that one of them signed "
-        "are served. Empty: any whole bundle.",
-        examples=[["keys/hospital.pem"]],
-    )
-    threads: int = Field(0, ge=0, description="CPU threads for inference; 0: all cores.")
-    max_batch: int | None = Field(
-        None, ge=1, description="Most slices in one inference; default: 4 on a processor.", examples=[4]
-    )
-
-
-class Series(_Section):
-    idle_timeout_s: float = Field(
-        10.0, gt=0, description="A series that nothing else completes is closed after this long without a slice."
-    )
-    min_slices: int = Field(5, ge=1, description="Series with fewer slices are not analysed, and say so.")
-    min_coverage_mm: float = Field(
-        100.0, ge=0, description="A series that covers less of the head is waited for, then reported as provisional."
-    )
-
-
-class Tls(_Section):
-    """PEM files."""
-
-    certificate: Folder = Field(description="The node's certificate, and what it takes to get to its authority's.")
-    key: Folder = Field(description="Its private key, without a passphrase; readable by the node's user alone.")
-    ca: Folder = Field(description="Certificates of the authorities whose peers are trusted.")
-
-
-class Destination(_Section):
-    """A storage SCP that receives results."""
-
-    name: Name = Field(description="Unique; the outbox and the log use it.")
-    ae_title: AETitle = Field(description="Its AE title.")
-    host: Host = Field(description="Its host name or IP address.")
-    port: int = Field(ge=1, le=65535, description="Its DICOM port.")
-    tls: bool = Field(False, description="Connect over TLS; its certificate has to be for its host.")
-    results: tuple[Role, ...] = Field(
-        get_args(Role),
-        min_length=1,
-        description="What it gets: sr (measurements), sc (a picture), seg (masks). Always sent in this order.",
-    )
-
-
-class Scanner(_Section):
-    """A scanner with a port of its own."""
-
-    ae_title: AETitle = Field(description="Its AE title.")
-    host: Host = Field(description="Its host name or IP address.")
-    port: int = Field(ge=1, le=65535, description="The port where it takes storage commitment's reports.")
-    tls: bool = Field(False, description="Connect over TLS; its certificate has to be for its host.")
-
-    @property
-    def name(self) -> str:
-        return self.ae_title
-
-
-class TriageRule(_Section):
-    """One row of the triage table; the first that holds decides."""
-
-    level: Literal["critical", "urgent"] = Field(description="What the rule says.")
-    classes: Annotated[tuple[Name, ...], AfterValidator(_any_stands_alone)] = Field(
-        min_length=1, description='Classes of the model whose volumes are added, or ["any"] for all of them.'
-    )
-    volume_ml: float = Field(ge=0, description="The rule holds from this volume on.")
-
-
-class Web(_Section):
-    address: Host = Field("127.0.0.1", description="Where /metrics, /healthz and /readyz answer: this machine only.")
-    port: int | None = Field(None, ge=0, le=65535, description="Their port; without one they are off.", examples=[8080])
-
-
-class Log(_Section):
-    level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least important event that is logged."
-    )
-    format: Literal["auto", "console", "json"] = Field("auto", description="auto: JSON when stderr is not a terminal.")
-
-
-class Config(_Section):
+class Config(Section):
     node: Node = Field(Node(), description="The DICOM node.")
     model: Model = Field(Model(), description="The network and the engine that runs it.")
     series: Series = Field(Series(), description="When a series is complete.")

@@ -33,6 +33,18 @@ if TYPE_CHECKING:
 
 SOP_CLASS = ModalityPerformedProcedureStep
 
+STATUSES = {
+    SUCCESS: "the step, or its end, is in the journal",
+    INVALID_ATTRIBUTE_VALUE: "PerformedProcedureStepStatus is not IN PROGRESS at the beginning, or none of the "
+    "defined ones later",
+    DUPLICATE_INSTANCE: "a step with this SOP Instance UID has begun already",
+    NO_SUCH_INSTANCE: "no step with this SOP Instance UID has begun here",
+    INVALID_INSTANCE: "the request names no SOP Instance UID",
+    PROCESSING_FAILURE: "the step has ended and may no longer be updated, the data set can't be read, or the journal "
+    "can't be written",
+    UNRECOGNISED_OPERATION: "the service has no such operation",
+}
+
 log = structlog.get_logger(__name__)
 
 

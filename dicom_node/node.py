@@ -24,6 +24,7 @@ from dicom_node.lock import FolderLock
 from dicom_node.metrics import Metrics
 from dicom_node.mpps import PerformedSteps
 from dicom_node.receiver import Receiver
+from dicom_node.retention import Retention
 from dicom_node.sender import Sender
 from dicom_node.spool import Spool, file_name
 from dicom_node.supervisor import Supervisor
@@ -83,6 +84,8 @@ class Node:
         self._commitments = Commitments(
             self._journal, self._spool, self._announced, config.scanners, config.node.ae_title, self._told, identity
         )
+        keep_days = config.node.keep_days
+        self._retention = Retention(self._spool, self._journal, folder / "results", keep_days) if keep_days else None
         self._receiver = Receiver(
             ae_title=config.node.ae_title,
             address=config.node.address,
@@ -133,6 +136,8 @@ class Node:
         self._desk.start()
         self._sender.start()
         self._commitments.start()
+        if self._retention:
+            self._retention.start()
         try:
             if self._web:
                 self._web.start()
@@ -150,6 +155,8 @@ class Node:
         self._events.put(None)
         self._desk.join()
         self._commitments.stop()
+        if self._retention:
+            self._retention.stop()
         self._sender.stop()
         self._journal.close()
         self._lock.release()

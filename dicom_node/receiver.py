@@ -22,9 +22,10 @@ from dicom_node.wire import FROM_CT_SCANNERS, TRANSFER_SYNTAXES
 from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from pydicom.uid import UID
+    from pynetdicom.presentation import PresentationContext
 
     from dicom_node.dimse import Command
     from dicom_node.services import Message, Peer, Service
@@ -33,14 +34,26 @@ if TYPE_CHECKING:
 
 IDLE_TIMEOUT_S = 300  # scanners hold an association open while they reconstruct; a dead one's place is free after that
 
-# Storage status codes, PS3.4 table B.2-1
+# of a C-STORE, PS3.4 table B.2-1
 OUT_OF_RESOURCES = 0xA700
 DOES_NOT_MATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
-INTERNAL_ERROR = 0xC1FF
 # A failure, not a warning: the first content is what gets analysed, and scanners take a warning for "stored", as does
 # whoever sends a study again because the patient's name was wrong. The price: some senders stop at a failure.
 UID_TAKEN = 0xC111
+INTERNAL_ERROR = 0xC1FF
+
+STATUSES = {
+    SUCCESS: "the instance is on the disk, or the same content was already",
+    OUT_OF_RESOURCES: "less than node.free_floor_gb is free, the object is larger than node.max_instance_mb, or the "
+    "disk failed; it may be sent again later",
+    DOES_NOT_MATCH: "StudyInstanceUID, SeriesInstanceUID or SOPInstanceUID is missing, or SOPInstanceUID is not that "
+    "of the request",
+    CANNOT_UNDERSTAND: "the bytes are no data set in the transfer syntax that was agreed upon",
+    UID_TAKEN: "the SOPInstanceUID is taken by another content: this one is kept in quarantine, the first is analysed",
+    INTERNAL_ERROR: "a fault of the node, in its log",
+    UNRECOGNISED_OPERATION: "the service has no such operation",
+}
 
 PORT_REMEDIES = {
     errno.EADDRINUSE: "is a node running already? Stop it, or set another node.port",
@@ -66,6 +79,15 @@ class Intake(Protocol):
 
     def association_ended(self, association: str, *, released: bool) -> None:
         """Take note that nothing more comes: the association was released, or else aborted or lost. Comes once."""
+
+
+def contexts(sop_classes: Iterable[UID], services: Iterable[UID]) -> list[PresentationContext]:
+    """What is accepted: Verification, storage of these SOP Classes, and other services."""
+    return [
+        build_context(Verification),
+        *(build_context(sop_class, list(TRANSFER_SYNTAXES)) for sop_class in sop_classes),
+        *(build_context(sop_class, list(TRANSFER_SYNTAXES[:2])) for sop_class in services),
+    ]
 
 
 class Receiver:
@@ -114,11 +136,7 @@ class Receiver:
             "max_associations": max_associations,
             "max_pdu": max_pdu,
             "tls": identity.acceptor if identity else None,
-            "contexts": [
-                build_context(Verification),
-                *(build_context(sop_class, list(TRANSFER_SYNTAXES)) for sop_class in sop_classes),
-                *(build_context(sop_class, list(TRANSFER_SYNTAXES[:2])) for sop_class in services),
-            ],
+            "contexts": contexts(sop_classes, services),
         }
 
     @property

@@ -20,9 +20,9 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import split_dataset
 from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS, code_to_category
 
-from dicom_node.config import Destination
 from dicom_node.mistakes import mistake
 from dicom_node.part10 import DataSetUnreadable, read_head
+from dicom_node.sections import Destination
 from dicom_node.sender import associate
 from runtime.errors import ScansideError
 

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
     from pynetdicom.presentation import PresentationContext
 
-    from dicom_node.config import Destination, Scanner
     from dicom_node.journal import Journal, OutboxItem
+    from dicom_node.sections import Destination, Scanner
     from dicom_node.tls import Identity
 
 CONNECT_TIMEOUT_S = 5.0
@@ -47,7 +47,7 @@ LONGEST_SLEEP_S = 5.0
 
 # Refusals that trying again will not change (PS3.7 annex C, PS3.4 table B.2-1): invalid SOP instance, SOP class not
 # supported, not authorised, data set does not match SOP class. Not Cxxx: archives say that of a broken database, too.
-_FINAL_STATUSES = frozenset({0x0117, 0x0122, 0x0124, *range(0xA900, 0xAA00)})
+FINAL_STATUSES = frozenset({0x0117, 0x0122, 0x0124, *range(0xA900, 0xAA00)})
 
 log = structlog.get_logger(__name__)
 
@@ -215,7 +215,7 @@ class _Courier(Thread):
             tell("result_sent", role=item.role, sop_uid=item.sop_uid, series_uid=item.series_uid, status=answer)
             if self._on_sent:
                 self._on_sent(item)
-        elif status in _FINAL_STATUSES:
+        elif status in FINAL_STATUSES:
             self._refused(item, answer)
         else:
             self._failed(item, answer)

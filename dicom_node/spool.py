@@ -3,7 +3,8 @@
 ::
 
     <root>/<StudyInstanceUID>/<SeriesInstanceUID>/<SOPInstanceUID>.dcm
-    <root>/incoming/        being written; emptied at start-up
+    <root>/incoming/        being written, or being deleted; emptied at start-up
+    <root>/leaving/         about to be deleted; put back at start-up
     <root>/quarantine/      a second content under a UID that is taken
 
 The directory is the truth for slices: nothing about them is written anywhere else. It must lie on a local file system
@@ -31,12 +32,13 @@ from dicom_node.part10 import DataSetError, DataSetMismatch
 from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping
     from io import FileIO
     from pathlib import Path
 
 INCOMING = "incoming"
 QUARANTINE = "quarantine"
+LEAVING = "leaving"
 OURS = "[0-9u]*/"  # what `file_name` gives to studies and series; not the two above, nor a partition's lost+found
 HASHED = "uid-"  # begins the name of what a peer gave no legal UID
 HEAD = 1 << 16  # bytes of a data set that are kept at hand for its UIDs
@@ -101,14 +103,16 @@ class Spool:
     def __init__(self, root: Path, free_floor_gb: float, max_instance_mb: float = 4000) -> None:
         self._root = root
         self._free_floor_gb = free_floor_gb
-        self._max_instance_mb = max_instance_mb
+        self.max_instance_mb = max_instance_mb
         self._making_directory = Lock()
-        for directory in (root, root / INCOMING, root / QUARANTINE):
+        for directory in (root, root / INCOMING, root / QUARANTINE, root / LEAVING):
             directory.mkdir(parents=True, exist_ok=True)
         for leftover in (root / INCOMING).iterdir():
-            leftover.unlink()
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        for study in (root / LEAVING).iterdir():
+            self._put_back(study)
         # an earlier life may have been killed between making a directory and syncing its parent
-        for directory in (root.parent, root, *self._studies()):
+        for directory in (root.parent, root, *_studies(root)):
             _sync_directory(directory)
 
     def incoming(self, *, sop_class_uid: str, sop_uid: str, transfer_syntax_uid: str, calling_ae: str) -> Incoming:
@@ -144,7 +148,7 @@ class Spool:
 
         Reads one file of each series: a start must not take longer the more was ever received.
         """
-        for study in sorted(self._studies()):
+        for study in sorted(_studies(self._root)):
             for folder in sorted(study.iterdir()):
                 paths = _by_arrival(folder)
                 for path in paths:
@@ -160,11 +164,41 @@ class Spool:
         """Files of one series, in order of arrival."""
         return _by_arrival(self._root / file_name(study_uid) / file_name(series_uid))
 
+    def remove(self, study_uid: str, counts: Mapping[str, int]) -> bool:
+        """Delete a study that holds, by SeriesInstanceUID, just so many instances; False where it holds others.
+
+        An instance that is acknowledged while this goes on is never deleted: the study is taken away from where new
+        ones are put, looked at again, and put back if there is one more.
+        """
+        study = self._root / file_name(study_uid)
+        wanted = {file_name(series_uid): count for series_uid, count in counts.items()}
+        if _counts(study) != wanted:
+            return False
+        leaving = study.rename(self._root / LEAVING / study.name)
+        if _counts(leaving) != wanted:
+            self._put_back(leaving)
+            return False
+        shutil.rmtree(leaving.rename(self._root / INCOMING / uuid4().hex))
+        return True
+
+    def _put_back(self, leaving: Path) -> None:
+        """Undo the beginning of a removal; a study of that name may have been made anew meanwhile."""
+        for series in leaving.iterdir():
+            place = self._root / leaving.name / series.name
+            place.mkdir(parents=True, exist_ok=True)
+            for path in series.iterdir():
+                if not (place / path.name).exists():
+                    path.rename(place / path.name)
+            _sync_directory(place)
+        for directory in (self._root / leaving.name, self._root):
+            _sync_directory(directory)
+        shutil.rmtree(leaving)
+
     def find(self, sop_uids: Collection[str]) -> dict[str, Instance]:
         """Which of these SOP Instance UIDs are kept, and can be read; what came last is looked through first."""
         wanted = {f"{file_name(uid)}.dcm": uid for uid in sop_uids}
         found: dict[str, Instance] = {}
-        folders = [series for study in self._studies() for series in study.iterdir()]
+        folders = [series for study in _studies(self._root) for series in study.iterdir()]
         for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime_ns, reverse=True):
             for name in wanted.keys() & set(os.listdir(folder)):  # noqa: PTH208 (names, and nothing looked up)
                 with suppress(DataSetError, OSError):
@@ -172,13 +206,6 @@ class Spool:
             if len(found) == len(wanted):
                 break
         return found
-
-    def _studies(self) -> Iterator[Path]:
-        return _studies(self._root)
-
-    @property
-    def max_instance_mb(self) -> float:
-        return self._max_instance_mb
 
     def keep(self, incoming: Path, instance: Instance) -> tuple[Outcome, Instance]:
         """Give a file that is written and synced its place."""
@@ -358,6 +385,11 @@ def read(path: Path) -> Instance:
     study_uid, series_uid, sop_uid = part10.identity(data_set, transfer_syntax_uid)
     sha256 = hashlib.sha256(data_set).hexdigest()
     return Instance(study_uid, series_uid, sop_class_uid, sop_uid, transfer_syntax_uid, path, sha256)
+
+
+def _counts(study: Path) -> dict[str, int]:
+    """Number of instances by the name of their series' folder."""
+    return {series.name: len(list(series.glob("*.dcm"))) for series in study.iterdir()} if study.is_dir() else {}
 
 
 def _sync_directory(path: Path) -> None:

@@ -16,7 +16,7 @@ from runtime.errors import ScansideError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dicom_node.config import Tls
+    from dicom_node.sections import Tls
 
 # RFC 9325 section 4.2: forward secrecy and authenticated encryption, of TLS 1.2; those of 1.3 are all so
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"

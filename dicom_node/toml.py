@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from dicom_node.config import Config, Destination
+from dicom_node.config import Config
+from dicom_node.sections import Destination
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,11 +21,11 @@ from pynetdicom.sop_class import (
 from dicom_node import commitment, mpps, sender
 from dicom_node.announced import Announced, Source, StepState
 from dicom_node.commitment import Commitments
-from dicom_node.config import Scanner
 from dicom_node.journal import Journal
 from dicom_node.mpps import PerformedSteps
 from dicom_node.receiver import Receiver
 from dicom_node.scanner import push
+from dicom_node.sections import Scanner
 from dicom_node.spool import Spool
 from tests.dicom_node.conftest import wait_until
 from tests.dicom_node.storage import SERIES, Recorder, image, write

@@ -17,10 +17,11 @@ from pynetdicom.sop_class import CTImageStorage, Verification
 
 from dicom_node import sender
 from dicom_node.check import Item, check
-from dicom_node.config import Config, Destination, Model, Node, TriageRule
+from dicom_node.config import Config
 from dicom_node.journal import Journal
 from dicom_node.lock import FolderLock
 from dicom_node.mistakes import Mistake
+from dicom_node.sections import Destination, Model, Node, TriageRule
 from runtime import caps, device, seal, session
 from runtime import gpu as gpu_plans
 from runtime.bundle import SHIPPED, open_bundle

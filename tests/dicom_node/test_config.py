@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dicom_node import config, toml
-from dicom_node.config import Config, ConfigError, Destination, Node, TriageRule, load
+from dicom_node.config import Config, ConfigError, load
 from dicom_node.mistakes import Mistake
+from dicom_node.sections import Destination, Node, TriageRule
 from runtime.triage import Rule
 
 PACS = '[[destinations]]\nname = "pacs"\nae_title = "PACS"\nhost = "pacs.local"\nport = 104\n'

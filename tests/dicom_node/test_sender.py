@@ -22,8 +22,8 @@ from pynetdicom import AE, build_context, evt
 from pynetdicom.sop_class import Comprehensive3DSRStorage, SecondaryCaptureImageStorage, SegmentationStorage
 
 from dicom_node import sender
-from dicom_node.config import Destination
 from dicom_node.journal import DeliveryState, Journal, ResultFile, SeriesState
+from dicom_node.sections import Destination
 from dicom_node.sender import PeerError, Sender, associate
 from dicom_node.wire import PromptSocket
 
@@ -555,7 +555,7 @@ def test_killed_between_the_peer_s_success_and_the_journal_s(journal, serve, run
     script = textwrap.dedent(f"""
         import os, signal, sys
         from pathlib import Path
-        from dicom_node.config import Destination
+        from dicom_node.sections import Destination
         from dicom_node.journal import Journal
         from dicom_node.sender import Sender
 

@@ -11,11 +11,11 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from pydicom import dcmread
 
-from dicom_node.config import Web as Settings
 from dicom_node.metrics import BUCKETS_S
 from dicom_node.node import Node
 from dicom_node.pacs import Pacs
 from dicom_node.scanner import push
+from dicom_node.sections import Web as Settings
 from dicom_node.web import Web, WebError
 from tests.dicom_node.conftest import Pushable, config_for, running, wait_until
 

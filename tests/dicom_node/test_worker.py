@@ -14,9 +14,10 @@ import pytest
 
 from dicom_node import phantom
 from dicom_node.check import check
-from dicom_node.config import Config, Model
-from dicom_node.config import Node as NodeSettings
+from dicom_node.config import Config
 from dicom_node.node import _opening
+from dicom_node.sections import Model
+from dicom_node.sections import Node as NodeSettings
 from runtime import seal, signature
 from runtime.bundle import SHIPPED
 from runtime.types import Plane, Slice

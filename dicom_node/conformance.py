@@ -1,0 +1,147 @@
+"""The DICOM conformance statement (PS3.2), made of what the code itself goes by."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+)
+from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION
+
+from dicom_node import commitment, connection, journal, mpps, receiver, sender
+from dicom_node.gate import Reason
+from dicom_node.tls import CIPHERS
+from dicom_node.wire import FROM_CT_SCANNERS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SERVICES = (mpps.SOP_CLASS, commitment.SOP_CLASS)
+RESULTS = (Comprehensive3DSRStorage, SecondaryCaptureImageStorage, SegmentationStorage)
+PROPOSED = (ExplicitVRLittleEndian.name, ImplicitVRLittleEndian.name)
+
+PAGE = """# DICOM conformance statement
+
+Made by `scanside conformance`. Research use only; not a medical device.
+
+A node is one application entity. It takes what a scanner sends, analyses head CT, and sends results to storage SCPs.
+
+## Associations that peers ask for
+
+| | |
+|---|---|
+| Implementation Class UID, version name | {uid}, {version} (pynetdicom's, whose codecs are used) |
+| Called AE title | any |
+| Calling AE title | any, or those of `node.allowed_calling_aes`; others are rejected for good, as not recognised |
+| Associations at a time | `node.max_associations`; one more: rejected, transient, local limit exceeded |
+| Largest PDU | 131,072 bytes |
+| Asynchronous operations | none |
+| Silence | aborted after {artim_s} s without a request, {stall_s} s within a message, {idle_s} s between two |
+| TLS | with `node.tls`: 1.2 or newer, `{ciphers}` (BCP 195), both sides show a certificate |
+
+### Presentation contexts
+
+| SOP Class | UID | role | transfer syntaxes |
+|---|---|---|---|
+{contexts}
+
+{syntaxes}
+
+Of several in one context the first of the list is taken. Instances are kept byte for byte as they came.
+
+### C-STORE
+
+| status | reason |
+|---|---|
+{store}
+
+A status other than 0000 comes with an ErrorComment. Private attributes, attributes of other modules and illegal values
+are kept.
+
+### Modality Performed Procedure Step
+
+N-CREATE and N-SET. Of a step that is COMPLETED or DISCONTINUED the Performed Series Sequence is used: with all of its
+instances here the series is closed, without some it never is before `series.idle_timeout_s`, and its report says how
+many are missing.
+
+| status | reason |
+|---|---|
+{mpps}
+
+### Storage Commitment Push Model
+
+N-ACTION; the N-EVENT-REPORT goes to the port that `[[scanners]]` names for the calling AE title, on an association
+that the node asks for in the role of the SCP, until it is taken; to others on the association of the N-ACTION. An
+instance is committed when its file is on the disk and can be read. It stays there until somebody removes it
+([operations](operations.md)); the node is no archive.
+
+| status | reason |
+|---|---|
+{commitment}
+
+| FailureReason | |
+|---|---|
+{failures}
+
+### What is not analysed
+
+An image, or a series of such, with one of these reasons is kept and not analysed:
+
+{reasons}
+
+## Associations that the node asks for
+
+To each of `[[destinations]]`, one for all that it is owed at a time.
+
+| SOP Class | UID | role | transfer syntaxes |
+|---|---|---|---|
+{results}
+
+0000 and warnings: delivered. {final}: offered {attempts} times, then parked. Any other status,
+an abort or no answer within {dimse_s:g} s: tried again after 2 s, doubling to {longest_s:g} s, without end.
+`scanside check` asks each for a C-ECHO.
+
+Results are written with SpecificCharacterSet ISO_IR 192; of the source any character set that pydicom decodes is taken.
+"""
+
+
+def compose() -> str:
+    """The statement, as Markdown."""
+    contexts = receiver.contexts(FROM_CT_SCANNERS, SERVICES)
+    lists = list(dict.fromkeys(tuple(context.transfer_syntax) for context in contexts))
+    letters = dict(zip(lists, "ABC", strict=True))
+    return PAGE.format(
+        uid=PYNETDICOM_IMPLEMENTATION_UID,
+        version=PYNETDICOM_IMPLEMENTATION_VERSION,
+        artim_s=connection.ARTIM_S,
+        stall_s=connection.STALL_S,
+        idle_s=receiver.IDLE_TIMEOUT_S,
+        ciphers=CIPHERS,
+        contexts="\n".join(
+            f"| {one.abstract_syntax.name} | {one.abstract_syntax} | SCP | {letters[tuple(one.transfer_syntax)]} |"
+            for one in contexts
+        ),
+        syntaxes="\n".join(
+            f"- {letter}: {', '.join(f'{syntax.name} ({syntax})' for syntax in syntaxes)}"
+            for syntaxes, letter in letters.items()
+        ),
+        store=_statuses(receiver.STATUSES),
+        mpps=_statuses(mpps.STATUSES),
+        commitment=_statuses(commitment.STATUSES),
+        failures=_statuses(commitment.FAILURES),
+        reasons="\n".join(f"- {reason.value}" for reason in Reason),
+        results="\n".join(f"| {one.name} | {one} | SCU | {', '.join(PROPOSED)} |" for one in RESULTS),
+        final=", ".join(f"{status:04X}" for status in sorted(sender.FINAL_STATUSES) if status < 0xA900) + " and A9xx",
+        attempts=sender.ATTEMPTS_BEFORE_PARKING,
+        dimse_s=sender.DIMSE_TIMEOUT_S,
+        longest_s=journal.LONGEST_WAIT_S,
+    )
+
+
+def _statuses(reasons: Mapping[int, str]) -> str:
+    return "\n".join(f"| {status:04X} | {reason} |" for status, reason in sorted(reasons.items()))

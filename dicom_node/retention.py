@@ -1,0 +1,90 @@
+"""Makes room: studies whose results have been where they belong for long enough are removed, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from threading import Event, Thread
+from typing import TYPE_CHECKING
+
+import structlog
+
+from dicom_node.journal import DeliveryState, JournalError, SeriesState
+from dicom_node.spool import file_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from dicom_node.journal import Journal
+    from dicom_node.spool import Spool
+
+INTERVAL_S = 3600.0
+DAY_S = 86400.0
+
+log = structlog.get_logger(__name__)
+
+
+class Retention:
+    """Sweeps once an hour, from `start` to `stop`.
+
+    A study goes when `keep_days` have passed since its last result, if every series of it on the disk has one that
+    covers all of its instances and is no failure, and every destination has all that it is owed. What lies in
+    quarantine stays.
+
+    Parameters
+    ----------
+    spool, journal : what is here, and what became of it
+    results : folder of result files
+    keep_days : since the last result of a study
+
+    """
+
+    def __init__(self, spool: Spool, journal: Journal, results: Path, keep_days: float) -> None:
+        self._spool, self._journal, self._results, self._keep_s = spool, journal, results, keep_days * DAY_S
+        self._stopping = Event()
+        self._thread = Thread(target=self._run, name="retention", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def sweep(self, now: float) -> list[str]:
+        """Remove what may go at `now` (seconds since the epoch); the StudyInstanceUIDs that did."""
+        removed = []
+        for study_uid, counts in self._removable(now):
+            if self._spool.remove(study_uid, counts):
+                shutil.rmtree(self._results / file_name(study_uid), ignore_errors=True)
+                log.info("study_removed", study=study_uid, instances=sum(counts.values()))
+                removed.append(study_uid)
+        return removed
+
+    def _removable(self, now: float) -> Iterator[tuple[str, dict[str, int]]]:
+        studies: dict[str, dict[str, int]] = {}
+        for study_uid, series_uid, count in self._spool.contents():
+            studies.setdefault(study_uid, {})[series_uid] = count
+        owed = {item.study_uid for item in self._journal.outbox() if item.state is not DeliveryState.SENT}
+        for study_uid, counts in studies.items():
+            if study_uid in owed or self._stopping.is_set():
+                continue
+            latest = [(self._journal.latest(study_uid, series_uid), count) for series_uid, count in counts.items()]
+            if all(
+                record is not None
+                and record.state is not SeriesState.FAILED
+                and record.slices >= count
+                and record.recorded + self._keep_s < now
+                for record, count in latest
+            ):
+                yield study_uid, counts
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self.sweep(time.time())
+            except (JournalError, OSError) as error:
+                log.warning("nothing_removed", reason=str(error))
+            self._stopping.wait(INTERVAL_S)

@@ -1,0 +1,166 @@
+"""What is removed, and above all what is not."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from pydicom.uid import CTImageStorage
+
+from dicom_node.journal import Journal, ResultFile, SeriesState
+from dicom_node.retention import DAY_S, Retention
+from dicom_node.spool import LEAVING, Outcome, Spool
+from tests.dicom_node.storage import SERIES, STUDY, encoded, image
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+LATER = 31 * DAY_S
+
+
+class Bench:
+    """A spool with two series of one study, and a journal."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.results = folder, folder / "results"
+        self.spool = Spool(folder / "spool", 0)
+        self.journal = Journal(folder / "journal.sqlite")
+        self.retention = Retention(self.spool, self.journal, self.results, keep_days=30)
+        for number in (1, 2, 3):
+            self.store(number)
+        self.store(9, series=f"{SERIES}.9")
+
+    def store(self, number: int, series: str = SERIES) -> Outcome:
+        slice_ = image(number, SeriesInstanceUID=series)
+        request = {"sop_class_uid": CTImageStorage, "sop_uid": slice_.SOPInstanceUID, "calling_ae": "CT01"}
+        outcome, _ = self.spool.store(encoded(slice_), transfer_syntax_uid="1.2.840.10008.1.2.1", **request)
+        return outcome
+
+    def record(self, series: str = SERIES, state=SeriesState.ANALYSED, slices: int = 3, revision: int = 1) -> None:
+        folder = self.results / STUDY / series / f"revision-{revision}"
+        folder.mkdir(parents=True)
+        files = [ResultFile("sr", folder / "sr.dcm", "1.2", f"9.{series}.{revision}")]
+        files[0].path.write_bytes(b"report")
+        self.journal.record_result(
+            STUDY, series, revision, state=state, reason=None, slices=slices, report_json=None, files=files,
+            destinations={"pacs": ("sr",)},
+        )  # fmt: skip
+
+    def deliver(self) -> None:
+        for item in self.journal.outbox():
+            self.journal.mark_sent(item.id)
+
+    def sweep(self, after_s: float = LATER) -> list[str]:
+        return self.retention.sweep(time.time() + after_s)
+
+    def kept(self) -> int:
+        return len(list((self.folder / "spool").rglob("*.dcm")))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path)
+    yield bench
+    bench.journal.close()
+
+
+@pytest.fixture
+def done(bench: Bench) -> Bench:
+    """Both series have results, and the archive has them."""
+    bench.record()
+    bench.record(f"{SERIES}.9", state=SeriesState.NOT_ANALYSED, slices=1)
+    bench.deliver()
+    return bench
+
+
+def test_what_is_delivered_goes_after_its_time_and_not_before(done: Bench):
+    assert done.sweep(29 * DAY_S) == []
+    assert done.kept() == 4
+    assert done.sweep() == [STUDY]
+    assert done.kept() == 0
+    assert not (done.results / STUDY).exists()
+    assert done.sweep() == []
+    assert len(done.journal.series()) == 2  # what became of it stays known
+
+
+def test_a_study_that_is_sent_again_begins_anew(done: Bench):
+    done.sweep()
+    assert done.store(1) is Outcome.NEW
+    assert done.sweep(), "its record of three slices covers the one"
+
+
+def why_not(reason: str, bench: Bench) -> None:
+    """Make one thing wrong with a study that could go."""
+    match reason:
+        case "parked":
+            bench.journal.retry(1)
+            with bench.journal.transaction() as execute:
+                execute("UPDATE outbox SET state = 'parked' WHERE id = 1")
+        case "queued":
+            with bench.journal.transaction() as execute:
+                execute("UPDATE outbox SET state = 'queued' WHERE id = 2")
+        case "failed":
+            bench.record(revision=2, state=SeriesState.FAILED)
+            bench.deliver()
+        case "a late slice":
+            bench.store(4)
+        case "a series without a result":
+            bench.store(5, series=f"{SERIES}.5")
+        case "a fresh revision":
+            bench.record(revision=2)
+            bench.deliver()
+            with bench.journal.transaction() as execute:
+                execute("UPDATE series SET recorded = ? WHERE revision = 2", (time.time() + LATER,))
+
+
+@pytest.mark.parametrize(
+    "reason", ["parked", "queued", "failed", "a late slice", "a series without a result", "a fresh revision"]
+)
+def test_one_thing_that_is_not_done_keeps_the_whole_study(done: Bench, reason: str):
+    why_not(reason, done)
+    before = done.kept()
+    assert done.sweep() == []
+    assert done.kept() == before
+    assert (done.results / STUDY).exists()
+
+
+def test_a_slice_that_comes_in_the_middle_is_never_deleted(done: Bench, monkeypatch):
+    """It gets its name after the study was looked at and before it is taken away."""
+    counts = {SERIES: 3, f"{SERIES}.9": 1}
+    genuine = type(done.folder).rename
+
+    def late(path: Path, target: Path) -> Path:
+        monkeypatch.undo()
+        done.store(4)
+        return genuine(path, target)
+
+    monkeypatch.setattr(type(done.folder), "rename", late)
+    assert not done.spool.remove(STUDY, counts)
+    assert done.kept() == 5
+    assert len(done.spool.series(STUDY, SERIES)) == 4
+    assert not list((done.folder / "spool" / LEAVING).iterdir())
+
+
+def test_a_removal_that_a_crash_broke_off_is_undone(done: Bench):
+    spool = done.folder / "spool"
+    (spool / STUDY).rename(spool / LEAVING / STUDY)
+    done.store(7)  # meanwhile, or before the restart
+    again = Spool(spool, 0)
+    assert len(again.series(STUDY, SERIES)) == 4
+    assert not list((spool / LEAVING).iterdir())
+    shutil.copytree(spool / STUDY, spool / "incoming" / "being deleted")
+    Spool(spool, 0)
+    assert not list((spool / "incoming").iterdir())
+
+
+def test_it_runs_by_itself(done: Bench, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda real=time.time: real() + LATER)
+    done.retention.start()
+    deadline = time.monotonic() + 10
+    while done.kept() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    done.retention.stop()
+    assert done.kept() == 0
