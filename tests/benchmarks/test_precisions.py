@@ -11,7 +11,8 @@ from runtime.bundle import open_bundle
 
 def row(precision: str, **others: object) -> precisions.Row:
     told = {
-        "network": "res_unet", "precision": precision, "passed": True, "reasons": (), "dice": 0.9987, "volume_ml": 0.21,
+        "network": "res_unet", "steps": 150, "least": 0.985, "precision": precision, "passed": True, "reasons": (),
+        "dice": 0.9987, "volume_ml": 0.21,
         "decisions_flipped": 0, "layers": 31, "left_out": 2, "megabytes": 2.9, "slice_ms": 21.5, "speed_up": 1.7,
         "speed_up_of_all": 1.9,
         "share_of_time": {},
@@ -26,7 +27,10 @@ def test_the_page_tells_verdicts_and_blames_operators(tmp_path: Path):
     blamed = row("int8-cpu", share_of_time={"Resize": 0.41, "QLinearConv": 0.32})
     precisions.write([failed, blamed], 4, 12, tmp_path)
     page = (tmp_path / "README.md").read_text()
-    assert "| `res_unet` | int8 | failed: subdural: Dice 0.91 | 0.9987 | 0.21 | 31 | 2 | 2.9 |  |  |  |  |" in page
+    assert (
+        "| `res_unet` | 150 | 0.985 | int8 | failed: subdural: Dice 0.91 | 0.9987 | 0.21 | 31 | 2 | 2.9 |  |  |  |  |"
+        in page
+    )
     assert "| 21.5 | 1.7 | 1.9 | Resize 41%, QLinearConv 32% |" in page
     assert "--views 12 --held-out 4" in page
     results = json.loads((tmp_path / "results.json").read_text())
