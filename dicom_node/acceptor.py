@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from ipaddress import ip_address, ip_network
 from threading import Lock, Thread
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ class Acceptor:
     contexts : what is supported
     services : who serves
     allowed_calling_aes : AE titles that may connect; empty: all may
+    allowed_addresses : networks from which connections are taken; empty: from all
     max_associations : more at once are rejected (transient, local limit exceeded)
     max_pdu : largest PDU that a peer may send, bytes
     idle_timeout_s : an association is aborted after so much silence
@@ -54,6 +56,7 @@ class Acceptor:
         contexts: Sequence[PresentationContext],
         services: Services,
         allowed_calling_aes: Sequence[str] = (),
+        allowed_addresses: Sequence[str] = (),
         max_associations: int,
         max_pdu: int,
         idle_timeout_s: float,
@@ -62,6 +65,7 @@ class Acceptor:
         self.contexts, self.services = list(contexts), services
         self.max_pdu, self.idle_timeout_s, self._tls = max_pdu, idle_timeout_s, tls
         self._allowed, self._most = frozenset(allowed_calling_aes), max_associations
+        self._networks = [ip_network(network) for network in allowed_addresses]
         self._lock = Lock()
         self._waiting: dict[Connection, None] = {}  # no association yet; the oldest first
         self._associated: set[Connection] = set()
@@ -112,6 +116,10 @@ class Acceptor:
             except OSError as error:
                 if not self.is_stopping:  # the peer was gone again, or there are no more file descriptors
                     log.warning("connection_failed", reason=error.strerror)
+                continue
+            if self._networks and not any(ip_address(remote[0]) in network for network in self._networks):
+                log.warning("connection_refused", address=remote[0], reason="not in node.allowed_addresses")
+                accepted.close()
                 continue
             connection = Connection(self, accepted, remote[0], remote[1], self._tls and self._tls())
             with self._lock:

@@ -38,6 +38,7 @@ A node is one application entity. It takes what a scanner sends, analyses head C
 | Implementation Class UID, version name | {uid}, {version} (pynetdicom's, whose codecs are used) |
 | Called AE title | any |
 | Calling AE title | any, or those of `node.allowed_calling_aes`; others are rejected for good, as not recognised |
+| Addresses | any, or those of `node.allowed_addresses`; others are closed at once |
 | Associations at a time | `node.max_associations`; one more: rejected, transient, local limit exceeded |
 | Largest PDU | 131,072 bytes |
 | Asynchronous operations | none |

@@ -93,6 +93,7 @@ class Node:
             spool=self._spool,
             intake=self,
             allowed_calling_aes=config.node.allowed_calling_aes,
+            allowed_addresses=config.node.allowed_addresses,
             max_associations=config.node.max_associations,
             identity=identity if config.node.tls else None,
             metrics=self.metrics,

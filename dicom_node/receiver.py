@@ -100,6 +100,7 @@ class Receiver:
     spool : where instances are kept
     intake : who is told
     allowed_calling_aes : AE titles that may connect; empty: all may
+    allowed_addresses : networks from which connections are taken; empty: from all
     max_associations : more at once are rejected (transient, local limit exceeded)
     max_pdu : largest PDU that a peer may send, bytes
     sop_classes : accepted for storage
@@ -118,6 +119,7 @@ class Receiver:
         spool: Spool,
         intake: Intake,
         allowed_calling_aes: tuple[str, ...] = (),
+        allowed_addresses: tuple[str, ...] = (),
         max_associations: int = 10,
         max_pdu: int = 131072,
         sop_classes: Sequence[UID] = FROM_CT_SCANNERS,
@@ -133,6 +135,7 @@ class Receiver:
         self._metrics = metrics or Metrics()
         self._options = {
             "allowed_calling_aes": allowed_calling_aes,
+            "allowed_addresses": allowed_addresses,
             "max_associations": max_associations,
             "max_pdu": max_pdu,
             "tls": identity.acceptor if identity else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -21,6 +22,13 @@ def _legal_host(host: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._:-]+", host):
         raise ValueError("is not a host name or an IP address")
     return host
+
+
+def _legal_network(network: str) -> str:
+    try:
+        return str(ipaddress.ip_network(network))
+    except ValueError as error:
+        raise ValueError(f"is not an address or a network: {error}") from error
 
 
 def _legal_path(path: Any) -> Any:
@@ -44,6 +52,7 @@ def _any_stands_alone(classes: tuple[str, ...]) -> tuple[str, ...]:
 AETitle = Annotated[str, StringConstraints(strip_whitespace=True), AfterValidator(_legal_ae_title)]
 Host = Annotated[str, StringConstraints(strip_whitespace=True), AfterValidator(_legal_host)]
 Folder = Annotated[Path, BeforeValidator(_legal_path)]
+Network = Annotated[str, StringConstraints(strip_whitespace=True), AfterValidator(_legal_network)]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
@@ -72,6 +81,9 @@ class Node(Section):
     )
     allowed_calling_aes: tuple[AETitle, ...] = Field((), description="AE titles that may send. Empty: anyone.")
     tls: bool = Field(False, description="Take associations over TLS alone, by the files of [tls].")
+    allowed_addresses: tuple[Network, ...] = Field(
+        (), description='Networks that may connect, as "10.1.2.0/24" or one address. Empty: any.'
+    )
     max_instance_mb: float = Field(
         1000.0, gt=0, description="Larger objects are refused (status A700) before they are here."
     )

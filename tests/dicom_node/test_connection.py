@@ -253,6 +253,20 @@ def test_silent_connections_crowd_nobody_out(receiver, intake, monkeypatch):
     assert len(intake.stored()) == 1
 
 
+def test_addresses_that_are_not_allowed_are_closed_at_once(tmp_path, intake):
+    with capture_logs() as events, receiving(tmp_path / "s", intake, allowed_addresses=("192.0.2.0/24",)) as receiver:
+        peer = Peer(receiver.port)
+        assert peer.receive() == (0, b"")
+        peer.socket.close()
+    assert [event["address"] for event in events if event["event"] == "connection_refused"] == ["127.0.0.1"]
+    with (
+        receiving(tmp_path / "t", intake, allowed_addresses=("192.0.2.0/24", "127.0.0.1/32")) as receiver,
+        associated(receiver) as peer,
+    ):
+        peer.message(asked(Request.C_ECHO), context=3)
+        assert peer.answer().field == 0x8030
+
+
 def test_roles_and_unknown_classes_are_negotiated(receiver):
     ae = AE("CT01")
     for sop_class in (CTImageStorage, StorageCommitmentPushModel):
