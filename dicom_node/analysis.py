@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import json
+import math
 import time
 import traceback
 from collections import Counter
@@ -97,7 +98,7 @@ class Series:
 
     def hu(self, key: str) -> NDArray[np.int16]:
         """HU of a slice: one of the last, or decoded again, for keeping all would hold whole series in memory."""
-        return self.recent[key] if key in self.recent else decode.read(self.paths[key])[1].hu
+        return self.recent[key] if key in self.recent else decode.read(self.paths[key], math.inf)[1].hu
 
 
 class Analyser:
@@ -110,6 +111,7 @@ class Analyser:
     min_slices : a series with fewer is not analysed
     min_coverage_mm : a series that covers less of the head is reported as provisional
     max_batch : most slices in one inference
+    max_lossy_ratio : images that were compressed lossily by more are turned away
 
     """
 
@@ -122,9 +124,11 @@ class Analyser:
         min_slices: int,
         min_coverage_mm: float,
         max_batch: int,
+        max_lossy_ratio: float = 1.0,
     ) -> None:
         self._bundle, self.session, self._rules = bundle, session, tuple(rules)
         self._min_slices, self._min_coverage_mm, self.max_batch = min_slices, min_coverage_mm, max_batch
+        self._max_lossy_ratio = max_lossy_ratio
 
     def feed(self, series: Series, paths: Sequence[Path]) -> list[Seen]:
         """Decode slices of an open series, and infer those whose neighbours are there, together in batches.
@@ -139,7 +143,7 @@ class Analyser:
         seen = []
         for path in paths:
             try:
-                header, slice_ = decode.read(path)
+                header, slice_ = decode.read(path, self._max_lossy_ratio)
             except NotAnalysed as refusal:
                 series.refused.append(refusal)
                 seen.append(Seen(path, None, refusal))

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from runtime.types import Plane
 
 
-def read(path: Path) -> tuple[Dataset, Slice]:
+def read(path: Path, max_lossy_ratio: float = 1.0) -> tuple[Dataset, Slice]:
     """Header without PixelData, and the slice with its SOPInstanceUID as key.
+
+    Images that were compressed lossily by more than `max_lossy_ratio` are turned away.
 
     Raises
     ------
@@ -39,7 +41,7 @@ def read(path: Path) -> tuple[Dataset, Slice]:
     try:
         image = pydicom.dcmread(path)
         _check_whole(image)
-        gate.check_kind(image)
+        gate.check_kind(image, max_lossy_ratio)
         where = _plane(image)
         gate.check_plane(where)
         slice_ = Slice(str(image.SOPInstanceUID), where, hounsfield(image))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydicom import uid
 
 from runtime.errors import ScansideError
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from runtime.types import Plane
 
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
+ALWAYS_LOSSY = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit)
+PERHAPS_LOSSY = (uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K)
 AXIAL_COSINE = 0.8  # a gantry tilts by 30 degrees (0.87); a coronal or sagittal reformat is far below
 
 
@@ -51,8 +55,10 @@ class NotAnalysed(ScansideError):
         self.reason = reason
 
 
-def check_kind(image: Dataset) -> None:
+def check_kind(image: Dataset, max_lossy_ratio: float = 1.0) -> None:
     """Turn away what is no axial CT slice as the scanner measured it, by header alone.
+
+    Lossy compression is let pass up to a ratio, all its steps together (PS3.3 C.7.6.1.1.5.2), if the image tells one.
 
     Modality and BodyPartExamined decide nothing: dose pages are Modality CT, and heads are labelled as necks.
 
@@ -66,8 +72,8 @@ def check_kind(image: Dataset) -> None:
         raise NotAnalysed(Reason.NOT_CT, f"SOP class {sop_class or 'missing'}")
     image_type = image.get("ImageType") or ()
     image_type = [str(value).strip() for value in ([image_type] if isinstance(image_type, str) else image_type)]
-    if str(image.get("LossyImageCompression", "")) == "01":
-        raise NotAnalysed(Reason.LOSSY, f"ratio {image.get('LossyImageCompressionRatio', 'not given')}")
+    if _is_lossy(image) and _lossy_ratio(image) > max_lossy_ratio:
+        raise NotAnalysed(Reason.LOSSY, f"ratio {image.get('LossyImageCompressionRatio') or 'not given'}")
     if "LOCALIZER" in image_type[2:]:
         raise NotAnalysed(Reason.LOCALIZER)
     if image_type[:1] == ["DERIVED"]:
@@ -78,6 +84,24 @@ def check_kind(image: Dataset) -> None:
         raise NotAnalysed(Reason.NO_RESCALE)
     if str(image.get("RescaleType") or "HU").upper() not in ("HU", "US"):  # US: unspecified, as older scanners write it
         raise NotAnalysed(Reason.DERIVED, f"RescaleType {image.RescaleType}")
+
+
+def _is_lossy(image: Dataset) -> bool:
+    """By what the image says of itself, and by a transfer syntax that can't be anything else unless it says so."""
+    said = str(image.get("LossyImageCompression") or "")
+    syntax = getattr(image, "file_meta", {}).get("TransferSyntaxUID")
+    return said == "01" or syntax in ALWAYS_LOSSY or (syntax in PERHAPS_LOSSY and said != "00")
+
+
+def _lossy_ratio(image: Dataset) -> float:
+    """All steps of lossy compression together; infinite where they are not told."""
+    ratios = image.get("LossyImageCompressionRatio")
+    if ratios in (None, ""):
+        return math.inf
+    try:
+        return math.prod(float(ratio) for ratio in ([ratios] if isinstance(ratios, str | float | int) else ratios))
+    except (TypeError, ValueError):
+        return math.inf
 
 
 def check_plane(plane: Plane) -> None:

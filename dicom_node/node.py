@@ -305,6 +305,7 @@ def _opening(config: Config) -> dict[str, Any]:
         "max_batch": config.model.max_batch,
         "min_slices": config.series.min_slices,
         "min_coverage_mm": config.series.min_coverage_mm,
+        "max_lossy_ratio": config.series.max_lossy_ratio,
         "triage": [rule.model_dump(mode="json") for rule in config.triage],
         "log_level": config.log.level,
         "log_format": config.log.format,

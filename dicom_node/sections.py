@@ -140,6 +140,9 @@ class Series(Section):
     min_coverage_mm: float = Field(
         100.0, ge=0, description="A series that covers less of the head is waited for, then reported as provisional."
     )
+    max_lossy_ratio: float = Field(
+        1.0, ge=1, description="Images that were compressed lossily by more are not analysed, and say so. 1: none is."
+    )
 
 
 class Tls(Section):

@@ -24,6 +24,12 @@ TRANSFER_SYNTAXES = (
     uid.HTJ2KLosslessRPCL,
     uid.DeflatedExplicitVRLittleEndian,
     uid.ExplicitVRBigEndian,
+    # lossy: taken, since a scanner that may not send an image says nothing of it, and analysed if the site allows it
+    uid.JPEGLSNearLossless,
+    uid.JPEG2000,
+    uid.HTJ2K,
+    uid.JPEGExtended12Bit,
+    uid.JPEGBaseline8Bit,
 )
 
 # What a CT console pushes in one job beside its slices. All are accepted, since some consoles fail the whole job over

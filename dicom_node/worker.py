@@ -73,7 +73,7 @@ def _open(opening: dict[str, Any], answers: IO[str]) -> Analyser:
         "self_test": disagreement,
     }
     _say(answers, {"is": "ready", **ready})
-    limits = {name: opening[name] for name in ("min_slices", "min_coverage_mm")}
+    limits = {name: opening[name] for name in ("min_slices", "min_coverage_mm", "max_lossy_ratio")}
     return Analyser(bundle, session, rules, **limits, max_batch=opening["max_batch"] or session.max_batch)
 
 

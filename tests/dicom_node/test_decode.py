@@ -9,9 +9,16 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import FileDataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import (
+    JPEG2000,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    RLELossless,
+)
 
-from dicom_node import decode, phantom
+from dicom_node import decode, gate, phantom
 from dicom_node.gate import NotAnalysed, Reason
 from runtime.types import Plane, Slice
 
@@ -77,6 +84,25 @@ def delete(*keywords: str) -> Callable[[FileDataset], None]:
 
 def put(**values: object) -> Callable[[FileDataset], None]:
     return lambda dataset: [setattr(dataset, keyword, value) for keyword, value in values.items()]
+
+
+def test_lossy_images_pass_up_to_a_ratio(image: tuple[Path, np.ndarray]):
+    """All steps of compression count together; a ratio that is not told, and a lossy syntax that denies it, never."""
+    twice = changed(image[0], put(LossyImageCompression="01", LossyImageCompressionRatio=["2", "3"]))
+    assert decode.read(twice, 6.0)[1].hu.any()
+    with pytest.raises(NotAnalysed, match="lossy compressed.*2.*3"):
+        decode.read(twice, 5.9)
+    with pytest.raises(NotAnalysed, match="not given"):
+        decode.read(changed(twice, put(LossyImageCompressionRatio=None)), 1e9)
+    header = dcmread(image[0])
+    for syntax, said, is_lossy in [
+        (JPEGBaseline8Bit, "00", True),
+        (JPEG2000, "", True),
+        (JPEG2000, "00", False),
+        (ExplicitVRLittleEndian, "", False),
+    ]:
+        header.file_meta.TransferSyntaxUID, header.LossyImageCompression = syntax, said
+        assert gate._is_lossy(header) is is_lossy
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import pytest
 from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import (
+    JPEG2000MC,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
-    JPEGBaseline8Bit,
     MediaStorageDirectoryStorage,
     RLELossless,
 )
@@ -181,12 +181,15 @@ def test_a_rejection_is_told_with_its_reason(tmp_path, intake):
 
 def test_a_file_the_peer_has_no_context_for_fails_by_name_and_the_others_go(tmp_path, receiver):
     lossy = image(2, RLELossless)
-    lossy.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    lossy.file_meta.TransferSyntaxUID = JPEG2000MC
     report = sent(write(tmp_path / "scanner", image(1), lossy, image(3)), receiver)
     assert [each.path.name for each in report.sent] == ["1.dcm", "3.dcm"]
     (failed,) = report.failed
     assert (failed.path.name, failed.status) == ("2.dcm", None)
-    assert failed.reason == "the peer does not accept CT Image Storage in JPEG Baseline (Process 1)"
+    assert (
+        failed.reason
+        == "the peer does not accept CT Image Storage in JPEG 2000 Part 2 Multi-component Image Compression"
+    )
 
 
 def test_a_refusal_is_told_with_status_and_comment(tmp_path, intake):
