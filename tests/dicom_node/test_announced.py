@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import sqlite3
 import time
@@ -36,6 +37,13 @@ if TYPE_CHECKING:
 
 # pynetdicom leaves the socket of a connection that could not be opened to garbage collection
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+
+
+@pytest.fixture(autouse=True)
+def _collected() -> Iterator[None]:
+    """Sockets that pynetdicom left go within the test that is known for it, not in a later one."""
+    yield
+    gc.collect()
 
 
 class Bench:

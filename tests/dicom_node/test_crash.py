@@ -9,6 +9,7 @@ did not hear how the association ended.)
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -18,6 +19,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,6 +37,14 @@ from tests.dicom_node.conftest import PATIENCE_S, Pushable, config_for
 
 # pynetdicom leaves the socket of a connection that could not be opened to garbage collection
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+
+
+@pytest.fixture(autouse=True)
+def _collected() -> Iterator[None]:
+    """Sockets that pynetdicom left go within the test that is known for it, not in a later one."""
+    yield
+    gc.collect()
+
 
 SLICES, SLICES_PER_S = 8, 8
 

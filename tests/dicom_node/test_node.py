@@ -145,7 +145,7 @@ def test_an_image_that_kills_three_workers_is_set_aside_alone(
     uid = str(dcmread(poison).SOPInstanceUID)
     dying = (
         "import os\nfrom dicom_node import decode, worker\nread = decode.read\n"
-        f"decode.read = lambda path: os._exit(9) if {uid!r} in str(path) else read(path)\nworker.main()\n"
+        f"decode.read = lambda path, *more: os._exit(9) if {uid!r} in str(path) else read(path, *more)\nworker.main()\n"
     )
     monkeypatch.setattr(Supervisor, "command", (sys.executable, "-c", dying))
     with running(config_for(tmp_path / "node", pacs.port)) as node:

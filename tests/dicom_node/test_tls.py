@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import socket
 import ssl
 import subprocess
 import time
+from collections.abc import Iterator
 
 import pytest
 from pynetdicom import AE, build_context
@@ -17,10 +19,19 @@ from dicom_node.sections import Destination, Tls
 from dicom_node.sender import PeerError, associate
 from dicom_node.tls import Identity, TlsError
 from tests.dicom_node.certificates import Authority
+from tests.dicom_node.conftest import wait_until
 from tests.dicom_node.storage import Recorder, image, receiving, write
 
 # pynetdicom leaves the socket of a connection that could not be opened to garbage collection
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <s:ResourceWarning")
+
+
+@pytest.fixture(autouse=True)
+def _collected() -> Iterator[None]:
+    """Sockets that pynetdicom left go within the test that is known for it, not in a later one."""
+    yield
+    gc.collect()
+
 
 dcmtk = pytest.mark.skipif(shutil.which("storescu") is None, reason="DCMTK is not installed: apt-get install dcmtk")
 
@@ -107,10 +118,8 @@ def test_strangers_and_plain_peers_stay_out(tmp_path, receiver, authority):
         old.maximum_version = ssl.TLSVersion.TLSv1_2
         with socket.create_connection(("127.0.0.1", receiver.port)) as raw, pytest.raises((ssl.SSLError, OSError)):
             old.wrap_socket(raw)
-    assert {event["reason"] for event in events if event["event"] == "tls_failed"} >= {
-        "CERTIFICATE_VERIFY_FAILED",
-        "NO_SHARED_CIPHER",
-    }
+        wanted = {"CERTIFICATE_VERIFY_FAILED", "NO_SHARED_CIPHER"}
+        wait_until(lambda: wanted <= {event.get("reason") for event in events}, "both refusals in the log")
     assert echo(receiver, Identity(settings(authority.issue("ct")))) == 0
 
 
