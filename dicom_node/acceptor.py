@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from ipaddress import ip_address, ip_network
 from threading import Lock, Thread
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from dicom_node.services import Services
 
+PAUSE_S = 0.1  # after a connection that could not be taken
 MOST_WAITING = 64  # connections that have asked for nothing yet; one more, and the oldest is cut
 
 # (result, source, reason) of a rejection, PS3.8 table 9-21
@@ -116,16 +118,29 @@ class Acceptor:
             except OSError as error:
                 if not self.is_stopping:  # the peer was gone again, or there are no more file descriptors
                     log.warning("connection_failed", reason=error.strerror)
+                    time.sleep(PAUSE_S)
                 continue
-            if self._networks and not any(ip_address(remote[0]) in network for network in self._networks):
-                log.warning("connection_refused", address=remote[0], reason="not in node.allowed_addresses")
+            try:
+                self._take(accepted, remote)
+            except Exception:  # no more threads, for instance: it must not end the loop, and with it all intake
+                log.exception("connection_not_served", address=remote[0])
                 accepted.close()
-                continue
-            connection = Connection(self, accepted, remote[0], remote[1], self._tls and self._tls())
-            with self._lock:
-                oldest = next(iter(self._waiting)) if len(self._waiting) >= MOST_WAITING else None
-                self._waiting.pop(oldest, None)
-                self._waiting[connection] = None
-            if oldest:
-                oldest.cut()
+
+    def _take(self, accepted: socket.socket, remote: tuple[str, int]) -> None:
+        """Serve a connection, on a thread of its own."""
+        if self._networks and not any(ip_address(remote[0]) in network for network in self._networks):
+            log.warning("connection_refused", address=remote[0], reason="not in node.allowed_addresses")
+            accepted.close()
+            return
+        connection = Connection(self, accepted, remote[0], remote[1], self._tls and self._tls())
+        with self._lock:
+            oldest = next(iter(self._waiting)) if len(self._waiting) >= MOST_WAITING else None
+            self._waiting.pop(oldest, None)
+            self._waiting[connection] = None
+        if oldest:
+            oldest.cut()
+        try:
             connection.start()
+        except RuntimeError:
+            self.left(connection)
+            raise

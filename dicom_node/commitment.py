@@ -203,8 +203,8 @@ class Commitments:
             try:
                 for report in self._due():
                     self._tell(report)
-            except JournalError as error:
-                log.warning("commitment_reports_wait", reason=str(error))
+            except Exception:  # a full disk, a peer that breaks off: the reports of all scanners must not wait for ever
+                log.exception("commitment_reports_wait")
             self._news.wait(LONGEST_SLEEP_S)
 
     def _tell(self, report: Report) -> None:

@@ -273,10 +273,11 @@ class Node:
     # the disk
 
     def _resume(self) -> None:
-        """Open again each series with more instances on disk than its last result covers, or whose analysis failed."""
+        """Open again each series with more or newer instances than its last result covers, or whose analysis failed."""
         for study_uid, series_uid, count in self._spool.contents():
             latest = self._journal.latest(study_uid, series_uid)
-            if latest is None or count > latest.slices or latest.state is SeriesState.FAILED:
+            again = latest and self._spool.last_arrival(study_uid, series_uid) > latest.recorded
+            if latest is None or count > latest.slices or again or latest.state is SeriesState.FAILED:
                 assembly = self._assembler.reopen(study_uid, series_uid, time.monotonic())
                 log.info("series_resumed", series=assembly.name, images=count)
 

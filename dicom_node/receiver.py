@@ -233,8 +233,11 @@ class _Store:
         return self._refusal
 
     def discard(self) -> None:
-        if self._incoming:
-            self._incoming.discard()
+        try:
+            if self._incoming:
+                self._incoming.discard()
+        except OSError as error:  # the next start removes it
+            log.warning("incoming_not_removed", reason=error.strerror)
 
     def _keep(self) -> None:
         outcome, instance = self._incoming.commit()
@@ -261,7 +264,4 @@ class _Store:
             case _:
                 log.error("instance_failed", association=self._peer.name, exc_info=error)
                 self._refusal = Answer(INTERNAL_ERROR, "internal error")
-        try:
-            self.discard()
-        except OSError as failure:
-            log.warning("incoming_not_removed", reason=failure.strerror)
+        self.discard()

@@ -71,13 +71,17 @@ class Retention:
         for study_uid, counts in studies.items():
             if study_uid in owed or self._stopping.is_set():
                 continue
-            latest = [(self._journal.latest(study_uid, series_uid), count) for series_uid, count in counts.items()]
+            latest = [
+                (self._journal.latest(study_uid, one), count, self._spool.last_arrival(study_uid, one))
+                for one, count in counts.items()
+            ]
             if all(
                 record is not None
                 and record.state is not SeriesState.FAILED
                 and record.slices >= count
+                and record.recorded >= arrived  # or it was removed before, and has been sent again
                 and record.recorded + self._keep_s < now
-                for record, count in latest
+                for record, count, arrived in latest
             ):
                 yield study_uid, counts
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 INCOMING = "incoming"
 QUARANTINE = "quarantine"
 LEAVING = "leaving"
-OURS = "[0-9u]*/"  # what `file_name` gives to studies and series; not the two above, nor a partition's lost+found
+OURS = "[0-9u]*/"  # what `file_name` gives to studies and series; not the three above, nor a partition's lost+found
 HASHED = "uid-"  # begins the name of what a peer gave no legal UID
 HEAD = 1 << 16  # bytes of a data set that are kept at hand for its UIDs
 
@@ -163,6 +163,10 @@ class Spool:
     def series(self, study_uid: str, series_uid: str) -> list[Path]:
         """Files of one series, in order of arrival."""
         return _by_arrival(self._root / file_name(study_uid) / file_name(series_uid))
+
+    def last_arrival(self, study_uid: str, series_uid: str) -> float:
+        """When the last instance of a series got its name, in seconds since the epoch."""
+        return (self._root / file_name(study_uid) / file_name(series_uid)).stat().st_mtime
 
     def remove(self, study_uid: str, counts: Mapping[str, int]) -> bool:
         """Delete a study that holds, by SeriesInstanceUID, just so many instances; False where it holds others.
@@ -289,15 +293,8 @@ class Incoming:
         now = time.time_ns()
         os.utime(self._file.fileno(), ns=(now, now))  # the kernel's own stamps are too coarse for the order of arrival
         os.fdatasync(self._file.fileno())
-        instance = Instance(
-            study_uid,
-            series_uid,
-            self._sop_class_uid,
-            self._sop_uid,
-            self._transfer_syntax_uid,
-            path,
-            self._sha256.hexdigest(),
-        )
+        request = self._sop_class_uid, self._sop_uid, self._transfer_syntax_uid
+        instance = Instance(study_uid, series_uid, *request, path, self._sha256.hexdigest())
         try:
             return self._spool.keep(self._path, instance)
         finally:

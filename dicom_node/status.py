@@ -134,7 +134,7 @@ def look(config: Config) -> Status:
             changed=last,
         )
         for key, (count, last) in held.items()
-        if key not in latest or count > latest[key].slices
+        if key not in latest or count > latest[key].slices or last > latest[key].recorded
     ]
     states = Counter(item.state for item in items)
     parked = states[DeliveryState.PARKED]

@@ -278,6 +278,9 @@ def test_a_scanner_with_a_port_of_its_own_is_told_there_until_it_listens(tmp_pat
     assert json.loads(bench.reports()[0]["report"])["failed"] == [[CTImageStorage, "9.9", 0x0112]]
 
 
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)  # pynetdicom, of a report after abort
 def test_who_leaves_before_its_report_is_owed_it(bench: Bench, held: list[str]):
     """Nobody knows its port, so it has to ask again; the journal says that it was not told."""
     ae = AE("CT01")
