@@ -13,13 +13,14 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, evt
+from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import (
     ModalityPerformedProcedureStep,
     StorageCommitmentPushModel,
     StorageCommitmentPushModelInstance,
 )
 
-from dicom_node import commitment, mpps, sender
+from dicom_node import commitment, dimse, mpps, sender
 from dicom_node.announced import Announced, Source, StepState
 from dicom_node.commitment import Commitments
 from dicom_node.journal import Journal
@@ -30,6 +31,7 @@ from dicom_node.sections import Scanner
 from dicom_node.spool import Spool
 from tests.dicom_node.conftest import wait_until
 from tests.dicom_node.storage import SERIES, Recorder, image, write
+from tests.dicom_node.test_connection import associated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -278,15 +280,20 @@ def test_a_scanner_with_a_port_of_its_own_is_told_there_until_it_listens(tmp_pat
     assert json.loads(bench.reports()[0]["report"])["failed"] == [[CTImageStorage, "9.9", 0x0112]]
 
 
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
-)  # pynetdicom, of a report after abort
 def test_who_leaves_before_its_report_is_owed_it(bench: Bench, held: list[str]):
     """Nobody knows its port, so it has to ask again; the journal says that it was not told."""
-    ae = AE("CT01")
-    ae.add_requested_context(StorageCommitmentPushModel)
-    association = ae.associate("127.0.0.1", bench.receiver.port)
-    assert ask(association, request(reference(held[0]))) == 0
-    association.abort()
+    command = dimse.encode(
+        {
+            dimse.REQUESTED_SOP_CLASS_UID: StorageCommitmentPushModel,
+            dimse.COMMAND_FIELD: dimse.Request.N_ACTION,
+            dimse.MESSAGE_ID: 1,
+            dimse.COMMAND_DATA_SET_TYPE: 0,
+            dimse.REQUESTED_SOP_INSTANCE_UID: StorageCommitmentPushModelInstance,
+            dimse.ACTION_TYPE_ID: 1,
+        }
+    )
+    with associated(bench.receiver, StorageCommitmentPushModel) as scanner:
+        scanner.message(command, encode(request(reference(held[0])), False, True))
+        assert scanner.answer().number(dimse.STATUS) == 0
     time.sleep(0.1)
     assert [row["told"] for row in bench.reports()] == [None]
