@@ -79,6 +79,9 @@ class Connection(Thread):
         except _Ended as end:
             if str(end):
                 log.warning("connection_ended", peer=self._who, reason=str(end))
+        except CommandError as error:
+            log.warning("connection_ended", peer=self._who, reason=str(error))
+            self._abort(_INVALID_PARAMETER)
         except ssl.SSLError as error:
             log.warning("tls_failed", peer=self._who, reason=error.reason or str(error))
         except TimeoutError:
@@ -169,7 +172,7 @@ class Connection(Thread):
             if one.result == 0
         }
         self._peer = Peer(calling_ae, *self._remote, contexts)
-        self._longest = min(PIECE, request.maximum_length_received or PIECE) - 6
+        self._longest = max(min(PIECE, request.maximum_length_received or PIECE) - 6, 1)
         current_thread().name = f"association-{self._peer.name}"
         self._acceptor.services.accepted(self._peer)
 
@@ -268,10 +271,7 @@ class Connection(Thread):
     def _begin(self, context_id: int) -> None:
         """Act on a complete command set."""
         encoded, self._command = self._command, bytearray()
-        try:
-            command = Command(encoded)
-        except CommandError as error:
-            raise self._malformed(str(error)) from error
+        command = Command(encoded)
         if context_id not in self._peer.contexts:
             raise self._malformed(f"presentation context {context_id} was not accepted")
         if command.field == Request.C_CANCEL or command.field & dimse.RESPONSE:
@@ -292,11 +292,7 @@ class Connection(Thread):
     def _answer(self, context_id: int, command: Command, answer: Answer | None) -> None:
         if answer is None:
             return
-        try:
-            response = dimse.response(command, answer.status, answer.comment)
-        except CommandError as error:  # a request without a message ID
-            raise self._malformed(str(error)) from error
-        self._send(context_id, response)
+        self._send(context_id, dimse.response(command, answer.status, answer.comment))
         if answer.then:
             self._send(context_id, *answer.then)
 
