@@ -27,8 +27,8 @@ $(VENV)/installed: pyproject.toml
 # the node, training, export and the tests
 $(TEST_VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(TEST_VENV)
-	$(TEST_VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,export]' \
-		'pytest>=8.3' 'hypothesis>=6.120' 'pytest-timeout>=2.3' 'ruff>=0.9' 'tritonclient[grpc]>=2.50'
+	$(TEST_VENV)/bin/pip install --quiet --disable-pip-version-check 'pip>=25.1'  # knows dependency groups
+	$(TEST_VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[train,export]' --group test --group lint
 	touch $@
 
 clean:
