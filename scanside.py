@@ -256,17 +256,17 @@ def outbox_list(config: ConfigFile, as_json: Json = False) -> None:
 def outbox_retry(
     config: ConfigFile, item: Annotated[int | None, typer.Argument(help="Its id; default: all that are parked.")] = None
 ) -> None:
-    """Send parked or waiting results again, from a clean slate."""
-    count = _journal(config).retry(item)
+    """Send parked, waiting or unconfirmed results again, from a clean slate."""
+    count = _outbox(config).retry(item)
     if item is not None and not count:
-        _end(f"no parked or waiting result {item}: see `scanside outbox list`", 1)
+        _end(f"no parked, waiting or unconfirmed result {item}: see `scanside outbox list`", 1)
     out.print(f"{count} queued again")
 
 
 @outbox.command("park")
 def outbox_park(config: ConfigFile, item: Annotated[int, typer.Argument(help="Its id.")]) -> None:
     """Take a result out of the sender's way until it is retried."""
-    if not _journal(config).park(item, "parked by hand"):
+    if not _outbox(config).park(item, "parked by hand"):
         _end(f"no unsent result {item}: see `scanside outbox list`", 1)
     out.print(f"parked: {item}, until `scanside outbox retry {item}`", highlight=False)
 
@@ -957,11 +957,12 @@ def _numbers(option: str, text: str, between: str, count: int | None = None) -> 
     return tuple(map(int, parts))
 
 
-def _journal(config: Path) -> Any:
+def _outbox(config: Path) -> Any:
     from dicom_node import config as configuration
     from dicom_node import status as looks
+    from dicom_node.outbox import Outbox
 
-    return looks.open_journal(configuration.load(config), read_only=False)
+    return Outbox(looks.open_journal(configuration.load(config), read_only=False))
 
 
 def _progress(what: str, total: int) -> Any:

@@ -23,6 +23,7 @@ from dicom_node.journal import Journal, JournalError, SeriesState
 from dicom_node.lock import FolderLock
 from dicom_node.metrics import Metrics
 from dicom_node.mpps import PerformedSteps
+from dicom_node.outbox import Outbox
 from dicom_node.receiver import Receiver
 from dicom_node.retention import Retention
 from dicom_node.sender import Sender
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     from dicom_node.config import Config
     from dicom_node.dispatch import Result
-    from dicom_node.journal import OutboxItem
+    from dicom_node.outbox import OutboxItem
     from dicom_node.spool import Instance
     from dicom_node.web import Web
 
@@ -78,7 +79,8 @@ class Node:
         self._desk = threading.Thread(target=self._run, name="desk", daemon=True)
         self.metrics = Metrics()
         identity = Identity(config.tls) if config.tls else None
-        self._sender = Sender(self._journal, config.destinations, config.node.ae_title, self._on_sent, identity)
+        outbox = Outbox(self._journal)
+        self._sender = Sender(outbox, config.destinations, config.node.ae_title, self._on_sent, identity)
         self.supervisor = Supervisor(_opening(config), self._on_worker)
         self._dispatch = Dispatch(self.supervisor, self._assembler, folder / "results", self._record, self.metrics)
         self._commitments = Commitments(
@@ -102,7 +104,7 @@ class Node:
                 commitment.SOP_CLASS: self._commitments,
             },
         )
-        self.metrics.watch(self._journal, folder, self._gauges)
+        self.metrics.watch(outbox, folder, self._gauges)
         self._web = self._made_web() if config.web.port is not None else None
         self._first_answer: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
@@ -256,7 +258,9 @@ class Node:
                 slices=len(assembly.paths),
                 report_json=result.report_json,
                 files=result.files,
-                destinations={each.name: each.results for each in self.config.destinations},
+                destinations={
+                    each.name: each.results for each in self.config.destinations if result.level in (None, *each.levels)
+                },
             )
         except JournalError as error:  # the disk is full: results and slices are there, so it can be said again
             log.warning("result_not_recorded", series=assembly.name, reason=str(error), retry_s=JOURNAL_RETRY_S)
@@ -266,7 +270,7 @@ class Node:
             return
         self._assembler.finished(assembly.name)
         self.metrics.stage("results", time.monotonic() - assembly.last_arrival)
-        self.metrics.series(result.state, result.code, result.summary().get("level"))
+        self.metrics.series(result.state, result.code, result.level)
         self._sender.wake()
         log.info("series_finished", series=assembly.name, state=result.state, reason=result.reason, **result.summary())
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import structlog
 from pynetdicom import build_context
-from pynetdicom.sop_class import Verification
+from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 
 from dicom_node import dimse
 from dicom_node.acceptor import Acceptor
@@ -83,11 +83,15 @@ class Intake(Protocol):
 
 def contexts(sop_classes: Iterable[UID], services: Iterable[UID]) -> list[PresentationContext]:
     """What is accepted: Verification, storage of these SOP Classes, and other services."""
-    return [
+    accepted = [
         build_context(Verification),
         *(build_context(sop_class, list(TRANSFER_SYNTAXES)) for sop_class in sop_classes),
         *(build_context(sop_class, list(TRANSFER_SYNTAXES[:2])) for sop_class in services),
     ]
+    for context in accepted:
+        if context.abstract_syntax == StorageCommitmentPushModel:  # destinations report here as its SCP
+            context.scu_role = context.scp_role = True
+    return accepted
 
 
 class Receiver:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from dicom_node.journal import DeliveryState, JournalError, SeriesState
+from dicom_node.journal import JournalError, SeriesState
+from dicom_node.outbox import DELIVERED, Outbox
 from dicom_node.spool import file_name
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Retention:
         studies: dict[str, dict[str, int]] = {}
         for study_uid, series_uid, count in self._spool.contents():
             studies.setdefault(study_uid, {})[series_uid] = count
-        owed = {item.study_uid for item in self._journal.outbox() if item.state is not DeliveryState.SENT}
+        owed = {item.study_uid for item in Outbox(self._journal).items() if item.state not in DELIVERED}
         for study_uid, counts in studies.items():
             if study_uid in owed or self._stopping.is_set():
                 continue

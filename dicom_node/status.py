@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dicom_node import lock, spool
-from dicom_node.journal import DeliveryState, Journal, JournalError, SeriesState
+from dicom_node.journal import Journal, JournalError, SeriesState
+from dicom_node.outbox import DELIVERED, DeliveryState, Outbox
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from dicom_node.config import Config
-    from dicom_node.journal import OutboxItem, SeriesRecord
+    from dicom_node.journal import SeriesRecord
+    from dicom_node.outbox import OutboxItem
 
 RECEIVING = "receiving"  # the node runs, and a slice came within the idle timeout
 WAITING = "waiting"  # acknowledged and without a result: to be closed, or to be analysed by the next start
@@ -63,6 +67,7 @@ class Status:
     ----------
     node_running : whether a node holds the folder
     results_unsent, results_parked : what destinations still have to get, and what only a person sends on
+    results_unconfirmed : what they have taken, and not said yet that they keep it
     series : every revision in the order of recording, then what is open
 
     """
@@ -70,6 +75,7 @@ class Status:
     node_running: bool
     results_unsent: int
     results_parked: int
+    results_unconfirmed: int
     series: tuple[Series, ...]
 
 
@@ -105,6 +111,7 @@ class Delivery:
             "next_try": self.next_try,
             "created": item.created,
             "sent": item.sent,
+            "confirmed": item.confirmed,
             "path": str(item.path),
         }
 
@@ -121,7 +128,7 @@ def look(config: Config) -> Status:
     # slices first: a series that closes meanwhile is then told by its result and not twice
     held = spool.count(config.node.folder / "spool")
     with contextlib.closing(open_journal(config, read_only=True)) as journal:
-        records, items = journal.series(), journal.outbox()
+        records, items = journal.series(), Outbox(journal).items()
     latest = {(record.study_uid, record.series_uid): record for record in sorted(records, key=lambda one: one.revision)}
     fresh = time.time() - config.series.idle_timeout_s
     waiting = [
@@ -137,11 +144,12 @@ def look(config: Config) -> Status:
         if key not in latest or count > latest[key].slices or last > latest[key].recorded
     ]
     states = Counter(item.state for item in items)
-    parked = states[DeliveryState.PARKED]
+    parked, unconfirmed = states[DeliveryState.PARKED], states[DeliveryState.UNCONFIRMED]
     return Status(
         node_running=running,
-        results_unsent=len(items) - states[DeliveryState.SENT] - parked,
+        results_unsent=len(items) - sum(states[each] for each in DELIVERED) - parked - unconfirmed,
         results_parked=parked,
+        results_unconfirmed=unconfirmed,
         series=(*map(_recorded, records), *sorted(waiting, key=lambda one: one.changed)),
     )
 
@@ -155,11 +163,11 @@ def deliveries(config: Config) -> list[Delivery]:
 
     """
     with contextlib.closing(open_journal(config, read_only=True)) as journal:
-        items = journal.outbox()
+        outbox = Outbox(journal)
+        items = outbox.items()
         # all that a destination is owed goes when the first of it is due
-        due = {one.name: journal.next_due(one.name) for one in config.destinations}
-    pending = {DeliveryState.QUEUED, DeliveryState.WAITING}
-    return [Delivery(item, due.get(item.destination) if item.state in pending else None) for item in items]
+        due = {one.name: outbox.next_due(one.name) for one in config.destinations}
+    return [Delivery(item, _next_try(item, due)) for item in items]
 
 
 def open_journal(config: Config, *, read_only: bool) -> Journal:
@@ -174,6 +182,16 @@ def open_journal(config: Config, *, read_only: bool) -> Journal:
     if not path.exists():
         raise JournalError(f"{path} is not there: the node of this configuration has not run yet")
     return Journal(path, read_only=read_only)
+
+
+def _next_try(item: OutboxItem, due: Mapping[str, float | None]) -> float | None:
+    match item.state:
+        case DeliveryState.QUEUED | DeliveryState.WAITING:
+            return due.get(item.destination)
+        case DeliveryState.UNCONFIRMED:
+            return item.next_try if item.destination in due else None
+        case _:
+            return None
 
 
 def _recorded(record: SeriesRecord) -> Series:
