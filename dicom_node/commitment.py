@@ -26,7 +26,6 @@ from dicom_node import confirmation, dimse
 from dicom_node.dimse import (
     INVALID_ATTRIBUTE_VALUE,
     NO_SUCH_ACTION,
-    PROCESSING_FAILURE,
     SUCCESS,
     UNRECOGNISED_OPERATION,
     Request,
@@ -56,7 +55,6 @@ STATUSES = {
     SUCCESS: "the report that follows is in the journal",
     INVALID_ATTRIBUTE_VALUE: "TransactionUID or ReferencedSOPSequence has no value",
     NO_SUCH_ACTION: "the action type is not 1, Request Storage Commitment",
-    PROCESSING_FAILURE: "the data set can't be read, or the journal or the spool can't be used",
     UNRECOGNISED_OPERATION: "the service has no such operation",
 }
 FAILURES = {

@@ -21,7 +21,7 @@ from pynetdicom.sop_class import (
     StudyRootQueryRetrieveInformationModelFind,
 )
 
-from dicom_node.dimse import INVALID_ARGUMENT_VALUE, PROCESSING_FAILURE, SUCCESS
+from dicom_node.dimse import INVALID_ARGUMENT_VALUE, SUCCESS
 from dicom_node.outbox import LONGEST_CONFIRMATION_S, LONGEST_WAIT_S
 from dicom_node.services import Answer
 
@@ -46,7 +46,6 @@ CONTEXTS = {"commitment": StorageCommitmentPushModel, "query": StudyRootQueryRet
 STATUSES = {
     SUCCESS: "the report is in the journal",
     INVALID_ARGUMENT_VALUE: "nothing was asked for under this TransactionUID",
-    PROCESSING_FAILURE: "the data set can't be read, or the journal can't be written",
 }
 
 log = structlog.get_logger(__name__)

@@ -13,15 +13,13 @@ from pydicom.uid import (
 )
 from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION
 
-from dicom_node import commitment, confirmation, connection, mpps, outbox, receiver, sender
+from dicom_node import commitment, confirmation, connection, mpps, outbox, receiver, sender, services
 from dicom_node.gate import Reason
 from dicom_node.tls import CIPHERS
 from dicom_node.wire import FROM_CT_SCANNERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from pynetdicom.presentation import PresentationContext
 
 SERVICES = (mpps.SOP_CLASS, commitment.SOP_CLASS)
 RESULTS = (Comprehensive3DSRStorage, SecondaryCaptureImageStorage, SegmentationStorage)
@@ -137,7 +135,8 @@ def compose() -> str:
         idle_s=receiver.IDLE_TIMEOUT_S,
         ciphers=CIPHERS,
         contexts="\n".join(
-            f"| {one.abstract_syntax.name} | {one.abstract_syntax} | {_role(one)} | {letters[tuple(one.transfer_syntax)]} |"
+            f"| {one.abstract_syntax.name} | {one.abstract_syntax} | SCP{', SCU' * bool(one.scp_role)} "
+            f"| {letters[tuple(one.transfer_syntax)]} |"
             for one in contexts
         ),
         syntaxes="\n".join(
@@ -145,10 +144,10 @@ def compose() -> str:
             for syntaxes, letter in letters.items()
         ),
         store=_statuses(receiver.STATUSES),
-        mpps=_statuses(mpps.STATUSES),
-        commitment=_statuses(commitment.STATUSES),
+        mpps=_statuses(services.STATUSES | mpps.STATUSES),
+        commitment=_statuses(services.STATUSES | commitment.STATUSES),
         failures=_statuses(commitment.FAILURES),
-        reports=_statuses(confirmation.STATUSES),
+        reports=_statuses(services.STATUSES | confirmation.STATUSES),
         reasons="\n".join(f"- {reason.value}" for reason in Reason),
         results="\n".join(
             f"| {one.name} | {one} | SCU | {', '.join(PROPOSED)} |"
@@ -159,10 +158,6 @@ def compose() -> str:
         dimse_s=sender.DIMSE_TIMEOUT_S,
         longest_s=outbox.LONGEST_WAIT_S,
     )
-
-
-def _role(context: PresentationContext) -> str:
-    return "SCP, SCU" if context.scp_role else "SCP"
 
 
 def _statuses(reasons: Mapping[int, str]) -> str:

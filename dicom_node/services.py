@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 LONGEST_DATA_SET = 1 << 22  # bytes of a data set that is not an instance to be stored
 
+STATUSES = {
+    PROCESSING_FAILURE: "the data set can't be read, or the journal or the spool can't be used",
+    RESOURCE_LIMITATION: f"a data set of more than {LONGEST_DATA_SET:,} bytes",
+}
+
 log = structlog.get_logger(__name__)
 
 
