@@ -19,7 +19,7 @@ from dicom_node.announced import Announced, Source
 from dicom_node.assembler import Assembler, Assembly
 from dicom_node.commitment import Commitments
 from dicom_node.dispatch import Dispatch
-from dicom_node.journal import Journal, JournalError, SeriesState
+from dicom_node.journal import DeliveryState, Journal, JournalError, SeriesState
 from dicom_node.lock import FolderLock
 from dicom_node.metrics import Metrics
 from dicom_node.mpps import PerformedSteps
@@ -174,6 +174,21 @@ class Node:
         full = f"{free_gb:.1f} GB free, slices are refused below {floor:g}" if free_gb < floor else ""
         worker = "" if self._dispatch.is_ready else "no worker is ready; slices are taken, and wait"
         return self.health() | {"worker": worker, "disk": full}
+
+    def summary(self) -> str:
+        """Where it listens and what waits, in a line for people."""
+        gauges, node = self._gauges(), self.config.node
+        counts = f"{gauges['series_open']} series open, {gauges['images_waiting']} images to analyse"
+        try:
+            with self._journal.statements() as execute:  # not its outbox(): that reads all that was ever sent
+                owed = dict(execute("SELECT state, COUNT(*) FROM outbox GROUP BY state").fetchall())
+        except JournalError as error:
+            return str(error)
+        owed.pop(DeliveryState.SENT, None)
+        parked = owed.pop(DeliveryState.PARKED, 0)
+        counts += f", {sum(owed.values())} results to send" + f", {parked} PARKED" * (parked > 0)
+        worker = "" if self._dispatch.is_ready else "; no worker is ready"
+        return f"{node.ae_title} on {node.address}:{self.port}: {counts}{worker}"
 
     def _gauges(self) -> dict[str, float]:
         progress = self._ask_desk(self._assembler.progress) or {}

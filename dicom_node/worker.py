@@ -37,7 +37,7 @@ from runtime.triage import Rule, check_rules
 
 def main() -> None:
     """Serve requests until stdin ends. Signals to the whole process group (Ctrl-C, systemd's stop) are the node's."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints must not mix with the answers

@@ -1,0 +1,87 @@
+"""The node as a service: which signals it obeys, and what it tells whoever supervises it.
+
+SIGTERM and SIGINT stop it, SIGHUP has its configuration read again.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import time
+from threading import Event, Thread
+from typing import TYPE_CHECKING
+
+import structlog
+
+from dicom_node import config as configuration
+from dicom_node import log as logging
+from dicom_node.node import Node
+from dicom_node.systemd import ServiceManager
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+REPORT_S = 15.0  # how often the service manager is told how things stand, where its watchdog wants no more
+
+log = structlog.get_logger("scanside")
+
+
+class Service:
+    """A node, from its configuration file to the signal that ends it.
+
+    Parameters
+    ----------
+    path : the configuration file
+
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._manager = ServiceManager(os.environ)
+        self._ended = Event()
+
+    def run(self) -> None:
+        """Serve until told to stop.
+
+        Raises
+        ------
+        ScansideError : the configuration or what it names can't be used
+
+        """
+        settings = configuration.load(self._path)
+        logging.configure(settings.log.level, settings.log.format)
+        node = Node(settings)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda received, _frame: self._signals.put(received))
+        node.start()
+        log.info("node_started", ae_title=settings.node.ae_title, address=settings.node.address, port=node.port)
+        self._manager.tell(READY=1, STATUS=node.summary())
+        if self._manager.listens:
+            Thread(target=self._report, args=(node,), name="watchdog", daemon=True).start()
+        while self._signals.get() == signal.SIGHUP:
+            self._reload()
+        self._manager.tell(STOPPING=1, STATUS="stopping")
+        node.stop()
+        self._ended.set()
+        log.info("node_stopped")
+
+    def _reload(self) -> None:
+        self._manager.tell(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
+        try:
+            settings = configuration.load(self._path)
+            logging.configure(settings.log.level, settings.log.format)
+        except configuration.ConfigError as error:
+            log.error("configuration_not_reloaded", mistakes=str(error).splitlines()[1:] or [str(error)])  # noqa: TRY400 (a user's mistake has no traceback)
+        self._manager.tell(READY=1)
+
+    def _report(self, node: Node) -> None:
+        """Tell the service manager that the node does its work, as long as it does, and how things stand."""
+        interval_s = min(REPORT_S, (self._manager.watchdog_s or 3 * REPORT_S) / 3)
+        while not self._ended.wait(interval_s):
+            wrong = [f"{what} {reason}" for what, reason in node.health().items() if reason]
+            if wrong:
+                self._manager.tell(STATUS="; ".join(wrong))
+            else:
+                self._manager.tell(WATCHDOG=1, STATUS=node.summary())
