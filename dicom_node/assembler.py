@@ -204,6 +204,10 @@ class Assembler:
         """Series without a result yet, by SeriesInstanceUID: images the worker has seen, and images here."""
         return {a.series_uid: (len(a.planes), len(a.paths)) for a in self._assemblies.values()}
 
+    def unfinished(self) -> int:
+        """How many series the worker is at: it has not seen all of their slices, or makes their results."""
+        return sum(a.closed or not a.is_seen() for a in self._assemblies.values())
+
     def due(self, now: float) -> list[Assembly]:
         """Series that close now; each is given out once."""
         closing = [a for a in self._open.values() if a.is_seen() and self._is_complete(a, now)]

@@ -105,6 +105,7 @@ class Node:
         self.metrics.watch(self._journal, folder, self._gauges)
         self._web = self._made_web() if config.web.port is not None else None
         self._first_answer: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._is_closed = False
 
     @property
     def port(self) -> int:
@@ -147,8 +148,28 @@ class Node:
             self.stop()
             raise
 
+    def close(self) -> None:
+        """Take no more associations; those that are open go on, and so does what they have brought."""
+        self._is_closed = True
+        self._receiver.close()
+
+    def unfinished(self, within_s: float) -> dict[str, Any]:
+        """What a stop may wait for: open associations, series that are being analysed, results that are due by then."""
+        by = time.time() + within_s
+        try:
+            due = {each.name: self._journal.next_due(each.name) for each in self.config.destinations}
+        except JournalError:
+            due = {}
+        found = {
+            "associations": self._receiver.associations(),
+            "series": self._ask_desk(self._assembler.unfinished),
+            "destinations": [name for name, at in due.items() if at is not None and at <= by],
+        }
+        return {what: waiting for what, waiting in found.items() if waiting}
+
     def stop(self) -> None:
         """Stop taking slices, finish what the worker has been told, keep the rest for the next start."""
+        self._is_closed = True
         self._receiver.stop()
         if self._web:
             self._web.stop()
@@ -173,7 +194,8 @@ class Node:
         free_gb, floor = shutil.disk_usage(self.config.node.folder).free / 1e9, self.config.node.free_floor_gb
         full = f"{free_gb:.1f} GB free, slices are refused below {floor:g}" if free_gb < floor else ""
         worker = "" if self._dispatch.is_ready else "no worker is ready; slices are taken, and wait"
-        return self.health() | {"worker": worker, "disk": full}
+        stopping = {"node": "is stopping"} if self._is_closed else {}
+        return self.health() | {"worker": worker, "disk": full} | stopping
 
     def summary(self) -> str:
         """Where it listens and what waits, in a line for people."""
@@ -188,7 +210,8 @@ class Node:
         parked = owed.pop(DeliveryState.PARKED, 0)
         counts += f", {sum(owed.values())} results to send" + f", {parked} PARKED" * (parked > 0)
         worker = "" if self._dispatch.is_ready else "; no worker is ready"
-        return f"{node.ae_title} on {node.address}:{self.port}: {counts}{worker}"
+        where = "stopping" if self._is_closed else f"{node.ae_title} on {node.address}:{self.port}"
+        return f"{where}: {counts}{worker}"
 
     def _gauges(self) -> dict[str, float]:
         progress = self._ask_desk(self._assembler.progress) or {}

@@ -160,6 +160,15 @@ class Receiver:
             ) from error
         log.info("receiver_started", ae_title=self._ae_title, port=self.port)
 
+    def close(self) -> None:
+        """Close the port; associations that are open go on."""
+        if self._acceptor is not None:
+            self._acceptor.close()
+
+    def associations(self) -> list[str]:
+        """Who has an association; without them, the intake has heard the end of every one."""
+        return self._acceptor.associations() if self._acceptor else []
+
     def stop(self) -> None:
         """Close the port and cut what is open. On return the intake has heard the end of every association."""
         if self._acceptor is not None:

@@ -1,6 +1,6 @@
 """The node as a service: which signals it obeys, and what it tells whoever supervises it.
 
-SIGTERM and SIGINT stop it, SIGHUP has its configuration read again.
+SIGTERM and SIGINT stop it in order, a second one at once; SIGHUP has its configuration read again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import queue
 import signal
 import time
 from threading import Event, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import structlog
 
@@ -22,6 +22,10 @@ from dicom_node.systemd import ServiceManager
 if TYPE_CHECKING:
     from pathlib import Path
 
+# for open associations to end, and for what they brought to be analysed and delivered: a head takes seconds. More would
+# hold up whoever restarts a node in the middle of the day, and nothing is lost that does not come so far
+DRAIN_S = 10.0
+LOOK_S = 0.1  # how often is looked whether it has
 REPORT_S = 15.0  # how often the service manager is told how things stand, where its watchdog wants no more
 
 log = structlog.get_logger("scanside")
@@ -41,6 +45,7 @@ class Service:
         self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._manager = ServiceManager(os.environ)
         self._ended = Event()
+        self._is_told_to_stop = False
 
     def run(self) -> None:
         """Serve until told to stop.
@@ -54,7 +59,7 @@ class Service:
         logging.configure(settings.log.level, settings.log.format)
         node = Node(settings)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda received, _frame: self._signals.put(received))
+            signal.signal(number, lambda received, _frame: self._hear(received, node))
         node.start()
         log.info("node_started", ae_title=settings.node.ae_title, address=settings.node.address, port=node.port)
         self._manager.tell(READY=1, STATUS=node.summary())
@@ -63,9 +68,30 @@ class Service:
         while self._signals.get() == signal.SIGHUP:
             self._reload()
         self._manager.tell(STOPPING=1, STATUS="stopping")
-        node.stop()
+        self._drain(node)
         self._ended.set()
+        node.stop()
         log.info("node_stopped")
+
+    def _hear(self, number: int, node: Node) -> None:
+        """Take a signal, in the main thread between any two of its steps."""
+        if number != signal.SIGHUP:
+            if self._is_told_to_stop:
+                _end_at_once(node)
+            self._is_told_to_stop = True
+        self._signals.put(number)
+
+    def _drain(self, node: Node) -> None:
+        """Take no more associations, and let those that are open, and what they brought, be finished."""
+        node.close()
+        deadline, before = time.monotonic() + DRAIN_S, None
+        while (left_s := deadline - time.monotonic()) > 0 and (waiting := node.unfinished(left_s)):
+            if waiting != before:
+                log.info("stop_waits", **waiting, at_most_s=round(left_s, 1))
+                before = waiting
+            time.sleep(LOOK_S)
+        if left_s <= 0 and before:
+            log.warning("stop_waits_no_longer", **before, after_s=DRAIN_S)
 
     def _reload(self) -> None:
         self._manager.tell(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
@@ -85,3 +111,10 @@ class Service:
                 self._manager.tell(STATUS="; ".join(wrong))
             else:
                 self._manager.tell(WATCHDOG=1, STATUS=node.summary())
+
+
+def _end_at_once(node: Node) -> NoReturn:
+    """Wait for nothing: what was acknowledged is on the disk, as after a power cut."""
+    log.warning("node_stopped_at_once", remedy="the next start goes on with what is left")
+    node.supervisor.kill()
+    os._exit(0)

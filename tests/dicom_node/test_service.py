@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -14,13 +15,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SegmentationStorage
+from pynetdicom import AE
+from pynetdicom.association import Association
 from structlog.testing import capture_logs
 
+from dicom_node import sender, service, supervisor
+from dicom_node.journal import ResultFile, SeriesState
+from dicom_node.pacs import Pacs
+from dicom_node.scanner import push
 from dicom_node.service import Service
 from dicom_node.systemd import ServiceManager
 from dicom_node.toml import show
-from tests.dicom_node.conftest import PATIENCE_S, config_for
+from tests.dicom_node.conftest import PATIENCE_S, Pushable, config_for, running, wait_until
 
 PACKAGING = Path(__file__).parents[2] / "packaging"
 UNIT = PACKAGING / "scanside.service"
@@ -60,11 +69,12 @@ def manager(request, tmp_path) -> Iterator[Manager]:
 
 
 @contextmanager
-def served(config: Path, **environment: str) -> Iterator[subprocess.Popen]:
+def served(config: Path, *, drain_s: float = 60, **environment: str) -> Iterator[subprocess.Popen]:
     """`scanside serve`, and killed if the test did not end it."""
+    program = f"from dicom_node import service; service.DRAIN_S = {drain_s}; from scanside import main; main()"
     with config.with_suffix(".log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "scanside", "serve", "--config", str(config)],
+            [sys.executable, "-c", program, "serve", "--config", str(config)],
             stderr=log, env=os.environ | environment, start_new_session=True,
         )  # fmt: skip
     try:
@@ -76,8 +86,7 @@ def served(config: Path, **environment: str) -> Iterator[subprocess.Popen]:
 
 
 def test_the_service_manager_hears_of_the_start_the_watchdog_a_reload_and_the_stop(tmp_path, manager):
-    config = tmp_path / "node.toml"
-    config.write_text(show(config_for(tmp_path / "node", 1)))
+    config = written(tmp_path, 1)
     with served(config, NOTIFY_SOCKET=manager.address, WATCHDOG_USEC="600000") as process:
         ready = manager.next()
         assert ready["READY"] == "1"
@@ -92,6 +101,116 @@ def test_the_service_manager_hears_of_the_start_the_watchdog_a_reload_and_the_st
         process.send_signal(signal.SIGTERM)
         assert manager.until("STOPPING")["STOPPING"] == "1"
         assert process.wait(PATIENCE_S) == 0
+
+
+def events(config: Path, name: str) -> list[dict]:
+    """What a served node has logged under a name."""
+    lines = config.with_suffix(".log").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["event"] == name]
+
+
+def started(config: Path) -> int:
+    """The port of a served node, once it listens."""
+    wait_until(lambda: events(config, "node_started"), "node_started in the log")
+    return events(config, "node_started")[0]["port"]
+
+
+def written(folder: Path, port: int, **node: object) -> Path:
+    """A configuration file for a node that has an archive at a port."""
+    config = config_for(folder / "node", port)
+    path = folder / "node.toml"
+    path.write_text(show(config.model_copy(update={"node": config.node.model_copy(update=node)})))
+    return path
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+def test_who_sends_when_the_node_is_told_to_stop_finishes_and_has_its_result(bleeding: Pushable, tmp_path, pacs: Pacs):
+    config, web = written(tmp_path, pacs.port), free_port()
+    seen = []
+
+    def stop_at_the_tenth(_: object) -> None:
+        seen.append(1)
+        if len(seen) == 10:
+            process.send_signal(signal.SIGTERM)
+            wait_until(lambda: events(config, "stop_waits"), "stop_waits in the log")
+            answer = httpx.get(f"http://127.0.0.1:{web}/readyz")
+            assert (answer.status_code, answer.json()["node"]) == (503, "is stopping")
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port))
+
+    with served(config, SCANSIDE_WEB__PORT=str(web)) as process:
+        port = started(config)
+        sent = push(
+            bleeding.paths, ("127.0.0.1", port), calling_ae="CT1", called_ae="SCANSIDE", on_slice=stop_at_the_tenth
+        )
+        assert not sent.failed
+        assert process.wait(PATIENCE_S) == 0
+    assert any(sop_class == SegmentationStorage for _, sop_class, _ in pacs.received)
+    (report,) = (json.loads(path.read_text()) for path in (tmp_path / "node").rglob("report.json"))
+    assert (report["slices"], report["provisional"]) == (len(bleeding.paths), False)
+    waits = events(config, "stop_waits")
+    assert waits[0]["associations"][0].startswith("CT1@127.0.0.1:")
+    assert not events(config, "stop_waits_no_longer")
+
+
+def test_a_stop_waits_for_results_that_may_still_be_delivered_in_time(tmp_path):
+    """Nobody listens at the archive's port: what is owed is tried again, in seconds, and for ever."""
+    with running(config_for(tmp_path / "node", 1)) as node:
+        assert node.unfinished(60) == {}
+        made = ResultFile("sr", tmp_path / "sr.dcm", "1.2", "1.2.3")
+        node._journal.record_result(
+            "1", "2", 1, state=SeriesState.ANALYSED, reason=None, slices=1, report_json=None, files=[made],
+            destinations={"pacs": ["sr"]},
+        )  # fmt: skip
+        assert node.unfinished(600) == {"destinations": ["pacs"]}
+        assert node.unfinished(-600) == {}
+        assert not node.readiness().get("node")
+        node.close()
+        assert node.readiness()["node"] == "is stopping"
+        assert node.summary().startswith("stopping: 0 series open, 0 images to analyse, 1 results to send")
+
+
+@contextmanager
+def associated(port: int) -> Iterator[Association]:
+    ae = AE("CT1")
+    ae.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
+    association = ae.associate("127.0.0.1", port, ae_title="SCANSIDE")
+    assert association.is_established
+    connection = association.dul.socket.socket
+    try:
+        yield association
+    finally:
+        if association.is_established:
+            association.abort()
+        connection.close()
+
+
+def test_who_goes_on_sending_is_cut_off_and_what_it_sent_stays(bleeding: Pushable, tmp_path):
+    config = written(tmp_path, 1)
+    with served(config, drain_s=1) as process:
+        with associated(started(config)) as association:
+            assert association.send_c_store(bleeding.paths[0]).Status == 0
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE_S) == 0
+            wait_until(lambda: not association.is_established, "the end of the association")
+        assert events(config, "stop_waits_no_longer")[0]["associations"][0].startswith("CT1@")
+    assert len(list((tmp_path / "node" / "spool").rglob("*.dcm"))) == 1
+
+
+def test_a_second_signal_ends_the_node_at_once(tmp_path):
+    config = written(tmp_path, 1)
+    with served(config, drain_s=600) as process, associated(started(config)):
+        worker = events(config, "worker_ready")[0]["pid"]
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: events(config, "stop_waits"), "stop_waits in the log")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
+        assert events(config, "node_stopped_at_once")
+        wait_until(lambda: not Path(f"/proc/{worker}").exists(), "the worker's end")
 
 
 def test_a_node_without_a_service_manager_tells_nobody(tmp_path):
@@ -178,6 +297,8 @@ def test_systemd_calls_the_unit_well_confined():
 
 def test_the_unit_leaves_time_for_the_stop_and_room_for_the_gpu():
     settings = re.findall(r"^(\w+)=(.*)$", UNIT.read_text(), re.MULTILINE)
+    silent_archive_s = sender.CONNECT_TIMEOUT_S + max(sender.ACSE_TIMEOUT_S, sender.DIMSE_TIMEOUT_S)
+    assert int(dict(settings)["TimeoutStopSec"]) > service.DRAIN_S + supervisor.GRACE_S + silent_archive_s
     assert ("DeviceAllow", "char-nvidia* rw") in settings
     assert not any(name == "PrivateDevices" for name, _ in settings)
     assert "SCANSIDE_NODE__FOLDER=/var/lib/scanside" in dict(settings)["Environment"]
