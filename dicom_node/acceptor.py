@@ -66,8 +66,7 @@ class Acceptor:
     ) -> None:
         self.contexts, self.services = list(contexts), services
         self.max_pdu, self.idle_timeout_s, self._tls = max_pdu, idle_timeout_s, tls
-        self._allowed, self._most = frozenset(allowed_calling_aes), max_associations
-        self._networks = [ip_network(network) for network in allowed_addresses]
+        self.reload(allowed_calling_aes, allowed_addresses, max_associations)
         self._lock = Lock()
         self._waiting: dict[Connection, None] = {}  # no association yet; the oldest first
         self._associated: set[Connection] = set()
@@ -78,6 +77,13 @@ class Acceptor:
         self.port: int = self._socket.getsockname()[1]
         self._thread = Thread(target=self._accept, name="acceptor", daemon=True)
         self._thread.start()
+
+    def reload(
+        self, allowed_calling_aes: Sequence[str], allowed_addresses: Sequence[str], max_associations: int
+    ) -> None:
+        """Go by these from the next connection on; associations that are open stay."""
+        self._allowed, self._most = frozenset(allowed_calling_aes), max_associations
+        self._networks = [ip_network(network) for network in allowed_addresses]
 
     def close(self) -> None:
         """Close the port: no more associations, also for who is connected and has none. Those that are open go on."""

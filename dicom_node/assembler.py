@@ -92,6 +92,10 @@ class Assembly:
         """Its folder in the spool, whose last two parts are safe names for study and series."""
         return next(iter(self.paths)).parent
 
+    def forget_partial(self) -> None:
+        """Have `is_partial` look again."""
+        self._partial = (0, False)
+
     def is_partial(self, min_coverage_mm: float) -> bool:
         """Whether slices are missing between or beyond those there are; what makes no stack is not waited for."""
         if self._partial[0] != len(self.planes):
@@ -130,6 +134,12 @@ class Assembler:
         self._history, self._lists = history, lists
         self._assemblies: dict[str, Assembly] = {}  # by name
         self._open: dict[tuple[str, str], Assembly] = {}  # by study and series UID: the newest revision, not closed
+
+    def reload(self, idle_timeout_s: float, min_coverage_mm: float) -> None:
+        """Go by other limits, also with the series that are open."""
+        self._idle_timeout_s, self._min_coverage_mm = idle_timeout_s, min_coverage_mm
+        for assembly in self._assemblies.values():
+            assembly.forget_partial()
 
     def stored(self, association: Hashable, instance: Instance, now: float) -> tuple[Assembly, list[Path]]:
         """Take note of a new instance.

@@ -84,17 +84,14 @@ class Node:
         self._commitments = Commitments(
             self._journal, self._spool, self._announced, config.scanners, config.node.ae_title, self._told, identity
         )
-        keep_days = config.node.keep_days
-        self._retention = Retention(self._spool, self._journal, folder / "results", keep_days) if keep_days else None
+        self._retention = Retention(self._spool, self._journal, folder / "results", config.node.keep_days)
         self._receiver = Receiver(
             ae_title=config.node.ae_title,
             address=config.node.address,
             port=config.node.port,
             spool=self._spool,
             intake=self,
-            allowed_calling_aes=config.node.allowed_calling_aes,
-            allowed_addresses=config.node.allowed_addresses,
-            max_associations=config.node.max_associations,
+            **_limits(config),
             identity=identity if config.node.tls else None,
             metrics=self.metrics,
             services={
@@ -138,8 +135,7 @@ class Node:
         self._desk.start()
         self._sender.start()
         self._commitments.start()
-        if self._retention:
-            self._retention.start()
+        self._retention.start()
         try:
             if self._web:
                 self._web.start()
@@ -147,6 +143,18 @@ class Node:
         except ScansideError:  # a port is taken
             self.stop()
             raise
+
+    def reload(self, config: Config) -> None:
+        """Go on with another configuration, which differs in what a running node can change (`reload.merge`)."""
+        self.config = config
+        self._spool.reload(config.node.free_floor_gb, config.node.max_instance_mb)
+        self._receiver.reload(**_limits(config))
+        self._commitments.reload(config.scanners)
+        self._retention.reload(config.node.keep_days)
+        self._sender.reload(config.destinations)
+        self.supervisor.reload(_opening(config))
+        series = config.series
+        self._events.put(lambda: self._assembler.reload(series.idle_timeout_s, series.min_coverage_mm))
 
     def close(self) -> None:
         """Take no more associations; those that are open go on, and so does what they have brought."""
@@ -177,8 +185,7 @@ class Node:
         self._events.put(None)
         self._desk.join()
         self._commitments.stop()
-        if self._retention:
-            self._retention.stop()
+        self._retention.stop()
         self._sender.stop()
         self._journal.close()
         self._lock.release()
@@ -329,6 +336,12 @@ class Node:
             for source in (Source.STEP, Source.COMMITMENT)
         )
         return step, committed
+
+
+def _limits(config: Config) -> dict[str, Any]:
+    """Who may connect, and how many."""
+    names = ("allowed_calling_aes", "allowed_addresses", "max_associations")
+    return {name: getattr(config.node, name) for name in names}
 
 
 def _opening(config: Config) -> dict[str, Any]:

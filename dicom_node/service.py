@@ -16,8 +16,10 @@ import structlog
 
 from dicom_node import config as configuration
 from dicom_node import log as logging
+from dicom_node import reload
 from dicom_node.node import Node
 from dicom_node.systemd import ServiceManager
+from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,7 +68,7 @@ class Service:
         if self._manager.listens:
             Thread(target=self._report, args=(node,), name="watchdog", daemon=True).start()
         while self._signals.get() == signal.SIGHUP:
-            self._reload()
+            self._reload(node)
         self._manager.tell(STOPPING=1, STATUS="stopping")
         self._drain(node)
         self._ended.set()
@@ -93,14 +95,19 @@ class Service:
         if left_s <= 0 and before:
             log.warning("stop_waits_no_longer", **before, after_s=DRAIN_S)
 
-    def _reload(self) -> None:
+    def _reload(self, node: Node) -> None:
         self._manager.tell(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
         try:
-            settings = configuration.load(self._path)
+            settings, changed, waiting = reload.merge(node.config, configuration.load(self._path))
+        except ScansideError as error:
+            log.error("configuration_not_reloaded", mistakes=reload.mistakes(error))  # noqa: TRY400 (a user's mistakes)
+        else:
             logging.configure(settings.log.level, settings.log.format)
-        except configuration.ConfigError as error:
-            log.error("configuration_not_reloaded", mistakes=str(error).splitlines()[1:] or [str(error)])  # noqa: TRY400 (a user's mistake has no traceback)
-        self._manager.tell(READY=1)
+            node.reload(settings)
+            log.info("configuration_reloaded", changed=changed)
+            if waiting:
+                log.warning("restart_needed", unchanged=waiting, remedy="they change when the node is started again")
+        self._manager.tell(READY=1, STATUS=node.summary())
 
     def _report(self, node: Node) -> None:
         """Tell the service manager that the node does its work, as long as it does, and how things stand."""

@@ -174,6 +174,37 @@ def test_a_stop_waits_for_results_that_may_still_be_delivered_in_time(tmp_path):
         assert node.summary().startswith("stopping: 0 series open, 0 images to analyse, 1 results to send")
 
 
+def test_a_reload_says_what_it_changes_what_it_can_not_and_what_is_wrong(tmp_path):
+    config = written(tmp_path, 1)
+    good = config.read_text()
+    with served(config) as process:
+        port = started(config)
+        config.write_text(
+            good.replace("port = 0", "port = -1").replace("max_associations = 16", "max_associations = 0")
+        )
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: events(config, "configuration_not_reloaded"), "a refusal in the log")
+        assert events(config, "configuration_not_reloaded")[0]["mistakes"] == [
+            "node.port: -1 is below 0",
+            "node.max_associations: 0 is below 1",
+        ]
+        with associated(port):  # as before
+            config.write_text(
+                good.replace("port = 0", "port = 104").replace(
+                    "allowed_calling_aes = []", 'allowed_calling_aes = ["CT2"]'
+                )
+            )
+            process.send_signal(signal.SIGHUP)
+            wait_until(lambda: events(config, "restart_needed"), "what needs a restart in the log")
+        assert events(config, "configuration_reloaded")[0]["changed"] == ["node.allowed_calling_aes"]
+        assert events(config, "restart_needed")[0]["unchanged"] == ["node.port"]
+        ae = AE("CT1")
+        ae.add_requested_context(CTImageStorage)
+        assert ae.associate("127.0.0.1", port).is_rejected
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
+
+
 @contextmanager
 def associated(port: int) -> Iterator[Association]:
     ae = AE("CT1")
