@@ -151,28 +151,10 @@ def demo(
 
 @app.command()
 def serve(config: ConfigFile) -> None:
-    """Run the node until it is told to stop (SIGTERM or Ctrl-C)."""
-    import signal
-    import threading
+    """Run the node until it is told to stop (SIGTERM or Ctrl-C); SIGHUP has the configuration read again."""
+    from dicom_node.service import Service
 
-    import structlog
-
-    from dicom_node import config as configuration
-    from dicom_node import log
-    from dicom_node.node import Node
-
-    settings = configuration.load(config)
-    log.configure(settings.log.level, settings.log.format)
-    node = Node(settings)
-    told = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: told.set())
-    node.start()
-    events = structlog.get_logger("scanside")
-    events.info("node_started", ae_title=settings.node.ae_title, address=settings.node.address, port=node.port)
-    told.wait()
-    node.stop()
-    events.info("node_stopped")
+    Service(config).run()
 
 
 @app.command()

@@ -126,9 +126,13 @@ class Analyser:
         max_batch: int,
         max_lossy_ratio: float = 1.0,
     ) -> None:
-        self._bundle, self.session, self._rules = bundle, session, tuple(rules)
-        self._min_slices, self._min_coverage_mm, self.max_batch = min_slices, min_coverage_mm, max_batch
-        self._max_lossy_ratio = max_lossy_ratio
+        self.bundle, self.session, self.max_batch = bundle, session, max_batch
+        self.reload(rules, min_slices=min_slices, min_coverage_mm=min_coverage_mm, max_lossy_ratio=max_lossy_ratio)
+
+    def reload(self, rules: Sequence[Rule], *, min_slices: int, min_coverage_mm: float, max_lossy_ratio: float) -> None:
+        """Go by other rules and limits, from the next slice and the next series that closes on."""
+        self._rules, self._max_lossy_ratio = tuple(rules), max_lossy_ratio
+        self._min_slices, self._min_coverage_mm = min_slices, min_coverage_mm
 
     def feed(self, series: Series, paths: Sequence[Path]) -> list[Seen]:
         """Decode slices of an open series, and infer those whose neighbours are there, together in batches.
@@ -154,7 +158,7 @@ class Analyser:
                 continue
             series.add(path, header, slice_)
             seen.append(Seen(path, slice_.plane, None))
-        view = self._bundle.view
+        view = self.bundle.view
         if view.answered == 1:
             ends = view.shown // 2  # slices that may still get other neighbours
             try:
@@ -169,7 +173,7 @@ class Analyser:
 
     def _views(self, keys: Sequence[str]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
         """Views of a stack: the slices that each shows, and those that it answers."""
-        views = self._bundle.view.over(len(keys))
+        views = self.bundle.view.over(len(keys))
         return [(tuple(keys[i] for i in shown), tuple(keys[i] for i in answered)) for shown, answered in views]
 
     def _infer(self, series: Series, views: Sequence[tuple[tuple[str, ...], tuple[str, ...]]]) -> None:
@@ -182,7 +186,7 @@ class Analyser:
             hu = {key: series.hu(key) for shown, _ in batch for key in shown}
             answers = self.session.infer(np.stack([[hu[key] for key in shown] for shown, _ in batch]))
             for number, (shown, answered) in enumerate(batch):
-                first = number * self._bundle.view.answered
+                first = number * self.bundle.view.answered
                 for key, answer in zip(answered, answers[first:], strict=False):
                     series.labels[key], series.looked_at[key] = answer, shown
 
@@ -236,7 +240,7 @@ class Analyser:
         report = compose(
             stack,
             series.labels,
-            self._bundle,
+            self.bundle,
             self.session.identity,
             self._rules,
             missing=[*missing, *incomplete],

@@ -122,11 +122,15 @@ class Commitments:
         identity: Identity | None = None,
     ) -> None:
         self._journal, self._outbox, self._spool, self._announced = journal, Outbox(journal), spool, announced
-        self._scanners = {scanner.ae_title: scanner for scanner in scanners}
+        self.reload(scanners)
         self._ae_title, self._told, self._identity = ae_title, told, identity
         self._news = Event()
         self._stopping = False
         self._thread = Thread(target=self._run, name="commitment", daemon=True)
+
+    def reload(self, scanners: tuple[Scanner, ...]) -> None:
+        """Know the ports of these from now on."""
+        self._scanners = {scanner.ae_title: scanner for scanner in scanners}
 
     def start(self) -> None:
         self._thread.start()

@@ -167,6 +167,14 @@ class Outbox:
                     (next_try, error, item_id),
                 )
 
+    def hurry(self, destination: str) -> None:
+        """Have what waits for a destination tried now: its address was wrong, and is not any more."""
+        with self._journal.transaction() as execute:
+            execute(
+                "UPDATE outbox SET next_try = ? WHERE destination = ? AND state IN ('waiting', 'unconfirmed')",
+                (time.time(), destination),
+            )
+
     # whether it is kept
 
     def unconfirmed(self, destination: str, now: float) -> list[OutboxItem]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 import ssl
 import time
+from contextlib import suppress
 from threading import Event, Thread
 from typing import TYPE_CHECKING, ClassVar
 
@@ -21,6 +22,7 @@ from pynetdicom import AE, build_context, evt
 from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS, code_to_category
 
 from dicom_node.confirmation import Confirmation
+from dicom_node.journal import JournalError
 from dicom_node.outbox import DeliveryState, back_off_s
 from dicom_node.wire import Answers, PromptSocket
 from runtime.errors import ScansideError
@@ -82,7 +84,9 @@ class Sender:
         identity: Identity | None = None,
     ) -> None:
         self._outbox = outbox
-        self._couriers = [_Courier(outbox, each, ae_title, on_sent, identity) for each in destinations]
+        self._way = ae_title, on_sent, identity
+        self._couriers = [_Courier(outbox, each, *self._way) for each in destinations]
+        self._leaving: list[_Courier] = []  # of destinations that are gone: they end after the object on the wire
 
     def start(self) -> None:
         known = {courier.destination.name for courier in self._couriers}
@@ -99,6 +103,24 @@ class Sender:
         for courier in self._couriers:
             courier.wake()
 
+    def reload(self, destinations: Sequence[Destination]) -> None:
+        """Serve these from now on; what one that is gone is owed stays in the journal until it is configured again."""
+        before = {courier.destination.name: courier for courier in (*self._leaving, *self._couriers)}
+        couriers = []
+        for destination in destinations:
+            old = before.get(destination.name)
+            if old in self._couriers and old.destination == destination:
+                couriers.append(before.pop(destination.name))
+                continue
+            if old:
+                with suppress(JournalError):  # or else later
+                    self._outbox.hurry(destination.name)
+            couriers.append(_Courier(self._outbox, destination, *self._way, after=old))
+            couriers[-1].start()
+        for courier in before.values():
+            courier.stop()
+        self._couriers, self._leaving = couriers, [courier for courier in before.values() if courier.is_alive()]
+
     def stop(self) -> None:
         """Finish the object on the wire, leave the rest for the next start, and wait for the threads.
 
@@ -106,7 +128,7 @@ class Sender:
         """
         for courier in self._couriers:
             courier.stop()
-        for courier in self._couriers:
+        for courier in (*self._couriers, *self._leaving):
             if courier.is_alive():  # a node that could not start stops what it never started
                 courier.join()
 
@@ -121,8 +143,10 @@ class _Courier(Thread):
         ae_title: str,
         on_sent: Callable[[OutboxItem], None] | None,
         identity: Identity | None,
+        after: _Courier | None = None,
     ) -> None:
         super().__init__(name=f"sender-{destination.name}", daemon=True)
+        self._after = after  # who served it before: a destination has one sender
         self.destination = destination
         self._outbox = outbox
         self._ae_title = ae_title
@@ -140,8 +164,12 @@ class _Courier(Thread):
         self._news.set()
 
     def run(self) -> None:
+        if self._after:
+            self._after.join()
+            self._after = None
         if self.destination.confirm == "no":
-            self._outbox.believe(self.destination.name)
+            with suppress(JournalError):  # or else at the next start
+                self._outbox.believe(self.destination.name)
         while not self._stopping:
             self._news.clear()  # before the journal is read: what is recorded from here on cuts the sleep short
             try:

@@ -541,6 +541,45 @@ def test_stopping_leaves_the_rest_for_the_next_start(journal, serve, run, owe):
     assert archive.uids == expected
 
 
+def test_a_destination_that_moves_gets_at_once_what_waits_for_it(journal, serve, run, owe, monkeypatch):
+    monkeypatch.setattr(outbox, "FIRST_WAIT_S", 200.0)
+    monkeypatch.setattr(sender, "LONGEST_WAIT_S", 200.0)
+    archive = Archive()
+    expected = owe("1.1", "pacs")
+    running, _ = run(to(free_port()))
+    wait_for(all_in(journal, DeliveryState.WAITING))
+    running.reload([to(serve(archive))])
+    wait_for(all_in(journal, DeliveryState.SENT))
+    assert archive.uids == expected
+
+
+def test_a_destination_that_goes_and_comes_back_gets_everything_once(journal, serve, run, owe):
+    """It goes while an object is on the wire, and is back, changed, before that has an answer: never two at once."""
+    asked, answered = threading.Event(), threading.Event()
+
+    def answer(_event) -> int:
+        asked.set()
+        assert answered.wait(DEADLINE_S)
+        return 0x0000
+
+    archive, other = Archive(answer=answer), Archive()
+    port, elsewhere = serve(archive), serve(other)
+    expected = owe("1.1", "pacs")
+    owe("1.2", "other")
+    running, _ = run(to(port), to(elsewhere, "other"))
+    assert asked.wait(DEADLINE_S)
+    kept = running._couriers[1]
+    running.reload([to(elsewhere, "other")])
+    running.reload([to(port).model_copy(update={"ae_title": "MOVED"}), to(elsewhere, "other")])
+    assert running._couriers[1] is kept
+    assert archive.associations == 1
+    answered.set()
+    wait_for(all_in(journal, DeliveryState.SENT))
+    wait_for(all_in(journal, DeliveryState.SENT, "other"))
+    assert archive.uids == expected
+    assert archive.associations == 2
+
+
 def test_stopping_what_was_never_started(journal):
     Sender(Outbox(journal), [to(104)], "NODE").stop()
 
