@@ -543,7 +543,7 @@ def test_stopping_leaves_the_rest_for_the_next_start(journal, serve, run, owe):
 
 def test_a_destination_that_moves_gets_at_once_what_waits_for_it(journal, serve, run, owe, monkeypatch):
     monkeypatch.setattr(outbox, "FIRST_WAIT_S", 200.0)
-    monkeypatch.setattr(sender, "LONGEST_WAIT_S", 200.0)
+    monkeypatch.setattr(outbox, "LONGEST_WAIT_S", 200.0)
     archive = Archive()
     expected = owe("1.1", "pacs")
     running, _ = run(to(free_port()))
