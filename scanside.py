@@ -378,11 +378,13 @@ def phantom(
     hard: Annotated[
         bool, typer.Option(help="With motion, metal, decoys, old bleeds, pale blood: by the seed.")
     ] = False,
+    enhanced: Annotated[bool, typer.Option("--enhanced", help="One Enhanced CT, each slice a frame of it.")] = False,
 ) -> None:
     """Write a synthetic head CT as a DICOM series, with truth.json (ml per class) and truth.npz (masks) beside it."""
     import numpy as np
 
-    from dicom_node.phantom import write
+    from dicom_node import enhanced as multi_frame
+    from dicom_node import phantom as single_frame
     from training.lesions import CLASSES, Lesion, PhantomError
     from training.phantom import Scan, make
 
@@ -396,11 +398,12 @@ def phantom(
     blood = tuple(Lesion.parse(text) for text in lesions or ())
     target.mkdir(parents=True, exist_ok=True)
     made = make(blood, scan, seed=seed, hard=hard)
-    paths = write(made.slices, target, tilt_deg=tilt)
-    truth = {"volume_ml": made.truth_ml, "classes": CLASSES, "tilt_deg": tilt, "seed": seed, "slices": len(paths)}
+    (multi_frame if enhanced else single_frame).write(made.slices, target, tilt_deg=tilt)
+    count = len(made.slices)
+    truth = {"volume_ml": made.truth_ml, "classes": CLASSES, "tilt_deg": tilt, "seed": seed, "slices": count}
     (target / "truth.json").write_text(json.dumps(truth, indent=2) + "\n")
     np.savez_compressed(target / "truth.npz", labels=made.labels)
-    out.print(f"{len(paths)} slices in {target}: " + ", ".join(f"{n} {ml:.1f} ml" for n, ml in made.truth_ml.items()))
+    out.print(f"{count} slices in {target}: " + ", ".join(f"{n} {ml:.1f} ml" for n, ml in made.truth_ml.items()))
 
 
 # from data to a bundle

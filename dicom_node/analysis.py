@@ -15,6 +15,7 @@ import traceback
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -22,7 +23,7 @@ import numpy as np
 import structlog
 from pydicom import dcmread
 
-from dicom_node import capture, decode, results
+from dicom_node import capture, decode, results, source
 from dicom_node.gate import NotAnalysed, Reason
 from dicom_node.journal import ResultFile, Role, SeriesState
 from runtime import geometry
@@ -30,7 +31,7 @@ from runtime.errors import DeviceLost, GeometryError, InferenceError
 from runtime.report import compose
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
@@ -45,11 +46,14 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What became of one file: a plane when it was analysed, a reason when it was turned away."""
+    """What became of each image of a file: a plane when it was analysed, a reason when it was turned away."""
 
     path: Path
-    plane: Plane | None
-    refusal: NotAnalysed | None
+    images: list[Plane | NotAnalysed] = field(default_factory=list)
+
+    @property
+    def refusals(self) -> list[NotAnalysed]:
+        return [image for image in self.images if isinstance(image, NotAnalysed)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,7 @@ class Series:
     """What is known so far of one series that is still open."""
 
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
-    paths: dict[str, Path] = field(default_factory=dict)  # by SOPInstanceUID, like all below
+    paths: dict[str, Path] = field(default_factory=dict)  # by the slices' keys, like all below
     headers: dict[str, Dataset] = field(default_factory=dict)
     planes: dict[str, Plane] = field(default_factory=dict)
     sizes: set[tuple[int, ...]] = field(default_factory=set)
@@ -86,7 +90,7 @@ class Series:
     labels: dict[str, SliceLabels] = field(default_factory=dict)
     looked_at: dict[str, tuple[str, ...]] = field(default_factory=dict)  # what each answer was made from
     refused: list[NotAnalysed] = field(default_factory=list)
-    repeated: int = 0  # files that say they are an image that is here already
+    repeated: int = 0  # images that say they are one that is here already
 
     def add(self, path: Path, header: Dataset, slice_: Slice) -> None:
         """Take a slice in and find its place among the others."""
@@ -98,7 +102,10 @@ class Series:
 
     def hu(self, key: str) -> NDArray[np.int16]:
         """HU of a slice: one of the last, or decoded again, for keeping all would hold whole series in memory."""
-        return self.recent[key] if key in self.recent else decode.read(self.paths[key], math.inf)[1].hu
+        if key in self.recent:
+            return self.recent[key]
+        _, slice_ = next(decode.read(self.paths[key], math.inf, source.frame_number(self.headers[key])))
+        return slice_.hu
 
 
 class Analyser:
@@ -134,30 +141,47 @@ class Analyser:
         self._rules, self._max_lossy_ratio = tuple(rules), max_lossy_ratio
         self._min_slices, self._min_coverage_mm = min_slices, min_coverage_mm
 
-    def feed(self, series: Series, paths: Sequence[Path]) -> list[Seen]:
+    def feed(self, series: Series, paths: Sequence[Path], on_more: Callable[[], None] = lambda: None) -> list[Seen]:
         """Decode slices of an open series, and infer those whose neighbours are there, together in batches.
 
         A network for volumes sees none before the series closes.
+
+        Parameters
+        ----------
+        paths : files; of a multi-frame image every frame is a slice
+        on_more : called after each batch but the last: a file may hold many
 
         Raises
         ------
         DeviceLost : the engine's GPU failed or hangs; nothing is wrong with the series
 
         """
-        seen = []
-        for path in paths:
-            try:
-                header, slice_ = decode.read(path, self._max_lossy_ratio)
-            except NotAnalysed as refusal:
-                series.refused.append(refusal)
-                seen.append(Seen(path, None, refusal))
-                continue
-            if slice_.key in series.paths:
-                series.repeated += 1
-                seen.append(Seen(path, slice_.plane, None))
-                continue
-            series.add(path, header, slice_)
-            seen.append(Seen(path, slice_.plane, None))
+        seen = [Seen(path) for path in paths]
+        images = ((one, image) for one in seen for image in decode.read(one.path, self._max_lossy_ratio))
+        batch = list(islice(images, self.max_batch))  # no more in memory, however many frames a file has
+        while batch:
+            for one, image in batch:
+                self._take(series, one, image)
+            self._infer_due(series)
+            if batch := list(islice(images, self.max_batch)):
+                on_more()
+        return seen
+
+    @staticmethod
+    def _take(series: Series, seen: Seen, image: tuple[Dataset, Slice] | NotAnalysed) -> None:
+        if isinstance(image, NotAnalysed):
+            series.refused.append(image)
+            seen.images.append(image)
+            return
+        header, slice_ = image
+        seen.images.append(slice_.plane)
+        if slice_.key in series.paths:
+            series.repeated += 1
+        else:
+            series.add(seen.path, header, slice_)
+
+    def _infer_due(self, series: Series) -> None:
+        """Infer what has its neighbours, and forget HU that no view will need."""
         view = self.bundle.view
         if view.answered == 1:
             ends = view.shown // 2  # slices that may still get other neighbours
@@ -169,7 +193,6 @@ class Analyser:
                 log.error("inference_failed", reason=str(error))  # noqa: TRY400
         for key in list(series.recent)[: -2 * self.max_batch - view.shown]:
             del series.recent[key]
-        return seen
 
     def _views(self, keys: Sequence[str]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
         """Views of a stack: the slices that each shows, and those that it answers."""
@@ -232,7 +255,7 @@ class Analyser:
         self._infer(series, self._views(stack.keys))
         incomplete, left_out = _refusals(series.refused)
         if series.repeated:
-            incomplete.append(f"{series.repeated} files carry the SOPInstanceUID of another and were left out")
+            incomplete.append(f"{series.repeated} images carry the SOPInstanceUID of another and were left out")
         if stack.coverage_mm < self._min_coverage_mm:
             incomplete.append(
                 f"the slices cover {stack.coverage_mm:.0f} mm, a whole head at least {self._min_coverage_mm:g}"
@@ -289,8 +312,10 @@ def to_json(report: Report) -> str:
 
 def _refusals(refused: Sequence[NotAnalysed]) -> tuple[list[str], list[str]]:
     """Sentences for slices that should have been analysed, and for images that were none of the head's slices."""
-    counts = Counter(refusal.reason for refusal in refused)
-    sentences = [(reason, f"{n} image{'s' * (n > 1)} not analysed: {reason.value}") for reason, n in counts.items()]
+    counts = Counter((refusal.reason, "image" if refusal.frame is None else "frame") for refusal in refused)
+    sentences = [
+        (reason, f"{n} {what}{'s' * (n > 1)} not analysed: {reason.value}") for (reason, what), n in counts.items()
+    ]
     incomplete = [text for reason, text in sentences if not reason.of_another_kind]
     return incomplete, [text for reason, text in sentences if reason.of_another_kind]
 

@@ -3,8 +3,9 @@
 A series closes when one of these holds:
 
 - all that the scanner's performed procedure step lists of it is here, and nothing else;
-- an association that brought several of its slices was released, none that still sends to it is open, or a request for
-  storage commitment lists just what is here; and the slices make a stack without gaps that covers a head;
+- an association that brought several of its slices, in one file or in many, was released, none that still sends to it
+  is open, or a request for storage commitment lists just what is here; and the slices make a stack without gaps that
+  covers a head;
 - nothing came for `idle_timeout_s`, or for three times as long as it ever paused. Then, and with a gap, the report is
   provisional and says why.
 
@@ -13,7 +14,6 @@ A slice that comes after that reopens the series as its next revision, with all 
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -42,11 +42,10 @@ class Assembly:
     ----------
     study_uid, series_uid, revision : which
     paths : in order of arrival (the keys; a dict for its fast look-up)
-    planes : of the slices that the worker has seen; None for an image it turned away
+    planes : of the slices that the worker has seen in each of them, one or as many as frames; None for one turned away
     feeding : open associations that brought slices
-    brought : slices by association
-    released : an association that brought several slices ended in order
-    aborted : one ended otherwise
+    brought : what came by each association
+    ends : of associations that brought slices, in their order, whether they were released
     last_arrival : clock at the last slice
     longest_pause_s : between two of its slices
     listed : names on disk of what the scanner's performed procedure step lists of it; empty where it said nothing
@@ -62,11 +61,10 @@ class Assembly:
     revision: int
     last_arrival: float
     paths: dict[Path, None] = field(default_factory=dict)
-    planes: dict[Path, Plane | None] = field(default_factory=dict)
+    planes: dict[Path, tuple[Plane | None, ...]] = field(default_factory=dict)
     feeding: set[Hashable] = field(default_factory=set)
-    brought: Counter[Hashable] = field(default_factory=Counter)
-    released: bool = False
-    aborted: bool = False
+    brought: dict[Hashable, list[Path]] = field(default_factory=dict)
+    ends: dict[Hashable, bool] = field(default_factory=dict)
     longest_pause_s: float = 0.0
     listed: frozenset[str] = frozenset()
     committed: frozenset[str] = frozenset()
@@ -96,12 +94,23 @@ class Assembly:
         """Have `is_partial` look again."""
         self._partial = (0, False)
 
+    @property
+    def was_released(self) -> bool | None:
+        """Whether the last association that tells something was released, not aborted; None where none tells.
+
+        The release of one that brought a single slice tells nothing. Who broke off may come back and finish.
+        """
+        for association, released in reversed(self.ends.items()):
+            if not released or sum(max(1, len(self.planes.get(path, ()))) for path in self.brought[association]) > 1:
+                return released
+        return None
+
     def is_partial(self, min_coverage_mm: float) -> bool:
         """Whether slices are missing between or beyond those there are; what makes no stack is not waited for."""
         if self._partial[0] != len(self.planes):
-            planes = {str(path): plane for path, plane in self.planes.items() if plane}
+            slices = enumerate(plane for planes in self.planes.values() for plane in planes if plane)
             try:
-                stack = geometry.stack(planes)
+                stack = geometry.stack({str(number): plane for number, plane in slices})
                 partial = bool(stack.gaps) or stack.coverage_mm < min_coverage_mm
             except GeometryError:
                 partial = False
@@ -158,7 +167,7 @@ class Assembler:
             new = [] if instance.path in assembly.paths else [instance.path]
         assembly.paths |= dict.fromkeys(new)
         assembly.feeding.add(association)
-        assembly.brought[association] += 1
+        assembly.brought.setdefault(association, []).append(instance.path)
         assembly.longest_pause_s = max(assembly.longest_pause_s, now - assembly.last_arrival)
         assembly.last_arrival = now
         return assembly, new
@@ -187,20 +196,17 @@ class Assembler:
         for assembly in self._open.values():
             if association in assembly.feeding:
                 assembly.feeding.discard(association)
-                if not released:
-                    assembly.aborted = True
-                elif assembly.brought[association] > 1:
-                    assembly.released, assembly.aborted = True, False  # who broke off before came back and finished
+                assembly.ends[association] = released
 
-    def seen(self, name: str, path: Path, plane: Plane | None) -> None:
-        """Take note of the worker's answer on a slice."""
+    def seen(self, name: str, path: Path, planes: tuple[Plane | None, ...]) -> None:
+        """Take note of the worker's answer on a file: where its slices lie."""
         if name in self._assemblies:
-            self._assemblies[name].planes[path] = plane
+            self._assemblies[name].planes[path] = planes
 
     def restarted(self) -> list[Assembly]:
         """Forget what the last worker said; every assembly has to be told to the next one."""
         for assembly in self._assemblies.values():
-            assembly.planes = dict.fromkeys(assembly.set_aside)
+            assembly.planes = dict.fromkeys(assembly.set_aside, ())
         return list(self._assemblies.values())
 
     def finished(self, name: str) -> Assembly | None:
@@ -242,7 +248,7 @@ class Assembler:
         if assembly.listed and here == assembly.listed:
             return True
         awaited = assembly.listed - here
-        released = assembly.released and not assembly.aborted
+        released = assembly.was_released
         ended = (released and not assembly.feeding) or (bool(here) and here == assembly.committed)
         if ended and not awaited and not assembly.is_partial(self._min_coverage_mm):
             return True
@@ -253,7 +259,7 @@ class Assembler:
             why = (
                 f"{len(awaited)} of {len(assembly.listed)} images that the scanner's procedure step lists are not here"
             )
-        elif assembly.aborted:
+        elif released is False:
             why = "the sender broke off or slices were refused"
         else:
             why = "the sender gave no sign that the series is complete"

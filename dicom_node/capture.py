@@ -11,17 +11,17 @@ import numpy as np
 from highdicom.sc import SCImage
 from highdicom.sr import CodedConcept
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
-from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 from pydicom.valuerep import DA, TM
 
 from dicom_node import codes
-from dicom_node.source import plane
+from dicom_node.source import frame_number, plane, reference, slice_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
+    from pydicom.dataset import Dataset
 
     from dicom_node.uids import Issue
     from runtime.types import Plane, Report, Vector
@@ -56,7 +56,7 @@ def key_slices(report: Report, keys: Sequence[str]) -> tuple[str, ...]:
     Parameters
     ----------
     report : what was found
-    keys : SOPInstanceUIDs of the stack, in order
+    keys : the slices' keys, in stack order
 
     """
     if not report.findings:
@@ -80,12 +80,12 @@ def build(
     ----------
     sources : normalised headers in stack order
     labels : ``(N, H, W)``, class index per pixel
-    hu : ``(H, W)`` Hounsfield units by SOPInstanceUID; every key must be a source's
+    hu : ``(H, W)`` Hounsfield units by `dicom_node.source.slice_key`; every key must be a source's
     report : what was found
     issue : names the objects
 
     """
-    slices = {str(source.SOPInstanceUID): (source, mask) for source, mask in zip(sources, labels, strict=True)}
+    slices = {slice_key(source): (source, mask) for source, mask in zip(sources, labels, strict=True)}
     if unknown := ", ".join(sorted(hu.keys() - slices.keys())):
         raise ValueError(f"HU of slices that are not of this series: {unknown}")
     images = []
@@ -116,11 +116,9 @@ def complete(image: SCImage, source: Dataset, issue: Issue, *, description: str)
     image.DerivationDescription = description
     started = issue.started.astimezone()
     image.DateOfSecondaryCapture, image.TimeOfSecondaryCapture = DA(started.date()), TM(started.time())
-    reference = Dataset()
-    reference.ReferencedSOPClassUID = source.SOPClassUID
-    reference.ReferencedSOPInstanceUID = source.SOPInstanceUID
-    reference.PurposeOfReferenceCodeSequence = [CodedConcept.from_code(codes.SOURCE_IMAGE)]
-    image.SourceImageSequence = [reference]
+    shown = reference(source)
+    shown.PurposeOfReferenceCodeSequence = [CodedConcept.from_code(codes.SOURCE_IMAGE)]
+    image.SourceImageSequence = [shown]
 
 
 def render(
@@ -139,7 +137,7 @@ def render(
     hu : ``(H, W)`` Hounsfield units
     labels : ``(H, W)``, class index per pixel; classes without a finding are not drawn
     report : what was found in the series
-    key : the slice's SOPInstanceUID: a finding that is largest here says so
+    key : the slice's key: a finding that is largest here says so
     plane : gives the shape of the pixels and the side markers; without it pixels are square and no side is named
     caption : names the slice, such as ``"series 2, image 17"``
 
@@ -301,7 +299,11 @@ def _millilitres(volume_ml: float) -> str:
 
 def _caption(source: Dataset) -> str:
     """The slice as a viewer numbers it."""
-    named = (("series", source.get("SeriesNumber")), ("image", source.get("InstanceNumber")))
+    named = (
+        ("series", source.get("SeriesNumber")),
+        ("image", source.get("InstanceNumber")),
+        ("frame", frame_number(source)),
+    )
     return ", ".join(f"{word} {number}" for word, number in named if number is not None).capitalize()
 
 

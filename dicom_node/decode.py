@@ -6,51 +6,62 @@ import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pydicom
 from pydicom.pixels import get_decoder, pixel_array
 from pydicom.pixels.utils import get_expected_length
 
-from dicom_node import gate
+from dicom_node import frames, gate, source
 from dicom_node.gate import NotAnalysed, Reason
-from dicom_node.source import plane
 from runtime.types import Slice
 
 SOP_CLASS_UID = 0x0008_0016
+MOST_PIXELS = 4096 * 4096  # no scanner has a larger matrix; what claims one would have memory allocated for it
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from pydicom.dataset import Dataset, FileDataset
+    from pydicom.dataset import Dataset
     from pydicom.uid import UID
 
     from runtime.types import Plane
 
 
-def read(path: Path, max_lossy_ratio: float = 1.0) -> tuple[Dataset, Slice]:
-    """Header without PixelData, and the slice with its SOPInstanceUID as key.
+def read(
+    path: Path, max_lossy_ratio: float = 1.0, only: int | None = None
+) -> Iterator[tuple[Dataset, Slice] | NotAnalysed]:
+    """Each image of a file, that is the one, or the frames of a multi-frame one: header and slice, or why it is none.
 
-    Images that were compressed lossily by more than `max_lossy_ratio` are turned away.
+    Headers are those of single-frame images without PixelData (see `dicom_node.frames`); a slice's key is
+    `dicom_node.source.slice_key` of its header.
 
-    Raises
-    ------
-    NotAnalysed : the image is turned away, with the reason
+    Parameters
+    ----------
+    path : any file
+    max_lossy_ratio : images that were compressed lossily by more are turned away
+    only : decode this frame alone
 
     """
-    image = None
     try:
-        image = pydicom.dcmread(path)
+        for image in frames.read(path, only):
+            yield _slice(image, max_lossy_ratio)
+    except NotAnalysed as refusal:
+        yield refusal
+    except Exception as error:  # noqa: BLE001  # parsers raise what they like on hostile bytes; none may end the worker
+        yield _refusal(None, error)
+
+
+def _slice(image: Dataset, max_lossy_ratio: float) -> tuple[Dataset, Slice] | NotAnalysed:
+    try:
         _check_whole(image)
         gate.check_kind(image, max_lossy_ratio)
         where = _plane(image)
         gate.check_plane(where)
-        slice_ = Slice(str(image.SOPInstanceUID), where, hounsfield(image))
-    except NotAnalysed:
-        raise
-    except (
-        Exception
-    ) as error:  # parsers and decoders raise what they like on hostile bytes; none of it may end the worker
-        raise _refusal(image, error) from error
+        slice_ = Slice(source.slice_key(image), where, hounsfield(image))
+    except Exception as error:  # noqa: BLE001  # as above, and decoders
+        refusal = error if isinstance(error, NotAnalysed) else _refusal(image, error)
+        frame = source.frame_number(image)
+        return refusal if frame is None else refusal.of(frame)
     del image.PixelData
     return image, slice_
 
@@ -60,10 +71,12 @@ def hounsfield(image: Dataset) -> NDArray[np.int16]:
 
     Raises
     ------
-    NotAnalysed : the pixels are no greyscale image, or the rescale is no number
+    NotAnalysed : the pixels are no greyscale image or too many, or the rescale is no number
     Exception : whatever the decoder of the transfer syntax raises
 
     """
+    if image.Rows * image.Columns > MOST_PIXELS:
+        raise NotAnalysed(Reason.UNREADABLE, f"it claims {image.Rows} x {image.Columns} pixels")
     stored = pixel_array(image)
     slope, intercept = float(image.RescaleSlope), float(image.RescaleIntercept)
     if stored.ndim != 2:
@@ -77,7 +90,7 @@ def hounsfield(image: Dataset) -> NDArray[np.int16]:
     return np.clip(hu, -32768, 32767).astype(np.int16)
 
 
-def _check_whole(image: FileDataset) -> None:
+def _check_whole(image: Dataset) -> None:
     """Turn away a data set that has ended before its SOP Class UID, which its file meta information has.
 
     pydicom gives an empty one for a file that breaks off within compressed pixels: without this, no CT image.
@@ -86,7 +99,7 @@ def _check_whole(image: FileDataset) -> None:
         raise NotAnalysed(Reason.TRUNCATED)
 
 
-def _refusal(image: FileDataset | None, error: Exception) -> NotAnalysed:
+def _refusal(image: Dataset | None, error: Exception) -> NotAnalysed:
     """Why a file can't be decoded: it lacks its end, a decoder is not installed, or it is damaged."""
     if isinstance(error, EOFError) or (isinstance(error, zlib.error) and "truncated" in str(error)):
         return NotAnalysed(Reason.TRUNCATED)
@@ -116,6 +129,6 @@ def _native_length(image: Dataset) -> int:
 
 def _plane(image: Dataset) -> Plane:
     try:
-        return plane(image)
+        return source.plane(image)
     except (AttributeError, TypeError, ValueError, IndexError) as error:
         raise NotAnalysed(Reason.NO_GEOMETRY) from error

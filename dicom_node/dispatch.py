@@ -148,14 +148,16 @@ class Dispatch:
             case "died":
                 self._metrics.worker_died()
                 self._suspect()
+            case "going":
+                self._progress_at = time.monotonic()
             case "slice":
                 request = self._answered(message, Path(message["path"]))
                 self._metrics.stage("analysis", time.monotonic() - request.since)
-                plane = message["plane"]
-                self._assembler.seen(message["series"], Path(message["path"]), _plane(plane) if plane else None)
-                if message["refusal"]:
-                    self._metrics.image_not_analysed(message["code"])
-                    log.info("image_not_analysed", series=message["series"], reason=message["refusal"])
+                planes = tuple(_plane(plane) if plane else None for plane in message["planes"])
+                self._assembler.seen(message["series"], Path(message["path"]), planes)
+                for code, refusal in message["refusals"]:
+                    self._metrics.image_not_analysed(code)
+                    log.info("image_not_analysed", series=message["series"], reason=refusal)
             case "result":
                 request = self._answered(message, None)
                 files = [ResultFile(**{**file, "path": Path(file["path"])}) for file in message["files"]]

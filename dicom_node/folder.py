@@ -37,7 +37,7 @@ class Analysed:
     files: int
     outcome: Outcome
     folder: Path
-    refused: tuple[tuple[Path, str], ...] = ()  # files that were not analysed, and why
+    refused: tuple[tuple[Path, str], ...] = ()  # files and frames that were not analysed, and why
 
 
 def find(folder: Path) -> tuple[dict[tuple[str, str], list[Path]], list[Path]]:
@@ -79,14 +79,14 @@ def slices(paths: list[Path]) -> tuple[list[Slice], str, dict[Reason, int]]:
     decoded, scanner = {}, ""
     refused: Counter[Reason] = Counter()
     for path in paths:
-        try:
-            header, slice_ = decode.read(path)
-        except NotAnalysed as refusal:
-            refused[refusal.reason] += 1
-            continue
-        decoded.setdefault(slice_.key, slice_)
-        named = (str(header.get(keyword) or "") for keyword in ("Manufacturer", "ManufacturerModelName"))
-        scanner = scanner or " ".join(name for name in named if name)
+        for image in decode.read(path):
+            if isinstance(image, NotAnalysed):
+                refused[image.reason] += 1
+                continue
+            header, slice_ = image
+            decoded.setdefault(slice_.key, slice_)
+            named = (str(header.get(keyword) or "") for keyword in ("Manufacturer", "ManufacturerModelName"))
+            scanner = scanner or " ".join(name for name in named if name)
     return list(decoded.values()), scanner, refused
 
 
@@ -133,7 +133,8 @@ def analyse(
     for key, paths in series.items():
         state, refused = Series(), []
         for path in paths:
-            refused += [(path, str(one.refusal)) for one in analyser.feed(state, [path]) if one.refusal]
+            (seen,) = analyser.feed(state, [path])
+            refused += [(path, str(one)) for one in seen.refusals]
             on_image(1)
         outcome = analyser.close(state, targets[key], revision=1, missing=())
         done.append(Analysed(key[1], len(paths), outcome, targets[key], tuple(refused)))

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from runtime.types import Plane
 
-CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
+MULTI_FRAME = (uid.EnhancedCTImageStorage, uid.LegacyConvertedEnhancedCTImageStorage)
+CT_IMAGES = (uid.CTImageStorage, *MULTI_FRAME)
 ALWAYS_LOSSY = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit)
 PERHAPS_LOSSY = (uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K)
 AXIAL_COSINE = 0.8  # a gantry tilts by 30 degrees (0.87); a coronal or sagittal reformat is far below
@@ -32,6 +33,7 @@ class Reason(StrEnum):
     LOSSY = "lossy compressed: Hounsfield units are not those measured"
     NO_PIXEL_DATA = "no pixel data"
     NO_RESCALE = "no RescaleSlope or RescaleIntercept: pixels can't become Hounsfield units"
+    NO_FUNCTIONAL_GROUPS = "a multi-frame image without functional groups of each of its frames"
     NO_GEOMETRY = "no ImagePositionPatient, ImageOrientationPatient or PixelSpacing"
     TRUNCATED = "a truncated file: it ends before its pixels do"
     NO_DECODER = "compressed in a way that no installed decoder reads"
@@ -48,15 +50,20 @@ class Reason(StrEnum):
 
 
 class NotAnalysed(ScansideError):
-    """An image or a series that the gate turns away; carries the reason."""
+    """An image, a frame of one, or a series that the gate turns away; carries the reason."""
 
-    def __init__(self, reason: Reason, detail: str = "") -> None:
-        super().__init__(f"{reason.value}: {detail}" if detail else reason.value)
-        self.reason = reason
+    def __init__(self, reason: Reason, detail: str = "", frame: int | None = None) -> None:
+        said = f"{reason.value}: {detail}" if detail else reason.value
+        super().__init__(said if frame is None else f"frame {frame}: {said}")
+        self.reason, self.detail, self.frame = reason, detail, frame
+
+    def of(self, frame: int) -> NotAnalysed:
+        """Say the same of a frame."""
+        return NotAnalysed(self.reason, self.detail, frame)
 
 
 def check_kind(image: Dataset, max_lossy_ratio: float = 1.0) -> None:
-    """Turn away what is no axial CT slice as the scanner measured it, by header alone.
+    """Turn away what is no axial CT slice as the scanner measured it, by the header of an image or a frame alone.
 
     Lossy compression is let pass up to a ratio, all its steps together (PS3.3 C.7.6.1.1.5.2), if the image tells one.
 
@@ -68,7 +75,7 @@ def check_kind(image: Dataset, max_lossy_ratio: float = 1.0) -> None:
 
     """
     sop_class = str(image.get("SOPClassUID", ""))
-    if sop_class != CT_IMAGE_STORAGE:
+    if sop_class not in CT_IMAGES:
         raise NotAnalysed(Reason.NOT_CT, f"SOP class {sop_class or 'missing'}")
     image_type = image.get("ImageType") or ()
     image_type = [str(value).strip() for value in ([image_type] if isinstance(image_type, str) else image_type)]
@@ -76,7 +83,7 @@ def check_kind(image: Dataset, max_lossy_ratio: float = 1.0) -> None:
         raise NotAnalysed(Reason.LOSSY, f"ratio {image.get('LossyImageCompressionRatio') or 'not given'}")
     if "LOCALIZER" in image_type[2:]:
         raise NotAnalysed(Reason.LOCALIZER)
-    if image_type[:1] == ["DERIVED"]:
+    if image_type[:1] in (["DERIVED"], ["MIXED"]):  # mixed: some frames are derived, and none says that it isn't
         raise NotAnalysed(Reason.DERIVED, "\\".join(image_type))
     if "PixelData" not in image:
         raise NotAnalysed(Reason.NO_PIXEL_DATA)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from runtime.types import Slice
 
 INTERCEPT = -1024
+STARTED = datetime(2026, 1, 1, 12, tzinfo=UTC)  # fixed: a phantom has no date of its own
 
 
 def write(slices: Sequence[Slice], folder: Path, *, tilt_deg: float = 0.0) -> list[Path]:
@@ -35,21 +36,26 @@ def write(slices: Sequence[Slice], folder: Path, *, tilt_deg: float = 0.0) -> li
 
     """
     folder.mkdir(parents=True, exist_ok=True)
+    identity = identify(slices)
+    common = study(identity)
+    paths = []
+    for number, one in enumerate(slices, start=1):
+        paths.append(folder / f"{number:04d}.dcm")
+        _image(common, one, number, identity, tilt_deg).save_as(paths[-1], enforce_file_format=True)
+    return paths
+
+
+def identify(slices: Sequence[Slice]) -> str:
+    """Name of a phantom: a hash of its pixels and their geometry."""
     content = hashlib.sha256()
     for one in slices:
         content.update(repr(one.plane).encode())
         content.update(one.hu.tobytes())
-    identity = content.hexdigest()
-    study = _study(identity)
-    paths = []
-    for number, one in enumerate(slices, start=1):
-        paths.append(folder / f"{number:04d}.dcm")
-        _image(study, one, number, identity, tilt_deg).save_as(paths[-1], enforce_file_format=True)
-    return paths
+    return content.hexdigest()
 
 
-def _study(identity: str) -> Dataset:
-    """What all slices share. The day is fixed: a phantom has no date of its own."""
+def study(identity: str) -> Dataset:
+    """What all slices share."""
     study = Dataset()
     study.SpecificCharacterSet = "ISO_IR 192"
     study.PatientName = "Phantom^Synthetic"
@@ -88,7 +94,7 @@ def _image(study: Dataset, one: Slice, number: int, identity: str, tilt_deg: flo
     image.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
     image.AcquisitionNumber = 1
     image.InstanceNumber = number
-    taken = datetime(2026, 1, 1, 12, tzinfo=UTC) + timedelta(seconds=0.5 * number)
+    taken = STARTED + timedelta(seconds=0.5 * number)
     image.AcquisitionTime = image.ContentTime = taken.strftime("%H%M%S.%f")
     plane = one.plane
     image.ImagePositionPatient = [format_number_as_ds(v) for v in plane.origin_lps]
@@ -97,11 +103,18 @@ def _image(study: Dataset, one: Slice, number: int, identity: str, tilt_deg: flo
     image.SliceThickness = format_number_as_ds(float(plane.thickness_mm)) if plane.thickness_mm else None
     image.SliceLocation = format_number_as_ds(plane.origin_lps[2])
     image.GantryDetectorTilt = format_number_as_ds(float(tilt_deg))
-    image.SamplesPerPixel = 1
-    image.PhotometricInterpretation = "MONOCHROME2"
-    image.Rows, image.Columns = one.hu.shape
-    image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 12, 11, 0
     image.RescaleIntercept, image.RescaleSlope, image.RescaleType = INTERCEPT, 1, "HU"
     image.WindowCenter, image.WindowWidth = 40, 80
-    image.PixelData = np.clip(one.hu.astype(np.int32) - INTERCEPT, 0, 4095).astype("<u2").tobytes()
+    put_pixels(image, [one])
     return image
+
+
+def put_pixels(image: Dataset, slices: Sequence[Slice]) -> None:
+    """Image Pixel Module (PS3.3 C.7.6.3) of an image that holds these slices."""
+    image.SamplesPerPixel = 1
+    image.PhotometricInterpretation = "MONOCHROME2"
+    image.Rows, image.Columns = slices[0].hu.shape
+    image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 12, 11, 0
+    image.PixelData = b"".join(
+        np.clip(one.hu.astype(np.int32) - INTERCEPT, 0, 4095).astype("<u2").tobytes() for one in slices
+    )

@@ -65,7 +65,7 @@ def build(
     ----------
     sources : headers of the series without PixelData, in stack order
     labels : ``(N, H, W)``, class index per pixel, ``labels[i]`` of ``sources[i]``
-    hu : ``(H, W)`` Hounsfield units of the slices to picture, by SOPInstanceUID (see `dicom_node.capture.key_slices`)
+    hu : ``(H, W)`` Hounsfield units of the slices to picture, by key (see `dicom_node.capture.key_slices`)
     report : what was found
     revision : 1, and one more each time the series is analysed again with other slices
     started : when the analysis began

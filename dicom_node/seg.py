@@ -13,10 +13,11 @@ from highdicom.color import CIELabColor
 from highdicom.content import AlgorithmIdentificationSequence
 from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
 from pydicom.dataset import Dataset
+from pydicom.uid import CTImageStorage
 from pydicom.valuerep import DSfloat, format_number_as_ds
 
 from dicom_node import codes
-from dicom_node.source import plane
+from dicom_node.source import instances, plane, reference, slice_key
 from dicom_node.uids import MANUFACTURER, long_string
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def build(sources: Sequence[Dataset], labels: NDArray[np.uint8], report: Report,
         raise ValueError(f"no pixel shows {names}: the label maps are not those that the report was made of")
 
     segmentation = Segmentation(
-        source_images=_aligned(shown),
+        source_images=[_stand_in(source, shown[0]) for source in shown],
         pixel_array=np.stack(masks),
         segmentation_type=SegmentationTypeValues.BINARY,  # the one type that every archive and viewer takes
         segment_descriptions=[
@@ -74,7 +75,9 @@ def build(sources: Sequence[Dataset], labels: NDArray[np.uint8], report: Report,
         omit_empty_frames=True,
         **issue.attributes("SEG", "seg", number=issue.revision),
     )
-    _restore_planes(segmentation, shown, _even_step_mm(sources))
+    slices = {slice_key(source): source for source in shown}
+    _restore_planes(segmentation, slices, _even_step_mm(sources))
+    _restore_references(segmentation, slices)
     dimensions = issue.instance("dimensions")  # highdicom draws a random one
     segmentation.DimensionOrganizationSequence[0].DimensionOrganizationUID = dimensions
     for index in segmentation.DimensionIndexSequence:
@@ -108,18 +111,19 @@ def _identify(model: ModelIdentity) -> AlgorithmIdentificationSequence:
     )
 
 
-def _aligned(sources: list[Dataset]) -> list[Dataset]:
-    """The sources with the first one's orientation: highdicom refuses strings that differ in the last digit."""
-    first = sources[0]["ImageOrientationPatient"]
-    if all(source["ImageOrientationPatient"] == first for source in sources):
-        return sources
-    aligned = []
-    for source in sources:
-        twin = Dataset()
-        twin.update(source)
-        twin.add(first)  # a new entry: setting the attribute would change the element that both share
-        aligned.append(twin)
-    return aligned
+def _stand_in(source: Dataset, first: Dataset) -> Dataset:
+    """A source as highdicom takes it; what it says of the source is put right afterwards.
+
+    It refuses orientations that differ in the last digit from the first one's, and several multi-frame images: a frame
+    goes as a single-frame image of its own.
+    """
+    twin = Dataset()
+    twin.update(source)
+    # new entries: setting an attribute would change the element that both share
+    twin.add(first["ImageOrientationPatient"])
+    twin.add_new("SOPClassUID", "UI", CTImageStorage)
+    twin.add_new("SOPInstanceUID", "UI", slice_key(source))
+    return twin
 
 
 def _even_step_mm(sources: Sequence[Dataset]) -> float | None:
@@ -129,7 +133,7 @@ def _even_step_mm(sources: Sequence[Dataset]) -> float | None:
     return float(steps.mean()) if len(steps) and np.ptp(steps) < EVEN_STEP_MM else None
 
 
-def _restore_planes(segmentation: Segmentation, sources: list[Dataset], step_mm: float | None) -> None:
+def _restore_planes(segmentation: Segmentation, slices: dict[str, Dataset], step_mm: float | None) -> None:
     """Give each frame exactly the plane of its source.
 
     highdicom shares the first source's spacing, thickness and orientation among all frames, and takes the spacing
@@ -137,14 +141,13 @@ def _restore_planes(segmentation: Segmentation, sources: list[Dataset], step_mm:
     differs between slices goes into the frames (it may be shared or per frame, never both: PS3.3 C.7.6.16), and the
     spacing is that of the whole stack.
     """
-    by_uid = {source.SOPInstanceUID: source for source in sources}
     shared = segmentation.SharedFunctionalGroupsSequence[0]
     groups = {
         "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
         "PlaneOrientationSequence": ("ImageOrientationPatient",),
     }
     for sequence, keywords in groups.items():
-        items = {uid: _item(source, keywords) for uid, source in by_uid.items()}
+        items = {key: _item(source, keywords) for key, source in slices.items()}
         if step_mm and sequence == "PixelMeasuresSequence":
             for item in items.values():
                 item.SpacingBetweenSlices = DSfloat(format_number_as_ds(step_mm))
@@ -154,9 +157,9 @@ def _restore_planes(segmentation: Segmentation, sources: list[Dataset], step_mm:
             continue
         delattr(shared, sequence)
         for frame in segmentation.PerFrameFunctionalGroupsSequence:
-            setattr(frame, sequence, [items[_source_uid(frame)]])
+            setattr(frame, sequence, [items[_source_key(frame)]])
     for frame in segmentation.PerFrameFunctionalGroupsSequence:
-        frame.PlanePositionSequence = [_item(by_uid[_source_uid(frame)], ("ImagePositionPatient",))]
+        frame.PlanePositionSequence = [_item(slices[_source_key(frame)], ("ImagePositionPatient",))]
 
 
 def _item(source: Dataset, keywords: tuple[str, ...]) -> Dataset:
@@ -166,5 +169,17 @@ def _item(source: Dataset, keywords: tuple[str, ...]) -> Dataset:
     return item
 
 
-def _source_uid(frame: Dataset) -> str:
+def _source_key(frame: Dataset) -> str:
     return str(frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID)
+
+
+def _restore_references(segmentation: Segmentation, slices: dict[str, Dataset]) -> None:
+    """Name the sources and their frames where the stand-ins are named."""
+    frames = segmentation.PerFrameFunctionalGroupsSequence
+    for frame, key in zip(frames, [_source_key(frame) for frame in frames], strict=True):  # segments share their items
+        frame.DerivationImageSequence[0].SourceImageSequence[0].update(reference(slices[key]))
+    grouped = instances(slices.values())
+    segmentation.SourceImageSequence = [reference(*sources) for sources in grouped.values()]
+    segmentation.ReferencedSeriesSequence[0].ReferencedInstanceSequence = [
+        _item(item, ("ReferencedSOPClassUID", "ReferencedSOPInstanceUID")) for item in segmentation.SourceImageSequence
+    ]

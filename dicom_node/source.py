@@ -16,6 +16,7 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.valuerep import DA, TM, DSfloat, format_number_as_ds
 
+from dicom_node.gate import MULTI_FRAME
 from dicom_node.uids import derive
 from runtime.geometry import stack
 from runtime.types import Plane
@@ -57,6 +58,7 @@ _KEPT = (
 _OF_SLICE = (
     "SOPClassUID",
     "SOPInstanceUID",
+    "ReferencedFrameNumber",
     "InstanceNumber",
     "ImagePositionPatient",
     "ImageOrientationPatient",
@@ -104,7 +106,7 @@ def normalise(sources: Sequence[Dataset]) -> tuple[list[Dataset], tuple[str, ...
     if not all(copy.get("SliceThickness") for copy in copies):
         # PixelMeasures wants one: take what the positions leave to the slice
         repairs.append("SliceThickness")
-        thickness_mm = stack({copy.SOPInstanceUID: plane(copy) for copy in copies}).thickness_mm
+        thickness_mm = stack({slice_key(copy): plane(copy) for copy in copies}).thickness_mm
         for copy, own_mm in zip(copies, thickness_mm, strict=True):
             if not copy.get("SliceThickness"):
                 copy.SliceThickness = DSfloat(format_number_as_ds(float(own_mm)))
@@ -126,6 +128,36 @@ def plane(source: Dataset) -> Plane:
         spacing_mm=(row_mm, column_mm),
         thickness_mm=float(thickness_mm) if thickness_mm else None,
     )
+
+
+def frame_number(source: Dataset) -> int | None:
+    """Which frame of a multi-frame image a header is of, from 1; None for one of a single-frame image."""
+    return int(source.ReferencedFrameNumber) if source.get("SOPClassUID") in MULTI_FRAME else None
+
+
+def slice_key(source: Dataset) -> str:
+    """What a slice is called: its SOPInstanceUID, and for a frame the number."""
+    number = frame_number(source)
+    return str(source.SOPInstanceUID) if number is None else f"{source.SOPInstanceUID} frame {number}"
+
+
+def instances(sources: Iterable[Dataset]) -> dict[str, list[Dataset]]:
+    """Headers by SOPInstanceUID: of a multi-frame image several."""
+    found: dict[str, list[Dataset]] = {}
+    for source in sources:
+        found.setdefault(str(source.SOPInstanceUID), []).append(source)
+    return found
+
+
+def reference(*sources: Dataset) -> Dataset:
+    """Reference to an image, and of a multi-frame one to these of its frames (PS3.3 table 10-3)."""
+    item = Dataset()
+    item.ReferencedSOPClassUID = sources[0].SOPClassUID
+    item.ReferencedSOPInstanceUID = sources[0].SOPInstanceUID
+    numbers = [frame_number(source) for source in sources]
+    if None not in numbers:
+        item.ReferencedFrameNumber = numbers
+    return item
 
 
 def common(source: Dataset) -> tuple[Dataset, list[str]]:

@@ -17,7 +17,7 @@ What is where, and why there:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from highdicom.sr import (
     AlgorithmIdentification,
@@ -33,6 +33,7 @@ from highdicom.sr import (
     QualitativeEvaluation,
     ReferencedSegment,
     RelationshipTypeValues,
+    SourceImageForSegmentation,
     SourceSeriesForSegmentation,
     TextContentItem,
     TrackingIdentifier,
@@ -42,6 +43,7 @@ from highdicom.sr.value_types import ContentSequence
 from pydicom.uid import SegmentationStorage
 
 from dicom_node import codes
+from dicom_node.source import frame_number, instances, slice_key
 from dicom_node.uids import MANUFACTURER
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ def build(
     predecessor : the SR that this one replaces, named in PredecessorDocumentsSequence (PS3.3 C.17.2)
 
     """
-    groups = [_volumetric(number, finding, issue) for number, finding in enumerate(report.findings, start=1)]
+    groups = [_volumetric(number, finding, sources, issue) for number, finding in enumerate(report.findings, start=1)]
     content = MeasurementReport(
         observation_context=ObservationContext(observer_device_context=_observer(issue)),
         procedure_reported=codes.CT_PROCEDURE,
@@ -119,18 +121,19 @@ def _negative(report: Report, issue: Issue) -> MeasurementsAndQualitativeEvaluat
     )
 
 
-def _volumetric(number: int, finding: Finding, issue: Issue) -> VolumetricROIMeasurementsAndQualitativeEvaluations:
+def _volumetric(
+    number: int, finding: Finding, sources: Sequence[Dataset], issue: Issue
+) -> VolumetricROIMeasurementsAndQualitativeEvaluations:
     """TID 1411: one finding, the segment that shows it and its numbers."""
     code = codes.look_up(finding.name, issue.model)
     group = VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=_track(finding.name, issue),
-        # built by hand: from_segmentation() fails on a segmentation of one segment (highdicom 0.28), and a reference to
-        # the series instead of every slice is a fifth of the time and size
+        # built by hand: from_segmentation() fails on a segmentation of one segment (highdicom 0.28)
         referenced_segment=ReferencedSegment(
             sop_class_uid=SegmentationStorage,
             sop_instance_uid=issue.instance("seg"),
             segment_number=number,
-            source_series=SourceSeriesForSegmentation(issue.series_uid),
+            **_segmented(finding, sources, issue),
         ),
         finding_category=codes.MORPHOLOGICALLY_ABNORMAL,
         finding_type=code.finding,
@@ -149,6 +152,22 @@ def _volumetric(number: int, finding: Finding, issue: Issue) -> VolumetricROIMea
     )
     group[0].ContentSequence.append(_text(codes.COMMENT, comment))
     return group
+
+
+def _segmented(finding: Finding, sources: Sequence[Dataset], issue: Issue) -> dict[str, Any]:
+    """What a finding was segmented on: frames of multi-frame images, which are few, by number; else the series.
+
+    A reference to the series instead of every slice is a fifth of the time and size.
+    """
+    if any(frame_number(source) is None for source in sources):
+        return {"source_series": SourceSeriesForSegmentation(issue.series_uid)}
+    shown = instances(source for source in sources if slice_key(source) in finding.keys)
+    return {
+        "source_images": [
+            SourceImageForSegmentation(str(frames[0].SOPClassUID), uid, list(map(frame_number, frames)))
+            for uid, frames in shown.items()
+        ]
+    }
 
 
 def _track(name: str, issue: Issue) -> TrackingIdentifier:

@@ -10,7 +10,8 @@ series again.
     <- {"is": "ready", "model": ..., "backend": ...}      or {"is": "broken", "error": ...}, now or later
     -> {"do": "reload", ...}                              as "open"; triage, limits and logging change, nothing else
     -> {"do": "slice", "series": ID, "path": ...}
-    <- {"is": "slice", "series": ID, "path": ..., "plane": {...} or null, "refusal": null or why, "code": ...}
+    <- {"is": "going", "series": ID}     now and then, before the answer on many frames
+    <- {"is": "slice", "series": ID, "path": ..., "planes": [{...} or null], "refusals": [[code, why]]}
     -> {"do": "close", "series": ID, "folder": ..., "revision": 1, "missing": [...], "predecessor": path or null}
     <- {"is": "result", "series": ID, "state": ..., "reason": ..., "code": ..., "report": ..., "files": [...]}
 """
@@ -30,6 +31,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from dicom_node import log as logging
 from dicom_node.analysis import Analyser, Outcome, Seen, Series, to_json
+from dicom_node.gate import NotAnalysed
 from runtime.bundle import open_bundle
 from runtime.errors import DeviceLost, ScansideError
 from runtime.session import open_session, self_test
@@ -117,7 +119,8 @@ def _serve(analyser: Analyser, requests: queue.SimpleQueue[dict[str, Any] | None
         paths = [Path(request["path"])]
         while len(paths) < analyser.max_batch and waiting and waiting[0] and _is_slice(waiting[0], name):
             paths.append(Path(waiting.popleft()["path"]))  # what waits already goes together; nothing is waited for
-        for seen in analyser.feed(open_series.setdefault(name, Series()), paths):
+        series = open_series.setdefault(name, Series())
+        for seen in analyser.feed(series, paths, lambda name=name: _say(answers, {"is": "going", "series": name})):
             _say(answers, {"is": "slice", "series": name, **_seen(seen)})
 
 
@@ -138,9 +141,8 @@ def _close(analyser: Analyser, series: Series, request: dict[str, Any]) -> Outco
 def _seen(seen: Seen) -> dict[str, Any]:
     return {
         "path": str(seen.path),
-        "plane": dataclasses.asdict(seen.plane) if seen.plane else None,
-        "refusal": str(seen.refusal) if seen.refusal else None,
-        "code": seen.refusal.reason.name if seen.refusal else None,
+        "planes": [None if isinstance(one, NotAnalysed) else dataclasses.asdict(one) for one in seen.images],
+        "refusals": [(refusal.reason.name, str(refusal)) for refusal in seen.refusals],
     }
 
 

@@ -40,7 +40,7 @@ class Bench:
         assembly, new = self.assembler.stored(association, instance, self.now)
         if seen:
             for each in new:
-                self.assembler.seen(assembly.name, each, axial(float(each.stem)))
+                self.assembler.seen(assembly.name, each, (axial(float(each.stem)),))
         return new
 
     def list(self, *, step: Iterable[float] = (), committed: Iterable[float] = (), series: str = "1.2") -> None:
@@ -95,7 +95,7 @@ def test_nothing_closes_before_the_worker_has_seen_every_slice(bench: Bench):
     bench.store(5, seen=False)
     bench.assembler.ended("ct", released=True)
     assert bench.due(1000) == []
-    bench.assembler.seen("1/1.2/1", Path("/spool/1.2/5.dcm"), axial(5))
+    bench.assembler.seen("1/1.2/1", Path("/spool/1.2/5.dcm"), (axial(5),))
     assert len(bench.due()) == 1
 
 
@@ -201,7 +201,7 @@ def test_images_the_worker_turned_away_close_with_their_association(bench: Bench
     """A dose report: no planes, no gaps, nothing to wait for."""
     for z in (0, 1):
         bench.store(z, seen=False)
-        bench.assembler.seen("1/1.2/1", Path(f"/spool/1.2/{z}.dcm"), None)
+        bench.assembler.seen("1/1.2/1", Path(f"/spool/1.2/{z}.dcm"), (None,))
     bench.assembler.ended("ct", released=True)
     assert len(bench.due()) == 1
 
@@ -229,7 +229,7 @@ def test_an_image_set_aside_counts_as_seen_for_the_next_worker(bench: Bench):
     (assembly,) = bench.assembler.restarted()
     assembly.set_aside.add(Path("/spool/1.2/5.dcm"))
     bench.assembler.restarted()
-    bench.assembler.seen(assembly.name, Path("/spool/1.2/0.dcm"), axial(0))
+    bench.assembler.seen(assembly.name, Path("/spool/1.2/0.dcm"), (axial(0),))
     assert len(bench.due(TIMEOUT_S)) == 1
 
 
