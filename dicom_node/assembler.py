@@ -53,6 +53,8 @@ class Assembly:
     missing : set when it closes: why the report is provisional
     closed : the worker has been told to close it
     set_aside : images that no worker is told of any more
+    rank : the lower, the sooner its slices are analysed (`dicom_node.kernel`); what nobody has seen yet comes first
+    given_up : why no worker is told of it any more but to make a notice
 
     """
 
@@ -71,6 +73,8 @@ class Assembly:
     missing: tuple[str, ...] = ()
     closed: bool = False
     set_aside: set[Path] = field(default_factory=set)
+    rank: tuple[float, ...] = (0.0,)
+    given_up: str | None = None
     _partial: tuple[int, bool] = (0, False)  # for how many planes it was last asked, and the answer
 
     @property

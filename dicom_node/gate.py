@@ -12,6 +12,8 @@ from pydicom import uid
 from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pydicom.dataset import Dataset
 
     from runtime.types import Plane
@@ -42,11 +44,21 @@ class Reason(StrEnum):
     BAD_GEOMETRY = "slices that make no stack"
     MIXED_SIZES = "slices of different matrix sizes"
     TOO_FEW_SLICES = "too few slices"
+    BONE_KERNEL = "a bone kernel, and the study has the same slices for soft tissue"
 
     @property
     def of_another_kind(self) -> bool:
         """True where the image was never a slice of the head: leaving it out leaves nothing out."""
         return self in (Reason.NOT_CT, Reason.LOCALIZER, Reason.DERIVED, Reason.NOT_AXIAL)
+
+    def leaves_out_a_head(self, missing: Sequence[str]) -> bool:
+        """Whether somebody may take the series for a head that was analysed: then the archive gets a notice.
+
+        A few slices are a scanner's test or a contrast bolus, unless some of the series are `missing`.
+        """
+        if self is Reason.TOO_FEW_SLICES:
+            return bool(missing)
+        return not self.of_another_kind and self is not Reason.BONE_KERNEL
 
 
 class NotAnalysed(ScansideError):
