@@ -30,8 +30,9 @@ from dicom_node.dimse import (
     Request,
 )
 from dicom_node.journal import JournalError
+from dicom_node.part10 import read_whole
 from dicom_node.sender import PeerError, associate, back_off_s
-from dicom_node.services import Answer, Gathered, Ignored, decoded
+from dicom_node.services import Answer, Gathered, Ignored
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -148,7 +149,7 @@ class Commitments:
 
         def serve(encoded: bytes) -> Answer:
             try:
-                return self._commit(peer, decoded(encoded, transfer_syntax), transfer_syntax)
+                return self._commit(peer, read_whole(encoded, transfer_syntax), transfer_syntax)
             except (JournalError, OSError) as error:
                 log.warning("commitment_not_kept", association=peer.name, reason=str(error))
                 return Answer(PROCESSING_FAILURE, "the journal or the spool can't be used")

@@ -6,12 +6,11 @@ import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pydicom
 from pydicom.pixels import get_decoder, pixel_array
-from pydicom.pixels.utils import get_expected_length
 
 from dicom_node import gate
 from dicom_node.gate import NotAnalysed, Reason
+from dicom_node.part10 import DataSetExcessive, opened
 from dicom_node.source import plane
 from runtime.types import Slice
 
@@ -39,11 +38,12 @@ def read(path: Path, max_lossy_ratio: float = 1.0) -> tuple[Dataset, Slice]:
     """
     image = None
     try:
-        image = pydicom.dcmread(path)
+        image = opened(path)
         _check_whole(image)
         gate.check_kind(image, max_lossy_ratio)
         where = _plane(image)
         gate.check_plane(where)
+        gate.check_size(image)
         slice_ = Slice(str(image.SOPInstanceUID), where, hounsfield(image))
     except NotAnalysed:
         raise
@@ -88,14 +88,14 @@ def _check_whole(image: FileDataset) -> None:
 
 def _refusal(image: FileDataset | None, error: Exception) -> NotAnalysed:
     """Why a file can't be decoded: it lacks its end, a decoder is not installed, or it is damaged."""
+    if isinstance(error, DataSetExcessive | MemoryError):
+        return NotAnalysed(Reason.TOO_LARGE, str(error))
     if isinstance(error, EOFError) or (isinstance(error, zlib.error) and "truncated" in str(error)):
         return NotAnalysed(Reason.TRUNCATED)
     if image is not None and "PixelData" in image:
         syntax = image.file_meta.get("TransferSyntaxUID")
         if syntax and not _is_decoded(syntax):
             return NotAnalysed(Reason.NO_DECODER, syntax.name)
-        if syntax and not syntax.is_encapsulated and len(image.PixelData) < _native_length(image):
-            return NotAnalysed(Reason.TRUNCATED)
     return NotAnalysed(Reason.UNREADABLE, type(error).__name__)
 
 
@@ -104,14 +104,6 @@ def _is_decoded(syntax: UID) -> bool:
         return get_decoder(syntax).is_available
     except NotImplementedError:
         return False
-
-
-def _native_length(image: Dataset) -> int:
-    """Bytes that uncompressed pixels take; 0 where the header doesn't tell."""
-    try:
-        return get_expected_length(image)
-    except (AttributeError, TypeError, ValueError):
-        return 0
 
 
 def _plane(image: Dataset) -> Plane:

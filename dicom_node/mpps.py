@@ -20,7 +20,8 @@ from dicom_node.dimse import (
     Request,
 )
 from dicom_node.journal import JournalError
-from dicom_node.services import Answer, Gathered, Ignored, decoded
+from dicom_node.part10 import read_whole
+from dicom_node.services import Answer, Gathered, Ignored
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,7 +75,7 @@ class PerformedSteps:
 
         def serve(encoded: bytes) -> Answer:
             try:
-                return act(peer, sop_uid, decoded(encoded, transfer_syntax))
+                return act(peer, sop_uid, read_whole(encoded, transfer_syntax))
             except JournalError as error:
                 log.warning("step_not_kept", association=peer.name, reason=str(error))
                 return Answer(PROCESSING_FAILURE, "the journal can't be written")

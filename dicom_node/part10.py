@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import struct
 import zlib
+from contextlib import contextmanager
 from io import BytesIO
 from typing import TYPE_CHECKING
 
-from pydicom.filereader import read_dataset
+from pydicom import FileDataset
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
+from pydicom.filereader import read_dataset, read_partial
 from pydicom.tag import Tag
 from pydicom.uid import (
     UID,
@@ -19,27 +22,39 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
 )
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_16
 from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION
 
 from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+    from typing import BinaryIO
 
     from pydicom.dataset import Dataset
     from pydicom.tag import BaseTag
 
-INFLATED_HEAD = 1 << 20  # bytes of a deflated data set to inflate for its UIDs, which stand far before the pixels
+LONGEST_HEAD = 1 << 22  # bytes of a data set, inflated, in which its UIDs are looked for: they stand before the pixels
+LARGEST = 1 << 30  # bytes of a file that is decoded, and of what it inflates to: 2,000 frames of 512 x 512
+LONGEST_VALUE = 1 << 24  # bytes of an element that is no pixels
+LONGEST_NESTED = 1 << 20  # and of one in a sequence that is parsed at once, for lack of a length
+MOST_SHORT = 0xFFFF  # bytes of numbers and text, which explicit VR counts in 16 bits (PS3.5 section 7.1.2)
+MOST_READS = 1 << 20  # in which a data set is parsed, some for each element: 2,000 frames take 300,000
+MOST_READS_OF_HEAD = 1 << 16
+MOST_ITEMS = 1 << 16  # of a list of instances; pydicom keeps 1.4 kB for an empty one
 
 MEDIA_STORAGE_SOP_CLASS_UID = Tag(0x0002, 0x0002)
 TRANSFER_SYNTAX_UID = Tag(0x0002, 0x0010)
 SOP_INSTANCE_UID = Tag(0x0008, 0x0018)
 STUDY_INSTANCE_UID = Tag(0x0020, 0x000D)
 SERIES_INSTANCE_UID = Tag(0x0020, 0x000E)
+PIXEL_DATA = Tag(0x7FE0, 0x0010)
 IDENTITY = (STUDY_INSTANCE_UID, SERIES_INSTANCE_UID, SOP_INSTANCE_UID)
 
 # whose length takes four bytes, after two of nothing (PS3.5 section 7.1.2)
 _LONG = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
+_ITEM = b"\xfe\xff\x00\xe0"  # little endian
 _UNDEFINED = 0xFFFFFFFF
 _NOT_LITTLE_ENDIAN = (ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)  # or not at once
 
@@ -50,6 +65,10 @@ class DataSetError(ScansideError):
 
 class DataSetUnreadable(DataSetError):
     """Bytes that are no data set in the transfer syntax they claim."""
+
+
+class DataSetExcessive(DataSetUnreadable):
+    """A data set that would take more memory than any image of a scanner: large, inflated, or nested without end."""
 
 
 class DataSetMismatch(DataSetError):
@@ -67,19 +86,134 @@ def read_head(data_set: bytes | memoryview, transfer_syntax_uid: str, tags: tupl
 
     """
     syntax, last = UID(transfer_syntax_uid), max(tags)
-    try:
+    with _named(syntax):
         if syntax.is_deflated:
-            data_set = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data_set, INFLATED_HEAD)
-        return read_dataset(
-            BytesIO(data_set),
-            syntax.is_implicit_VR,
-            syntax.is_little_endian,
-            stop_when=lambda tag, _vr, _length: tag > last,
-            specific_tags=list(tags),
+            data_set = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data_set, LONGEST_HEAD)
+        stream = _Bounded(data_set)
+        stream.left, stream.longest = MOST_READS_OF_HEAD, LONGEST_NESTED
+        return _parsed(
+            stream,
+            lambda stream: read_dataset(
+                stream,
+                syntax.is_implicit_VR,
+                syntax.is_little_endian,
+                stop_when=lambda tag, _vr, _length: tag > last,
+                specific_tags=list(tags),
+            ),
         )
-    # what pydicom raises on garbage; RuntimeError is the recursion limit, from sequences nested without end
-    except (ValueError, RuntimeError, EOFError, struct.error, zlib.error) as error:
+
+
+@contextmanager
+def _named(syntax: UID) -> Iterator[None]:
+    """Make one error of all that pydicom raises on garbage."""
+    try:
+        yield
+    except DataSetExcessive:
+        raise
+    except Exception as error:  # it raises what it likes, OSError too, and nothing here is read from a disk
         raise DataSetUnreadable(f"these bytes are no data set in {syntax.name} ({type(error).__name__})") from error
+
+
+class _Bounded(BytesIO):
+    """Bytes that are read so often, and so many at once, and no more: what is read, a parser keeps many times over."""
+
+    left, longest = MOST_READS, LONGEST_VALUE
+    excess = ""  # of which pydicom may make another error
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size == -1:
+            raise _Deflated
+        self.left -= 1
+        if self.left < 0:
+            self.excess = "more elements than any image has"
+        if size > self.longest:
+            self.excess = f"a value of {size} bytes"
+        if self.excess:
+            raise DataSetExcessive(self.excess)
+        return super().read(size)
+
+    def allow(self, tag: BaseTag, _vr: str | None, length: int) -> bool:
+        """Say how long the value may be that is read next; never has pydicom stop."""
+        if tag >= PIXEL_DATA:
+            self.longest = LARGEST
+        elif length == _UNDEFINED:
+            self.longest = LONGEST_NESTED
+        else:
+            is_short = length > MOST_SHORT and dictionary_has_tag(tag) and dictionary_VR(tag) in EXPLICIT_VR_LENGTH_16
+            self.longest = MOST_SHORT if is_short else LONGEST_VALUE
+        return False
+
+
+class _Deflated(Exception):
+    """All that is left was asked for: pydicom is about to inflate it, without any bound."""
+
+
+def _parsed(stream: _Bounded, parse: Callable[[_Bounded], Dataset]) -> Dataset:
+    """What pydicom makes of bytes.
+
+    Raises
+    ------
+    DataSetExcessive : they have more or longer elements, or are nested deeper, than an image
+    Exception : whatever pydicom raises
+
+    """
+    try:
+        return parse(stream)
+    except Exception as error:
+        if stream.excess:
+            raise DataSetExcessive(stream.excess) from error
+        if isinstance(error, RecursionError) or isinstance(error.__context__, RecursionError):
+            raise DataSetExcessive("sequences nested without end") from None  # its traceback has a thousand frames
+        raise
+
+
+def read_whole(data_set: bytes, transfer_syntax_uid: str) -> Dataset:
+    """A list of instances that came with a message, in a little endian transfer syntax.
+
+    Raises
+    ------
+    DataSetUnreadable : the bytes are no data set, or have more items than any list
+
+    """
+    syntax = UID(transfer_syntax_uid)
+    if data_set.count(_ITEM) > MOST_ITEMS:
+        raise DataSetExcessive(f"more than {MOST_ITEMS} items")
+    with _named(syntax):
+        return _parsed(
+            _Bounded(data_set), lambda stream: read_dataset(stream, syntax.is_implicit_VR, syntax.is_little_endian)
+        )
+
+
+def opened(path: Path) -> FileDataset:
+    """A DICOM file as pydicom reads it, but for what would take all memory.
+
+    Raises
+    ------
+    DataSetExcessive : it would
+    Exception : whatever pydicom raises on what is no DICOM file
+
+    """
+    size = path.stat().st_size
+    if size > LARGEST:
+        raise DataSetExcessive(f"a file of {size / 1e9:.1f} GB")
+    content = path.read_bytes()
+    stream = _Bounded(content)
+    try:
+        return _parsed(stream, lambda stream: read_partial(stream, stream.allow))
+    except _Deflated:
+        begins = stream.tell()
+    inflating = zlib.decompressobj(-zlib.MAX_WBITS)
+    inflated = inflating.decompress(content[begins:], LARGEST)
+    if inflating.unconsumed_tail:
+        raise DataSetExcessive(f"it inflates to more than {LARGEST / 1e9:.1f} GB")
+    if not inflating.eof:
+        raise EOFError("the deflated data set is cut off")
+    data_set = _parsed(
+        _Bounded(inflated),
+        lambda stream: read_dataset(stream, is_implicit_VR=False, is_little_endian=True, stop_when=stream.allow),
+    )
+    meta = read_partial(BytesIO(content[:begins])).file_meta
+    return FileDataset(str(path), data_set, file_meta=meta, is_implicit_VR=False, is_little_endian=True)
 
 
 def identity(data_set: bytes | memoryview, transfer_syntax_uid: str) -> tuple[str, str, str]:
@@ -164,14 +298,13 @@ def file_head(sop_class_uid: str, sop_uid: str, transfer_syntax_uid: str, callin
     return bytes(128) + b"DICM" + struct.pack("<HH2sHI", 0x0002, 0x0000, b"UL", 4, len(meta)) + meta
 
 
-def file_meta(meta: memoryview) -> tuple[str, str]:
+def file_meta(meta: bytes) -> tuple[str, str]:
     """SOP Class and transfer syntax UID of the file meta information of a file of ours."""
     named = read_head(meta, ExplicitVRLittleEndian, (MEDIA_STORAGE_SOP_CLASS_UID, TRANSFER_SYNTAX_UID))
     return _uid(named, MEDIA_STORAGE_SOP_CLASS_UID), _uid(named, TRANSFER_SYNTAX_UID)
 
 
-def split(path: Path) -> tuple[memoryview, memoryview]:
-    """File meta information and encoded data set of a file of ours; (0002,0000) says where the one ends."""
-    content = memoryview(path.read_bytes())
-    start = 144 + int.from_bytes(content[140:144], "little")
-    return content[132:start], content[start:]
+def begin(file: BinaryIO) -> bytes:
+    """File meta information of a file of ours, which ends where (0002,0000) says; the data set is next."""
+    first = file.read(144)
+    return first[132:] + file.read(min(int.from_bytes(first[140:], "little"), LONGEST_HEAD))

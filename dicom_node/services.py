@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from io import BytesIO
 from typing import TYPE_CHECKING, Protocol
-
-from pydicom.uid import UID
-from pynetdicom.dsutils import decode
 
 from dicom_node.dimse import RESOURCE_LIMITATION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from pydicom.dataset import Dataset
 
     from dicom_node.dimse import Command
 
@@ -143,9 +137,3 @@ class Ignored:
 
     def discard(self) -> None:
         """Nothing to forget."""
-
-
-def decoded(encoded: bytes, transfer_syntax: str) -> Dataset:
-    """A data set that came with a message; raises whatever pydicom does on what is none."""
-    syntax = UID(transfer_syntax)
-    return decode(BytesIO(encoded), syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated)
