@@ -5,6 +5,7 @@ Nothing is decoded that need not be: what a peer sent is kept as it came, whatev
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import zlib
 from contextlib import contextmanager
@@ -308,3 +309,16 @@ def begin(file: BinaryIO) -> bytes:
     """File meta information of a file of ours, which ends where (0002,0000) says; the data set is next."""
     first = file.read(144)
     return first[132:] + file.read(min(int.from_bytes(first[140:], "little"), LONGEST_HEAD))
+
+
+def names(file: BinaryIO) -> tuple[str, str, str, str, str]:
+    """SOP Class and transfer syntax UID of a file of ours, and its data set's identity."""
+    sop_class_uid, transfer_syntax_uid = file_meta(begin(file))
+    return sop_class_uid, transfer_syntax_uid, *identity(file.read(LONGEST_HEAD), transfer_syntax_uid)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of the encoded data set in a file of ours."""
+    with path.open("rb") as file:
+        begin(file)
+        return hashlib.file_digest(file, "sha256").hexdigest()

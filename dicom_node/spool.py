@@ -358,11 +358,7 @@ def _claim(incoming: Path, path: Path, sha256: str) -> Outcome:
     try:
         os.link(incoming, path)
     except FileExistsError:
-        with path.open("rb") as present:
-            part10.begin(present)
-            return (
-                Outcome.REPEATED if hashlib.file_digest(present, "sha256").hexdigest() == sha256 else Outcome.CONFLICT
-            )
+        return Outcome.REPEATED if part10.digest(path) == sha256 else Outcome.CONFLICT
     return Outcome.NEW
 
 
@@ -377,19 +373,14 @@ def _by_arrival(folder: Path) -> list[Path]:
 def _series_of(path: Path) -> tuple[str, str]:
     """StudyInstanceUID and SeriesInstanceUID of a file of ours."""
     with path.open("rb") as file:
-        _, transfer_syntax_uid = part10.file_meta(part10.begin(file))
-        return part10.identity(file.read(part10.LONGEST_HEAD), transfer_syntax_uid)[:2]
+        return part10.names(file)[2:4]
 
 
 def read(path: Path) -> Instance:
     """A file of the spool back into its instance."""
     with path.open("rb") as file:
-        sop_class_uid, transfer_syntax_uid = part10.file_meta(part10.begin(file))
-        begins = file.tell()
-        study_uid, series_uid, sop_uid = part10.identity(file.read(part10.LONGEST_HEAD), transfer_syntax_uid)
-        file.seek(begins)
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Instance(study_uid, series_uid, sop_class_uid, sop_uid, transfer_syntax_uid, path, sha256)
+        sop_class_uid, transfer_syntax_uid, *uids = part10.names(file)
+    return Instance(*uids[:2], sop_class_uid, uids[2], transfer_syntax_uid, path, part10.digest(path))
 
 
 def _counts(study: Path) -> dict[str, int]:
