@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections import Counter
 from ipaddress import ip_address, ip_network
 from threading import Lock, Thread
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from dicom_node.services import Services
 
 PAUSE_S = 0.1  # after a connection that could not be taken
-MOST_WAITING = 64  # connections that have asked for nothing yet; one more, and the oldest is cut
+MOST_WAITING = 64  # connections without an association; one more, and one is cut
 
 # (result, source, reason) of a rejection, PS3.8 table 9-21
 _CALLING_AE_NOT_RECOGNISED, _LOCAL_LIMIT_EXCEEDED = (1, 1, 3), (2, 3, 2)
@@ -69,7 +70,7 @@ class Acceptor:
         self._allowed, self._most = frozenset(allowed_calling_aes), max_associations
         self._networks = [ip_network(network) for network in allowed_addresses]
         self._lock = Lock()
-        self._waiting: dict[Connection, None] = {}  # no association yet; the oldest first
+        self._waiting: dict[Connection, None] = {}  # no association yet, or no more; the oldest first
         self._associated: set[Connection] = set()
         self.is_stopping = False
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -106,7 +107,13 @@ class Acceptor:
         return None
 
     def left(self, connection: Connection) -> None:
-        """Give a connection's place away."""
+        """Give a connection's place away; it waits for its peer to close it."""
+        with self._lock:
+            self._associated.discard(connection)
+            self._waiting[connection] = None
+
+    def gone(self, connection: Connection) -> None:
+        """Forget a connection."""
         with self._lock:
             self._waiting.pop(connection, None)
             self._associated.discard(connection)
@@ -134,13 +141,21 @@ class Acceptor:
             return
         connection = Connection(self, accepted, remote[0], remote[1], self._tls and self._tls())
         with self._lock:
-            oldest = next(iter(self._waiting)) if len(self._waiting) >= MOST_WAITING else None
-            self._waiting.pop(oldest, None)
+            crowded_out = self._least() if len(self._waiting) >= MOST_WAITING else None
+            self._waiting.pop(crowded_out, None)
             self._waiting[connection] = None
-        if oldest:
-            oldest.cut()
+        if crowded_out:
+            crowded_out.cut()
         try:
             connection.start()
         except RuntimeError:
-            self.left(connection)
+            self.gone(connection)
             raise
+
+    def _least(self) -> Connection:
+        """Who has to go when too many wait: of the address that has the most, the oldest that asks for nothing.
+
+        So whoever floods the port takes places from itself.
+        """
+        counts = Counter(one.address for one in self._waiting)
+        return min(self._waiting, key=lambda one: (-counts[one.address], one.is_asking))

@@ -109,7 +109,7 @@ def _named(syntax: UID) -> Iterator[None]:
     """Make one error of all that pydicom raises on garbage."""
     try:
         yield
-    except DataSetExcessive:
+    except DataSetError:
         raise
     except Exception as error:  # it raises what it likes, OSError too, and nothing here is read from a disk
         raise DataSetUnreadable(f"these bytes are no data set in {syntax.name} ({type(error).__name__})") from error
@@ -229,7 +229,8 @@ def identity(data_set: bytes | memoryview, transfer_syntax_uid: str) -> tuple[st
     found = _walk(data_set, transfer_syntax_uid)
     if found is None:
         head = read_head(data_set, transfer_syntax_uid, IDENTITY)
-        study_uid, series_uid, sop_uid = (_uid(head, tag) for tag in IDENTITY)
+        with _named(UID(transfer_syntax_uid)):
+            study_uid, series_uid, sop_uid = (_uid(head, tag) for tag in IDENTITY)
         return study_uid, series_uid, sop_uid
     return found
 

@@ -259,6 +259,13 @@ def test_pydicom_s_own_errors_are_not_taken_for_the_disk_s(tmp_path: Path):
         read_whole(cut, ExplicitVRLittleEndian)
 
 
+def test_an_empty_uid_of_no_vr_is_missing():
+    """Two letters are a VR for pydicom by their order, and NotImplementedError came out of it later."""
+    series = encoded(image()).replace(b"\x20\x00\x0e\x00UI\x0a\x00", b"\x20\x00\x0e\x00U\0\0\0")
+    with pytest.raises(DataSetUnreadable):
+        identity(series, ExplicitVRLittleEndian)
+
+
 def test_a_list_of_instances_has_an_end():
     listed = long(8, 0x1140, b"SQ", ITEM * (part10.MOST_ITEMS + 1))
     with pytest.raises(DataSetExcessive, match="65536 items"):
