@@ -146,6 +146,7 @@ class Acceptor:
             self._waiting[connection] = None
         if crowded_out:
             crowded_out.cut()
+            crowded_out.join(PAUSE_S)  # or threads would pile up that have not come to their end yet
         try:
             connection.start()
         except RuntimeError:

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 _JPEG, _JPEG_2000, _JP2 = b"\xff\xd8", b"\xff\x4f\xff\x51", b"jP  "
-# markers of a JPEG frame's header (ITU-T T.81 table B.1), and of a JPEG-LS frame's (T.87 annex C)
-_FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
+_SCAN, _APP0 = 0xDA, 0xE0
+# markers of a frame's header in the processes that DICOM has (ITU-T T.81 table B.1), and in JPEG-LS (T.87 annex C)
+_FRAME_HEADERS = (0xC0, 0xC1, 0xC3, 0xF7)
 
 
 def frames(image: Dataset, count: int) -> Iterator[bytes]:
@@ -41,19 +42,27 @@ def size(frame: bytes, syntax: str) -> tuple[int, int, int] | None:
 
 
 def _jpeg(frame: bytes) -> tuple[int, int, int]:
-    """The frame header, which comes before any scan: ITU-T T.81 annex B.2.2."""
-    at = 2
-    while True:
+    """The frame header among the segments before the first scan (ITU-T T.81 annex B.2), if they are what they should be.
+
+    GDCM ends the process where libjpeg would warn of them.
+    """
+    at, marker, sizes = 2, 0, []
+    while marker != _SCAN:
         if frame[at] != 0xFF:
-            raise ValueError("a JPEG frame without a header")
+            raise ValueError("a JPEG frame with bytes between its segments")
         marker = frame[at + 1]
         if marker == 0xFF:  # fill
             at += 1
-        elif marker in _FRAME_HEADERS:
-            return struct.unpack_from(">xxxxxHHB", frame, at)
-        else:
-            (length,) = struct.unpack_from(">H", frame, at + 2)
-            at += 2 + length
+            continue
+        (length,) = struct.unpack_from(">H", frame, at + 2)
+        if marker in _FRAME_HEADERS:
+            sizes.append(struct.unpack_from(">xxxxxHHB", frame, at))
+        if marker == _APP0 and frame[at + 4 : at + 9] == b"JFIF\0" and frame[at + 9] != 1:
+            raise ValueError("a JPEG file of another version")
+        at += 2 + length
+    if len(sizes) != 1 or at > len(frame):
+        raise ValueError("a JPEG frame without a header, with two, or cut off")
+    return sizes[0]
 
 
 def _jpeg_2000(frame: bytes) -> tuple[int, int, int]:

@@ -108,6 +108,8 @@ def check_size(image: Dataset) -> None:
     needed = (frames * rows * columns * samples * bits + 7) // 8
     if rows * columns > MOST_PIXELS or needed > LARGEST:
         raise NotAnalysed(Reason.TOO_LARGE, size)
+    if samples != 1:  # PS3.3 C.8.2.1.1
+        raise NotAnalysed(Reason.NOT_CT, f"{samples} samples per pixel")
     if not image.file_meta.TransferSyntaxUID.is_encapsulated:
         if len(image.PixelData) < needed:
             raise NotAnalysed(Reason.TRUNCATED)

@@ -18,6 +18,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
 )
@@ -176,6 +177,41 @@ def test_a_frame_that_claims_another_size_reaches_no_decoder(
     with pytest.raises(NotAnalysed) as caught:
         decode.read(slice_file)
     assert caught.value.reason is Reason.UNREADABLE
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
+
+
+JFIF, HEADER, SCAN = (
+    segment(0xE0, b"JFIF\0\1\1" + bytes(7)),
+    segment(0xC3, b"\x10\0\x40\0\x30\1" + bytes(3)),
+    segment(0xDA, bytes(6)),
+)
+
+
+@pytest.mark.parametrize(
+    ("segments", "size"),
+    [
+        (JFIF + HEADER + SCAN, (64, 48, 1)),
+        (b"\xff" + HEADER + b"\xff\xff" + SCAN + b"any", (64, 48, 1)),
+        (HEADER + b"SQ" + SCAN, None),
+        (JFIF.replace(b"JFIF\0\1", b"JFIF\0\2") + HEADER + SCAN, None),
+        (HEADER + SCAN[:-1], None),
+        (HEADER + HEADER + SCAN, None),
+        (segment(0xC2, HEADER[4:]) + SCAN, None),
+        (JFIF, None),
+    ],
+    ids=["whole", "fill", "between", "version", "cut", "two headers", "progressive", "no header"],
+)
+def test_what_would_end_gdcm_s_process_is_no_jpeg(segments: bytes, size: tuple[int, int, int] | None):
+    """It takes each warning of libjpeg before the first scan for a failed assertion."""
+    frame = b"\xff\xd8" + segments
+    if size:
+        assert codestream.size(frame, JPEGLosslessSV1) == size
+    else:
+        with pytest.raises(ValueError, match="a JPEG|a compressed frame"):
+            codestream.size(frame, JPEGLosslessSV1)
 
 
 def test_a_jp2_file_in_place_of_a_code_stream_is_looked_into(slice_file: Path):
