@@ -34,7 +34,10 @@ _OF_FRAME = {
     "PixelValueTransformationSequence": ("RescaleIntercept", "RescaleSlope", "RescaleType"),
 }
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-_NOT_OF_IMAGE = tuple(map(Tag, (*_GROUPS, "NumberOfFrames", *(key for keys in _OF_FRAME.values() for key in keys))))
+_OFFSETS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
+_NOT_OF_IMAGE = tuple(
+    map(Tag, (*_GROUPS, *_OFFSETS, "NumberOfFrames", *(key for keys in _OF_FRAME.values() for key in keys)))
+)
 
 _PIXEL_DATA = Tag("PixelData")
 _ITEM, _DELIMITER, _UNDEFINED = 0xFFFEE000, 0xFFFEE0DD, 0xFFFFFFFF
