@@ -151,28 +151,10 @@ def demo(
 
 @app.command()
 def serve(config: ConfigFile) -> None:
-    """Run the node until it is told to stop (SIGTERM or Ctrl-C)."""
-    import signal
-    import threading
+    """Run the node until it is told to stop (SIGTERM or Ctrl-C); SIGHUP has the configuration read again."""
+    from dicom_node.service import Service
 
-    import structlog
-
-    from dicom_node import config as configuration
-    from dicom_node import log
-    from dicom_node.node import Node
-
-    settings = configuration.load(config)
-    log.configure(settings.log.level, settings.log.format)
-    node = Node(settings)
-    told = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: told.set())
-    node.start()
-    events = structlog.get_logger("scanside")
-    events.info("node_started", ae_title=settings.node.ae_title, address=settings.node.address, port=node.port)
-    told.wait()
-    node.stop()
-    events.info("node_stopped")
+    Service(config).run()
 
 
 @app.command()
@@ -256,17 +238,17 @@ def outbox_list(config: ConfigFile, as_json: Json = False) -> None:
 def outbox_retry(
     config: ConfigFile, item: Annotated[int | None, typer.Argument(help="Its id; default: all that are parked.")] = None
 ) -> None:
-    """Send parked or waiting results again, from a clean slate."""
-    count = _journal(config).retry(item)
+    """Send parked, waiting or unconfirmed results again, from a clean slate."""
+    count = _outbox(config).retry(item)
     if item is not None and not count:
-        _end(f"no parked or waiting result {item}: see `scanside outbox list`", 1)
+        _end(f"no parked, waiting or unconfirmed result {item}: see `scanside outbox list`", 1)
     out.print(f"{count} queued again")
 
 
 @outbox.command("park")
 def outbox_park(config: ConfigFile, item: Annotated[int, typer.Argument(help="Its id.")]) -> None:
     """Take a result out of the sender's way until it is retried."""
-    if not _journal(config).park(item, "parked by hand"):
+    if not _outbox(config).park(item, "parked by hand"):
         _end(f"no unsent result {item}: see `scanside outbox list`", 1)
     out.print(f"parked: {item}, until `scanside outbox retry {item}`", highlight=False)
 
@@ -960,11 +942,12 @@ def _numbers(option: str, text: str, between: str, count: int | None = None) -> 
     return tuple(map(int, parts))
 
 
-def _journal(config: Path) -> Any:
+def _outbox(config: Path) -> Any:
     from dicom_node import config as configuration
     from dicom_node import status as looks
+    from dicom_node.outbox import Outbox
 
-    return looks.open_journal(configuration.load(config), read_only=False)
+    return Outbox(looks.open_journal(configuration.load(config), read_only=False))
 
 
 def _progress(what: str, total: int) -> Any:

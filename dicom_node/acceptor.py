@@ -24,7 +24,7 @@ PAUSE_S = 0.1  # after a connection that could not be taken
 MOST_WAITING = 64  # connections that have asked for nothing yet; one more, and the oldest is cut
 
 # (result, source, reason) of a rejection, PS3.8 table 9-21
-_CALLING_AE_NOT_RECOGNISED, _LOCAL_LIMIT_EXCEEDED = (1, 1, 3), (2, 3, 2)
+_CALLING_AE_NOT_RECOGNISED, _TEMPORARY_CONGESTION, _LOCAL_LIMIT_EXCEEDED = (1, 1, 3), (2, 3, 1), (2, 3, 2)
 
 log = structlog.get_logger(__name__)
 
@@ -66,29 +66,43 @@ class Acceptor:
     ) -> None:
         self.contexts, self.services = list(contexts), services
         self.max_pdu, self.idle_timeout_s, self._tls = max_pdu, idle_timeout_s, tls
-        self._allowed, self._most = frozenset(allowed_calling_aes), max_associations
-        self._networks = [ip_network(network) for network in allowed_addresses]
+        self.reload(allowed_calling_aes, allowed_addresses, max_associations)
         self._lock = Lock()
         self._waiting: dict[Connection, None] = {}  # no association yet; the oldest first
         self._associated: set[Connection] = set()
-        self.is_stopping = False
+        self._alive: set[Connection] = set()  # those too that have given their place away, and tell of their end
+        self._is_closed = self.is_stopping = False
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self._socket = socket.create_server((address, port), family=family, backlog=128)
+        self.port: int = self._socket.getsockname()[1]
         self._thread = Thread(target=self._accept, name="acceptor", daemon=True)
         self._thread.start()
 
-    @property
-    def port(self) -> int:
-        return self._socket.getsockname()[1]
+    def reload(
+        self, allowed_calling_aes: Sequence[str], allowed_addresses: Sequence[str], max_associations: int
+    ) -> None:
+        """Go by these from the next connection on; associations that are open stay."""
+        self._allowed, self._most = frozenset(allowed_calling_aes), max_associations
+        self._networks = [ip_network(network) for network in allowed_addresses]
 
-    def stop(self) -> None:
-        """Close the port, cut every connection, and return when each has ended."""
-        self.is_stopping = True
+    def close(self) -> None:
+        """Close the port: no more associations, also for who is connected and has none. Those that are open go on."""
+        self._is_closed = True
         cut(self._socket)  # wakes the loop that accepts
         self._thread.join()
         self._socket.close()
+
+    def associations(self) -> list[str]:
+        """Who has an association; without them, the end of every one has been told."""
         with self._lock:
-            connections = [*self._waiting, *self._associated]
+            return sorted(connection.who for connection in self._alive.difference(self._waiting))
+
+    def stop(self) -> None:
+        """Close the port, cut every connection, and return when each has ended."""
+        self.close()
+        self.is_stopping = True
+        with self._lock:
+            connections = list(self._alive)
         for connection in connections:
             connection.cut()
         for connection in connections:
@@ -96,6 +110,8 @@ class Acceptor:
 
     def admit(self, connection: Connection, calling_ae: str) -> tuple[int, int, int] | None:
         """Give a connection that asks for an association its place, or say why not: result, source and reason."""
+        if self._is_closed:
+            return _TEMPORARY_CONGESTION
         if self._allowed and calling_ae not in self._allowed:
             return _CALLING_AE_NOT_RECOGNISED
         with self._lock:
@@ -111,12 +127,17 @@ class Acceptor:
             self._waiting.pop(connection, None)
             self._associated.discard(connection)
 
+    def ended(self, connection: Connection) -> None:
+        """Forget a connection: all has been told of it."""
+        with self._lock:
+            self._alive.discard(connection)
+
     def _accept(self) -> None:
-        while not self.is_stopping:
+        while not self._is_closed:
             try:
                 accepted, remote = self._socket.accept()
             except OSError as error:
-                if not self.is_stopping:  # the peer was gone again, or there are no more file descriptors
+                if not self._is_closed:  # the peer was gone again, or there are no more file descriptors
                     log.warning("connection_failed", reason=error.strerror)
                     time.sleep(PAUSE_S)
                 continue
@@ -137,10 +158,12 @@ class Acceptor:
             oldest = next(iter(self._waiting)) if len(self._waiting) >= MOST_WAITING else None
             self._waiting.pop(oldest, None)
             self._waiting[connection] = None
+            self._alive.add(connection)
         if oldest:
             oldest.cut()
         try:
             connection.start()
         except RuntimeError:
             self.left(connection)
+            self.ended(connection)
             raise

@@ -66,6 +66,7 @@ class Outcome:
     code : name of the `Reason` where it was not analysed
     report : None when it was not analysed
     files : result files, written and synced
+    received : slices that came, those of another kind and those turned away included; frames count one by one
 
     """
 
@@ -74,6 +75,7 @@ class Outcome:
     report: Report | None
     files: tuple[ResultFile, ...] = ()
     code: str | None = None
+    received: int = 0
 
 
 @dataclass(slots=True)
@@ -133,9 +135,13 @@ class Analyser:
         max_batch: int,
         max_lossy_ratio: float = 1.0,
     ) -> None:
-        self._bundle, self.session, self._rules = bundle, session, tuple(rules)
-        self._min_slices, self._min_coverage_mm, self.max_batch = min_slices, min_coverage_mm, max_batch
-        self._max_lossy_ratio = max_lossy_ratio
+        self.bundle, self.session, self.max_batch = bundle, session, max_batch
+        self.reload(rules, min_slices=min_slices, min_coverage_mm=min_coverage_mm, max_lossy_ratio=max_lossy_ratio)
+
+    def reload(self, rules: Sequence[Rule], *, min_slices: int, min_coverage_mm: float, max_lossy_ratio: float) -> None:
+        """Go by other rules and limits, from the next slice and the next series that closes on."""
+        self._rules, self._max_lossy_ratio = tuple(rules), max_lossy_ratio
+        self._min_slices, self._min_coverage_mm = min_slices, min_coverage_mm
 
     def feed(self, series: Series, paths: Sequence[Path], on_more: Callable[[], None] = lambda: None) -> list[Seen]:
         """Decode slices of an open series, and infer those whose neighbours are there, together in batches.
@@ -178,7 +184,7 @@ class Analyser:
 
     def _infer_due(self, series: Series) -> None:
         """Infer what has its neighbours, and forget HU that no view will need."""
-        view = self._bundle.view
+        view = self.bundle.view
         if view.answered == 1:
             ends = view.shown // 2  # slices that may still get other neighbours
             try:
@@ -192,7 +198,7 @@ class Analyser:
 
     def _views(self, keys: Sequence[str]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
         """Views of a stack: the slices that each shows, and those that it answers."""
-        views = self._bundle.view.over(len(keys))
+        views = self.bundle.view.over(len(keys))
         return [(tuple(keys[i] for i in shown), tuple(keys[i] for i in answered)) for shown, answered in views]
 
     def _infer(self, series: Series, views: Sequence[tuple[tuple[str, ...], tuple[str, ...]]]) -> None:
@@ -205,7 +211,7 @@ class Analyser:
             hu = {key: series.hu(key) for shown, _ in batch for key in shown}
             answers = self.session.infer(np.stack([[hu[key] for key in shown] for shown, _ in batch]))
             for number, (shown, answered) in enumerate(batch):
-                first = number * self._bundle.view.answered
+                first = number * self.bundle.view.answered
                 for key, answer in zip(answered, answers[first:], strict=False):
                     series.labels[key], series.looked_at[key] = answer, shown
 
@@ -259,14 +265,15 @@ class Analyser:
         report = compose(
             stack,
             series.labels,
-            self._bundle,
+            self.bundle,
             self.session.identity,
             self._rules,
             missing=[*missing, *incomplete],
             left_out=left_out,
         )
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.json").write_text(to_json(report))
+        received = len(series.planes) + series.repeated + len(series.refused)
+        (folder / "report.json").write_text(to_json(report, received))
         objects = results.build(
             [series.headers[key] for key in stack.keys],
             np.stack([series.labels[key].labels for key in stack.keys]),
@@ -277,7 +284,7 @@ class Analyser:
             predecessor=dcmread(predecessor, stop_before_pixels=True) if predecessor else None,
         )
         paths = results.write(objects, folder)
-        return Outcome(SeriesState.ANALYSED, None, report, _result_files(objects, paths))
+        return Outcome(SeriesState.ANALYSED, None, report, _result_files(objects, paths), received=received)
 
     def _stack(self, series: Series) -> SliceStack:
         if not series.planes:
@@ -301,9 +308,9 @@ class Analyser:
         return {key: series.hu(key) for key in capture.key_slices(report, stack.keys)}
 
 
-def to_json(report: Report) -> str:
-    """A report as JSON, with the time at which it was composed (seconds since the epoch)."""
-    return json.dumps({"composed": time.time(), **dataclasses.asdict(report)}, indent=2) + "\n"
+def to_json(report: Report, received: int) -> str:
+    """A report as JSON, with the time at which it was composed (seconds since the epoch) and the slices that came."""
+    return json.dumps({"composed": time.time(), "received": received, **dataclasses.asdict(report)}, indent=2) + "\n"
 
 
 def _refusals(refused: Sequence[NotAnalysed]) -> tuple[list[str], list[str]]:

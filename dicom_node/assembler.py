@@ -101,6 +101,10 @@ class Assembly:
                 return released
         return None
 
+    def forget_partial(self) -> None:
+        """Have `is_partial` look again."""
+        self._partial = (0, False)
+
     def is_partial(self, min_coverage_mm: float) -> bool:
         """Whether slices are missing between or beyond those there are; what makes no stack is not waited for."""
         if self._partial[0] != len(self.planes):
@@ -139,6 +143,12 @@ class Assembler:
         self._history, self._lists = history, lists
         self._assemblies: dict[str, Assembly] = {}  # by name
         self._open: dict[tuple[str, str], Assembly] = {}  # by study and series UID: the newest revision, not closed
+
+    def reload(self, idle_timeout_s: float, min_coverage_mm: float) -> None:
+        """Go by other limits, also with the series that are open."""
+        self._idle_timeout_s, self._min_coverage_mm = idle_timeout_s, min_coverage_mm
+        for assembly in self._assemblies.values():
+            assembly.forget_partial()
 
     def stored(self, association: Hashable, instance: Instance, now: float) -> tuple[Assembly, list[Path]]:
         """Take note of a new instance.
@@ -209,6 +219,10 @@ class Assembler:
     def progress(self) -> dict[str, tuple[int, int]]:
         """Series without a result yet, by SeriesInstanceUID: images the worker has seen, and images here."""
         return {a.series_uid: (len(a.planes), len(a.paths)) for a in self._assemblies.values()}
+
+    def unfinished(self) -> int:
+        """How many series the worker is at: it has not seen all of their slices, or makes their results."""
+        return sum(a.closed or not a.is_seen() for a in self._assemblies.values())
 
     def due(self, now: float) -> list[Assembly]:
         """Series that close now; each is given out once."""

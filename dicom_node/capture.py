@@ -34,6 +34,8 @@ PANEL = 336  # pixels of the panel to the right of it
 MARGIN = 22
 FOOTER = SIDE - 162  # where the panel's last block begins
 
+DESCRIPTION = "Brain window with contours of the segmented haemorrhage. Research use only"
+
 WHITE, DIM, RULE, BACKGROUND = (240, 243, 246), (160, 168, 178), (58, 64, 72), (16, 19, 23)
 _OPPOSITE = dict(zip("LRPAHF", "RLAPFH", strict=True))
 LEVEL_COLOURS = {
@@ -100,18 +102,18 @@ def build(
             patient_orientation=(_direction(where.row_lps), _direction(where.column_lps)),
             **issue.attributes("OT", f"sc:{key}", number=(issue.revision - 1) * MAX_IMAGES + index + 1),
         )
-        _complete(image, source, issue)
+        complete(image, source, issue, description=DESCRIPTION)
         images.append(image)
     return images
 
 
-def _complete(image: SCImage, source: Dataset, issue: Issue) -> None:
+def complete(image: SCImage, source: Dataset, issue: Issue, *, description: str) -> None:
     """Add what highdicom leaves out, and replace its clock by the issue's."""
     image.copy_patient_and_study_information(source)
     image.BodyPartExamined = "HEAD"  # without it Laterality is required (PS3.3 C.7.3.1)
     image.ConversionType = "WSD"
     image.BurnedInAnnotation = "NO"  # nothing that identifies the patient (PS3.3 C.7.6.1)
-    image.DerivationDescription = "Brain window with contours of the segmented haemorrhage. Research use only"
+    image.DerivationDescription = description
     started = issue.started.astimezone()
     image.DateOfSecondaryCapture, image.TimeOfSecondaryCapture = DA(started.date()), TM(started.time())
     shown = reference(source)
@@ -207,11 +209,11 @@ def _draw_panel(draw: ImageDraw.ImageDraw, report: Report, key: str, shown: set[
     draw.text((left, 28), level.upper(), WHITE, large, anchor="lm")
     if report.provisional:
         draw.text((right, 28), "PROVISIONAL", WHITE, normal, anchor="rm")
-    y = _write(draw, (left, 72), report.decision.reason, normal, WHITE, lines=4)
+    y = write(draw, (left, 72), report.decision.reason, normal, WHITE, lines=4)
 
     y = _rule(draw, y + 8)
     if not report.findings:
-        y = _write(
+        y = write(
             draw,
             (left, y),
             "No finding" if report.below_threshold or report.provisional else "No haemorrhage segmented",
@@ -231,16 +233,16 @@ def _draw_panel(draw: ImageDraw.ImageDraw, report: Report, key: str, shown: set[
         y += 50
     if len(report.findings) > MAX_FINDINGS:
         more = f"and {len(report.findings) - MAX_FINDINGS} more, see the report"
-        y = _write(draw, (left, y), more, small, DIM, lines=1)
+        y = write(draw, (left, y), more, small, DIM, lines=1)
 
     notes = [*report.missing, *(f"Below threshold: {name} {_millilitres(ml)}" for name, ml in report.below_threshold)]
     if notes:
         y = _rule(draw, y + 4)
     for index, note in enumerate(notes):
         if y > FOOTER - 60:
-            _write(draw, (left, y), f"and {len(notes) - index} more, see the report", small, DIM, lines=1)
+            write(draw, (left, y), f"and {len(notes) - index} more, see the report", small, DIM, lines=1)
             break
-        y = _write(draw, (left, y), note, small, WHITE, lines=4) + 2
+        y = write(draw, (left, y), note, small, WHITE, lines=4) + 2
 
     draw.line((left, FOOTER, right, FOOTER), RULE)
     model = f"AI: {report.model.name} {report.model.version}"
@@ -256,7 +258,7 @@ def _rule(draw: ImageDraw.ImageDraw, y: float) -> float:
     return y + 14
 
 
-def _write(
+def write(
     draw: ImageDraw.ImageDraw,
     corner: tuple[float, float],
     text: str,
@@ -264,11 +266,12 @@ def _write(
     colour: codes.Colour,
     *,
     lines: int,
+    width: int = PANEL - 2 * MARGIN,
 ) -> float:
-    """Write a paragraph onto the panel, cut after some lines; returns where the next may begin."""
+    """Write a paragraph, cut after some lines; returns where the next may begin."""
     wrapped: list[str] = []
     for word in text.split():
-        if wrapped and font.getlength(f"{wrapped[-1]} {word}") <= PANEL - 2 * MARGIN:
+        if wrapped and font.getlength(f"{wrapped[-1]} {word}") <= width:
             wrapped[-1] += f" {word}"
         else:
             wrapped.append(word)
@@ -276,7 +279,7 @@ def _write(
         wrapped[lines - 1] += " ..."
     x, y = corner
     for line in wrapped[:lines]:
-        draw.text((x, y), _clip(line, font, PANEL - 2 * MARGIN), colour, font)
+        draw.text((x, y), _clip(line, font, width), colour, font)
         y += font.size * 1.3
     return y
 

@@ -1,5 +1,7 @@
 """Storage Commitment Push Model SCP (PS3.4 annex J): the scanner asks what is safe here, and is told.
 
+A destination that was asked the same by us reports to the same SOP Class; that is for `dicom_node.confirmation`.
+
 A request is acknowledged once its report is in the journal. The report goes to the scanner's own port where the
 configuration knows it, tried until it is taken; to others on the association on which they asked, which they may end
 before: then they ask again, as the standard has it.
@@ -20,18 +22,17 @@ from pynetdicom import build_context, build_role
 from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 
-from dicom_node import dimse
+from dicom_node import confirmation, dimse
 from dicom_node.dimse import (
     INVALID_ATTRIBUTE_VALUE,
     NO_SUCH_ACTION,
-    PROCESSING_FAILURE,
     SUCCESS,
     UNRECOGNISED_OPERATION,
     Request,
 )
-from dicom_node.journal import JournalError
-from dicom_node.sender import PeerError, associate, back_off_s
-from dicom_node.services import Answer, Gathered, Ignored, decoded
+from dicom_node.outbox import Outbox, back_off_s
+from dicom_node.sender import PeerError, associate
+from dicom_node.services import Answer, Gathered, Ignored
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 
 SOP_CLASS = StorageCommitmentPushModel
 ALL_COMMITTED, FAILURES_EXIST = 1, 2  # event types, PS3.4 J.3.3
-REQUEST_COMMITMENT = 1  # action type, PS3.4 J.3.2
 NO_SUCH_OBJECT, CLASS_CONFLICT = 0x0112, 0x0119  # failure reasons, PS3.3 C.14.1.1
 
 LONGEST_SLEEP_S = 5.0
@@ -55,7 +55,6 @@ STATUSES = {
     SUCCESS: "the report that follows is in the journal",
     INVALID_ATTRIBUTE_VALUE: "TransactionUID or ReferencedSOPSequence has no value",
     NO_SUCH_ACTION: "the action type is not 1, Request Storage Commitment",
-    PROCESSING_FAILURE: "the data set can't be read, or the journal or the spool can't be used",
     UNRECOGNISED_OPERATION: "the service has no such operation",
 }
 FAILURES = {
@@ -122,12 +121,16 @@ class Commitments:
         told: Callable[[tuple[str, ...]], None],
         identity: Identity | None = None,
     ) -> None:
-        self._journal, self._spool, self._announced = journal, spool, announced
-        self._scanners = {scanner.ae_title: scanner for scanner in scanners}
+        self._journal, self._outbox, self._spool, self._announced = journal, Outbox(journal), spool, announced
+        self.reload(scanners)
         self._ae_title, self._told, self._identity = ae_title, told, identity
         self._news = Event()
         self._stopping = False
         self._thread = Thread(target=self._run, name="commitment", daemon=True)
+
+    def reload(self, scanners: tuple[Scanner, ...]) -> None:
+        """Know the ports of these from now on."""
+        self._scanners = {scanner.ae_title: scanner for scanner in scanners}
 
     def start(self) -> None:
         self._thread.start()
@@ -141,22 +144,13 @@ class Commitments:
     # what scanners ask
 
     def serve(self, peer: Peer, command: Command, transfer_syntax: str) -> Message:
+        if command.field == Request.N_EVENT_REPORT:
+            return Gathered(peer, transfer_syntax, lambda report: confirmation.take(self._outbox, report, peer.name))
         if command.field != Request.N_ACTION:
             return Ignored(Answer(UNRECOGNISED_OPERATION))
-        if command.number(dimse.ACTION_TYPE_ID) != REQUEST_COMMITMENT:
+        if command.number(dimse.ACTION_TYPE_ID) != confirmation.REQUEST_COMMITMENT:
             return Ignored(Answer(NO_SUCH_ACTION, "the only action is Request Storage Commitment, 1"))
-
-        def serve(encoded: bytes) -> Answer:
-            try:
-                return self._commit(peer, decoded(encoded, transfer_syntax), transfer_syntax)
-            except (JournalError, OSError) as error:
-                log.warning("commitment_not_kept", association=peer.name, reason=str(error))
-                return Answer(PROCESSING_FAILURE, "the journal or the spool can't be used")
-            except Exception as error:  # noqa: BLE001 (pydicom raises anything on what is no data set)
-                log.warning("commitment_unreadable", association=peer.name, reason=type(error).__name__)
-                return Answer(PROCESSING_FAILURE, "a data set that can't be read")
-
-        return Gathered(serve)
+        return Gathered(peer, transfer_syntax, lambda request: self._commit(peer, request, transfer_syntax))
 
     def answered(self, peer: Peer, command: Command) -> None:
         """Take the answer to a report that was sent on the peer's own association."""

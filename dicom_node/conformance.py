@@ -13,7 +13,7 @@ from pydicom.uid import (
 )
 from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION
 
-from dicom_node import commitment, connection, journal, mpps, receiver, sender
+from dicom_node import commitment, confirmation, connection, mpps, outbox, receiver, sender, services
 from dicom_node.gate import Reason
 from dicom_node.tls import CIPHERS
 from dicom_node.wire import FROM_CT_SCANNERS
@@ -89,6 +89,13 @@ instance is committed when its file is on the disk and can be read. It stays the
 |---|---|
 {failures}
 
+Destinations report at the same port on what they were asked to commit to: N-EVENT-REPORT, the role of the SCP selected
+by them.
+
+| status | reason |
+|---|---|
+{reports}
+
 ### What is not analysed
 
 An image, or a series of such, with one of these reasons is kept and not analysed:
@@ -102,6 +109,10 @@ To each of `[[destinations]]`, one for all that it is owed at a time.
 | SOP Class | UID | role | transfer syntaxes |
 |---|---|---|---|
 {results}
+
+Destinations with `confirm = "commitment"` are asked (N-ACTION) on the same association, those with `confirm = "query"`
+are searched there for each object (C-FIND, IMAGE level, one query a series, StudyInstanceUID, SeriesInstanceUID and a
+list of SOPInstanceUIDs as keys).
 
 0000 and warnings: delivered. {final}: offered {attempts} times, then parked. Any other status,
 an abort or no answer within {dimse_s:g} s: tried again after 2 s, doubling to {longest_s:g} s, without end.
@@ -124,7 +135,8 @@ def compose() -> str:
         idle_s=receiver.IDLE_TIMEOUT_S,
         ciphers=CIPHERS,
         contexts="\n".join(
-            f"| {one.abstract_syntax.name} | {one.abstract_syntax} | SCP | {letters[tuple(one.transfer_syntax)]} |"
+            f"| {one.abstract_syntax.name} | {one.abstract_syntax} | SCP{', SCU' * bool(one.scp_role)} "
+            f"| {letters[tuple(one.transfer_syntax)]} |"
             for one in contexts
         ),
         syntaxes="\n".join(
@@ -132,15 +144,19 @@ def compose() -> str:
             for syntaxes, letter in letters.items()
         ),
         store=_statuses(receiver.STATUSES),
-        mpps=_statuses(mpps.STATUSES),
-        commitment=_statuses(commitment.STATUSES),
+        mpps=_statuses(services.STATUSES | mpps.STATUSES),
+        commitment=_statuses(services.STATUSES | commitment.STATUSES),
         failures=_statuses(commitment.FAILURES),
+        reports=_statuses(services.STATUSES | confirmation.STATUSES),
         reasons="\n".join(f"- {reason.value}" for reason in Reason),
-        results="\n".join(f"| {one.name} | {one} | SCU | {', '.join(PROPOSED)} |" for one in RESULTS),
+        results="\n".join(
+            f"| {one.name} | {one} | SCU | {', '.join(PROPOSED)} |"
+            for one in (*RESULTS, *confirmation.CONTEXTS.values())
+        ),
         final=", ".join(f"{status:04X}" for status in sorted(sender.FINAL_STATUSES) if status < 0xA900) + " and A9xx",
-        attempts=sender.ATTEMPTS_BEFORE_PARKING,
+        attempts=outbox.ATTEMPTS_BEFORE_PARKING,
         dimse_s=sender.DIMSE_TIMEOUT_S,
-        longest_s=journal.LONGEST_WAIT_S,
+        longest_s=outbox.LONGEST_WAIT_S,
     )
 
 

@@ -78,25 +78,28 @@ class Connection(Thread):
             released = self._serve()
         except _Ended as end:
             if str(end):
-                log.warning("connection_ended", peer=self._who, reason=str(end))
+                log.warning("connection_ended", peer=self.who, reason=str(end))
         except CommandError as error:
-            log.warning("connection_ended", peer=self._who, reason=str(error))
+            log.warning("connection_ended", peer=self.who, reason=str(error))
             self._abort(_INVALID_PARAMETER)
         except ssl.SSLError as error:
-            log.warning("tls_failed", peer=self._who, reason=error.reason or str(error))
+            log.warning("tls_failed", peer=self.who, reason=error.reason or str(error))
         except TimeoutError:
             if self._peer:
-                log.warning("connection_ended", peer=self._who, reason="silent in the middle of a message")
+                log.warning("connection_ended", peer=self.who, reason="silent in the middle of a message")
                 self._abort(_NO_REASON)
         except OSError as error:
-            log.info("connection_lost", peer=self._who, reason=error.strerror)
+            log.info("connection_lost", peer=self.who, reason=error.strerror)
         except Exception:
-            log.exception("association_failed", peer=self._who)
+            log.exception("association_failed", peer=self.who)
             self._abort(_NO_REASON)
-        self._end(released=released)
+        try:
+            self._end(released=released)
+        finally:
+            self._acceptor.ended(self)
 
     @property
-    def _who(self) -> str:
+    def who(self) -> str:
         return self._peer.name if self._peer else self._remote[0]
 
     def _open(self) -> None:

@@ -45,6 +45,11 @@ class Result:
     files: Sequence[ResultFile] = ()
     code: str | None = None
 
+    @property
+    def level(self) -> str | None:
+        """Of the triage decision; None without a report."""
+        return json.loads(self.report_json)["decision"]["level"] if self.report_json else None
+
     def summary(self) -> dict[str, Any]:
         """Decision and volumes for the log."""
         if self.report_json is None:

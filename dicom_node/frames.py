@@ -32,6 +32,8 @@ _OF_FRAME = {
     "PlanePositionSequence": ("ImagePositionPatient",),
     "PlaneOrientationSequence": ("ImageOrientationPatient",),
     "PixelValueTransformationSequence": ("RescaleIntercept", "RescaleSlope", "RescaleType"),
+    "CTReconstructionSequence": ("ConvolutionKernel",),
+    "UnassignedSharedConvertedAttributesSequence": ("ConvolutionKernel",),
 }
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _OFFSETS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")

@@ -1,18 +1,8 @@
 """What the node has decided and what it still owes: one SQLite file, never a write per slice (`schema` has its tables).
 
-``series`` says what became of each revision of a series, ``outbox`` has a row per result and destination::
-
-    queued -> sending -> sent
-       ^         |
-       |         +-> waiting (next_try) -> sending ...
-    retry        +-> parked
-       +----------------+
-
-A result and what is owed for it are written in one transaction, so after a crash either both are there or neither. A
-row left in ``sending`` by a crash is due again: whether the peer has it can't be known, so it is sent once more, with
-the same SOP Instance UID. That is delivery at least once, and a storage SCP takes the second for the first.
-
-One process sends (the node); others may read, retry and park (the command line) while it runs.
+``series`` says what became of each revision of a series, ``outbox`` has a row per result and destination
+(`dicom_node.outbox`). A result and what is owed for it are written in one transaction, so after a crash either both are
+there or neither.
 """
 
 from __future__ import annotations
@@ -23,7 +13,6 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from dicom_node.schema import VERSIONS
@@ -31,12 +20,11 @@ from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     Execute = Callable[..., sqlite3.Cursor]
 
 Role = Literal["sr", "sc", "seg"]  # in the order of sending: what a reader needs first, and the largest last
-
-LONGEST_WAIT_S = 300.0  # between two attempts
 
 
 class JournalError(ScansideError):
@@ -49,14 +37,6 @@ class SeriesState(StrEnum):
     ANALYSED = "analysed"
     NOT_ANALYSED = "not_analysed"
     FAILED = "failed"
-
-
-class DeliveryState(StrEnum):
-    QUEUED = "queued"
-    SENDING = "sending"
-    SENT = "sent"
-    WAITING = "waiting"
-    PARKED = "parked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,36 +70,6 @@ class SeriesRecord:
     slices: int
     report_json: str | None
     recorded: float
-
-
-@dataclass(frozen=True, slots=True)
-class OutboxItem:
-    """One result for one destination.
-
-    Attributes
-    ----------
-    attempts : how often this object was offered to the peer and not taken; a peer that can't be reached doesn't count
-    tries : how often the sender set out with it, whether it reached the peer or not; the one under way counts
-    next_try, created, sent : seconds since the epoch
-
-    """
-
-    id: int
-    study_uid: str
-    series_uid: str
-    revision: int
-    role: Role
-    path: Path
-    sop_class_uid: str
-    sop_uid: str
-    destination: str
-    state: DeliveryState
-    attempts: int
-    next_try: float
-    last_error: str | None
-    created: float
-    sent: float | None
-    tries: int = 0  # a journal that no node has opened since version 2 doesn't know
 
 
 class Journal:
@@ -232,88 +182,6 @@ class Journal:
         with self.statements() as execute:
             return [_series_record(row) for row in execute("SELECT * FROM series ORDER BY recorded, rowid")]
 
-    # deliveries: the sender's side
-
-    def claim(self, destination: str, now: float) -> list[OutboxItem]:
-        """Take all that a destination is owed and mark it as being sent, if any of it is due.
-
-        All, because it is the peer that is up or down: when it is tried, everything that waits for it goes. What it did
-        not take before goes last, so that one bad object never stands before good ones; otherwise first come, first
-        served, and each series in the order of `Role`. Rows in ``sending`` are taken too: a destination has one sender,
-        so they are a crash's. A `next_try` further away than any wait is due: the clock has been set back since.
-        """
-        with self.transaction() as execute:
-            rows = execute(
-                "SELECT * FROM outbox WHERE destination = ? AND state NOT IN ('sent', 'parked') ORDER BY attempts, id",
-                (destination,),
-            ).fetchall()
-            if not any(row["next_try"] <= now or row["next_try"] > now + LONGEST_WAIT_S for row in rows):
-                return []
-            for row in rows:
-                execute("UPDATE outbox SET state = 'sending', tries = tries + 1 WHERE id = ?", (row["id"],))
-            return [_outbox_item({**row, "state": "sending", "tries": row["tries"] + 1}) for row in rows]
-
-    def next_due(self, destination: str) -> float | None:
-        """When the next item of a destination is due, in seconds since the epoch; None when nothing is owed."""
-        with self.statements() as execute:
-            return execute(
-                "SELECT MIN(next_try) FROM outbox WHERE destination = ? AND state NOT IN ('sent', 'parked')",
-                (destination,),
-            ).fetchone()[0]
-
-    def mark_sent(self, item_id: int) -> None:
-        """The peer has it, and says so."""
-        with self.transaction() as execute:
-            execute(
-                "UPDATE outbox SET state = 'sent', last_error = NULL, sent = ? WHERE id = ?", (time.time(), item_id)
-            )
-
-    def mark_failed(self, item_id: int, next_try: float, error: str) -> None:
-        """The peer did not take this object: one attempt more, and wait."""
-        with self.transaction() as execute:
-            execute(
-                "UPDATE outbox SET state = 'waiting', attempts = attempts + 1, next_try = ?, last_error = ?"
-                " WHERE id = ? AND state = 'sending'",
-                (next_try, error, item_id),
-            )
-
-    def postpone(self, item_ids: Sequence[int], next_try: float, error: str) -> None:
-        """The peer was not asked, for a reason that is not these objects': wait, without counting an attempt."""
-        with self.transaction() as execute:
-            for item_id in item_ids:
-                execute(
-                    "UPDATE outbox SET state = 'waiting', next_try = ?, last_error = ?"
-                    " WHERE id = ? AND state = 'sending'",
-                    (next_try, error, item_id),
-                )
-
-    # deliveries: an operator's side
-
-    def outbox(self) -> list[OutboxItem]:
-        """Every item, in the order of sending."""
-        with self.statements() as execute:
-            return [_outbox_item(row) for row in execute("SELECT * FROM outbox ORDER BY id")]
-
-    def park(self, item_id: int, error: str) -> bool:
-        """Take an unsent item out of the sender's way until `retry`; False where there is none."""
-        with self.transaction() as execute:
-            return bool(
-                execute(
-                    "UPDATE outbox SET state = 'parked', last_error = ?"
-                    " WHERE id = ? AND state NOT IN ('sent', 'parked')",
-                    (error, item_id),
-                ).rowcount
-            )
-
-    def retry(self, item_id: int | None = None) -> int:
-        """Queue one parked or waiting item again, or all parked ones, with a clean slate; how many there were."""
-        chosen = "state = 'parked'" if item_id is None else "id = :id AND state IN ('parked', 'waiting')"
-        with self.transaction() as execute:
-            return execute(
-                f"UPDATE outbox SET state = 'queued', attempts = 0, tries = 0, next_try = :now WHERE {chosen}",  # noqa: S608 (constants)
-                {"id": item_id, "now": time.time()},
-            ).rowcount
-
     # the file
 
     def _prepare(self, *, read_only: bool) -> None:
@@ -359,7 +227,3 @@ class Journal:
 
 def _series_record(row: sqlite3.Row) -> SeriesRecord:
     return SeriesRecord(**{**row, "state": SeriesState(row["state"])})
-
-
-def _outbox_item(row: Mapping[str, object] | sqlite3.Row) -> OutboxItem:
-    return OutboxItem(**{**row, "path": Path(row["path"]), "state": DeliveryState(row["state"])})

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter as Tally
 from typing import TYPE_CHECKING, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from dicom_node.journal import DeliveryState, JournalError
+from dicom_node.journal import JournalError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from dicom_node.journal import Journal
+    from dicom_node.outbox import Outbox
 
 # from a slice's answer to a destination that was down for minutes
 BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300)
@@ -64,17 +63,17 @@ class Metrics:
     def stage(self, name: Stage, seconds: float) -> None:
         self._stages.labels(name).observe(max(seconds, 0.0))
 
-    def watch(self, journal: Journal, folder: Path, now: Callable[[], dict[str, float]]) -> None:
+    def watch(self, outbox: Outbox, folder: Path, now: Callable[[], dict[str, float]]) -> None:
         """Ask these, too, at every scrape.
 
         Parameters
         ----------
-        journal : for what destinations are owed
+        outbox : for what destinations are owed
         folder : on whose disk the free space counts
         now : gauges by name, without the prefix
 
         """
-        self.registry.register(_Gauges(journal, folder, now))
+        self.registry.register(_Gauges(outbox, folder, now))
 
     def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
         return Counter(f"scanside_{name}", documentation, labels, registry=self.registry)
@@ -83,8 +82,8 @@ class Metrics:
 class _Gauges(Collector):
     """What is looked up when somebody asks."""
 
-    def __init__(self, journal: Journal, folder: Path, now: Callable[[], dict[str, float]]) -> None:
-        self._journal, self._folder, self._now = journal, folder, now
+    def __init__(self, outbox: Outbox, folder: Path, now: Callable[[], dict[str, float]]) -> None:
+        self._outbox, self._folder, self._now = outbox, folder, now
 
     def describe(self) -> list[GaugeMetricFamily]:
         """Nothing: registering must not ask a node that has not started."""
@@ -99,10 +98,9 @@ class _Gauges(Collector):
             "scanside_outbox", "Results on their way, by destination and state.", labels=("destination", "state")
         )
         try:
-            items = self._journal.outbox()
+            undelivered = self._outbox.undelivered()
         except JournalError:
             return
-        for (destination, state), count in Tally((item.destination, item.state) for item in items).items():
-            if state is not DeliveryState.SENT:
-                outbox.add_metric((destination, state), count)
+        for labels, count in undelivered.items():
+            outbox.add_metric(labels, count)
         yield outbox

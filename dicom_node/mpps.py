@@ -19,8 +19,7 @@ from dicom_node.dimse import (
     UNRECOGNISED_OPERATION,
     Request,
 )
-from dicom_node.journal import JournalError
-from dicom_node.services import Answer, Gathered, Ignored, decoded
+from dicom_node.services import Answer, Gathered, Ignored
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,17 +71,7 @@ class PerformedSteps:
         if not sop_uid:
             return Ignored(Answer(INVALID_INSTANCE, "a step without a SOP Instance UID"))
 
-        def serve(encoded: bytes) -> Answer:
-            try:
-                return act(peer, sop_uid, decoded(encoded, transfer_syntax))
-            except JournalError as error:
-                log.warning("step_not_kept", association=peer.name, reason=str(error))
-                return Answer(PROCESSING_FAILURE, "the journal can't be written")
-            except Exception as error:  # noqa: BLE001 (pydicom raises anything on what is no data set)
-                log.warning("step_unreadable", association=peer.name, reason=type(error).__name__)
-                return Answer(PROCESSING_FAILURE, "a data set that can't be read")
-
-        return Gathered(serve)
+        return Gathered(peer, transfer_syntax, lambda step: act(peer, sop_uid, step))
 
     def answered(self, peer: Peer, command: Command) -> None:
         """Nothing: peers are asked nothing."""

@@ -23,6 +23,7 @@ from dicom_node.journal import Journal, JournalError, SeriesState
 from dicom_node.lock import FolderLock
 from dicom_node.metrics import Metrics
 from dicom_node.mpps import PerformedSteps
+from dicom_node.outbox import DeliveryState, Outbox
 from dicom_node.receiver import Receiver
 from dicom_node.retention import Retention
 from dicom_node.sender import Sender
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     from dicom_node.config import Config
     from dicom_node.dispatch import Result
-    from dicom_node.journal import OutboxItem
+    from dicom_node.outbox import OutboxItem
     from dicom_node.spool import Instance
     from dicom_node.web import Web
 
@@ -78,23 +79,21 @@ class Node:
         self._desk = threading.Thread(target=self._run, name="desk", daemon=True)
         self.metrics = Metrics()
         identity = Identity(config.tls) if config.tls else None
-        self._sender = Sender(self._journal, config.destinations, config.node.ae_title, self._on_sent, identity)
+        self._outbox = Outbox(self._journal)
+        self._sender = Sender(self._outbox, config.destinations, config.node.ae_title, self._on_sent, identity)
         self.supervisor = Supervisor(_opening(config), self._on_worker)
         self._dispatch = Dispatch(self.supervisor, self._assembler, folder / "results", self._record, self.metrics)
         self._commitments = Commitments(
             self._journal, self._spool, self._announced, config.scanners, config.node.ae_title, self._told, identity
         )
-        keep_days = config.node.keep_days
-        self._retention = Retention(self._spool, self._journal, folder / "results", keep_days) if keep_days else None
+        self._retention = Retention(self._spool, self._journal, folder / "results", config.node.keep_days)
         self._receiver = Receiver(
             ae_title=config.node.ae_title,
             address=config.node.address,
             port=config.node.port,
             spool=self._spool,
             intake=self,
-            allowed_calling_aes=config.node.allowed_calling_aes,
-            allowed_addresses=config.node.allowed_addresses,
-            max_associations=config.node.max_associations,
+            **_limits(config),
             identity=identity if config.node.tls else None,
             metrics=self.metrics,
             services={
@@ -102,9 +101,10 @@ class Node:
                 commitment.SOP_CLASS: self._commitments,
             },
         )
-        self.metrics.watch(self._journal, folder, self._gauges)
+        self.metrics.watch(self._outbox, folder, self._gauges)
         self._web = self._made_web() if config.web.port is not None else None
         self._first_answer: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._is_closed = False
 
     @property
     def port(self) -> int:
@@ -137,8 +137,7 @@ class Node:
         self._desk.start()
         self._sender.start()
         self._commitments.start()
-        if self._retention:
-            self._retention.start()
+        self._retention.start()
         try:
             if self._web:
                 self._web.start()
@@ -147,8 +146,40 @@ class Node:
             self.stop()
             raise
 
+    def reload(self, config: Config) -> None:
+        """Go on with another configuration, which differs in what a running node can change (`reload.merge`)."""
+        self.config = config
+        self._spool.reload(config.node.free_floor_gb, config.node.max_instance_mb)
+        self._receiver.reload(**_limits(config))
+        self._commitments.reload(config.scanners)
+        self._retention.reload(config.node.keep_days)
+        self._sender.reload(config.destinations)
+        self.supervisor.reload(_opening(config))
+        series = config.series
+        self._events.put(lambda: self._assembler.reload(series.idle_timeout_s, series.min_coverage_mm))
+
+    def close(self) -> None:
+        """Take no more associations; those that are open go on, and so does what they have brought."""
+        self._is_closed = True
+        self._receiver.close()
+
+    def unfinished(self, within_s: float) -> dict[str, Any]:
+        """What a stop may wait for: open associations, series that are being analysed, results that are due by then."""
+        by = time.time() + within_s
+        try:
+            due = {each.name: self._outbox.next_due(each.name) for each in self.config.destinations}
+        except JournalError:
+            due = {}
+        found = {
+            "associations": self._receiver.associations(),
+            "series": self._ask_desk(self._assembler.unfinished),
+            "destinations": [name for name, at in due.items() if at is not None and at <= by],
+        }
+        return {what: waiting for what, waiting in found.items() if waiting}
+
     def stop(self) -> None:
         """Stop taking slices, finish what the worker has been told, keep the rest for the next start."""
+        self._is_closed = True
         self._receiver.stop()
         if self._web:
             self._web.stop()
@@ -156,8 +187,7 @@ class Node:
         self._events.put(None)
         self._desk.join()
         self._commitments.stop()
-        if self._retention:
-            self._retention.stop()
+        self._retention.stop()
         self._sender.stop()
         self._journal.close()
         self._lock.release()
@@ -173,7 +203,22 @@ class Node:
         free_gb, floor = shutil.disk_usage(self.config.node.folder).free / 1e9, self.config.node.free_floor_gb
         full = f"{free_gb:.1f} GB free, slices are refused below {floor:g}" if free_gb < floor else ""
         worker = "" if self._dispatch.is_ready else "no worker is ready; slices are taken, and wait"
-        return self.health() | {"worker": worker, "disk": full}
+        stopping = {"node": "is stopping"} if self._is_closed else {}
+        return self.health() | {"worker": worker, "disk": full} | stopping
+
+    def summary(self) -> str:
+        """Where it listens and what waits, in a line for people."""
+        gauges, node = self._gauges(), self.config.node
+        counts = f"{gauges['series_open']} series open, {gauges['images_waiting']} images to analyse"
+        try:
+            undelivered = self._outbox.undelivered()
+        except JournalError as error:
+            return str(error)
+        parked = sum(count for (_, state), count in undelivered.items() if state is DeliveryState.PARKED)
+        counts += f", {undelivered.total() - parked} results to send" + f", {parked} PARKED" * (parked > 0)
+        worker = "" if self._dispatch.is_ready else "; no worker is ready"
+        where = "stopping" if self._is_closed else f"{node.ae_title} on {node.address}:{self.port}"
+        return f"{where}: {counts}{worker}"
 
     def _gauges(self) -> dict[str, float]:
         progress = self._ask_desk(self._assembler.progress) or {}
@@ -256,7 +301,9 @@ class Node:
                 slices=len(assembly.paths),
                 report_json=result.report_json,
                 files=result.files,
-                destinations={each.name: each.results for each in self.config.destinations},
+                destinations={
+                    each.name: each.results for each in self.config.destinations if result.level in (None, *each.levels)
+                },
             )
         except JournalError as error:  # the disk is full: results and slices are there, so it can be said again
             log.warning("result_not_recorded", series=assembly.name, reason=str(error), retry_s=JOURNAL_RETRY_S)
@@ -266,7 +313,7 @@ class Node:
             return
         self._assembler.finished(assembly.name)
         self.metrics.stage("results", time.monotonic() - assembly.last_arrival)
-        self.metrics.series(result.state, result.code, result.summary().get("level"))
+        self.metrics.series(result.state, result.code, result.level)
         self._sender.wake()
         log.info("series_finished", series=assembly.name, state=result.state, reason=result.reason, **result.summary())
 
@@ -291,6 +338,12 @@ class Node:
             for source in (Source.STEP, Source.COMMITMENT)
         )
         return step, committed
+
+
+def _limits(config: Config) -> dict[str, Any]:
+    """Who may connect, and how many."""
+    names = ("allowed_calling_aes", "allowed_addresses", "max_associations")
+    return {name: getattr(config.node, name) for name in names}
 
 
 def _opening(config: Config) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import time
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import structlog
 from pynetdicom import build_context
-from pynetdicom.sop_class import Verification
+from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 
 from dicom_node import dimse
 from dicom_node.acceptor import Acceptor
@@ -83,11 +83,15 @@ class Intake(Protocol):
 
 def contexts(sop_classes: Iterable[UID], services: Iterable[UID]) -> list[PresentationContext]:
     """What is accepted: Verification, storage of these SOP Classes, and other services."""
-    return [
+    accepted = [
         build_context(Verification),
         *(build_context(sop_class, list(TRANSFER_SYNTAXES)) for sop_class in sop_classes),
         *(build_context(sop_class, list(TRANSFER_SYNTAXES[:2])) for sop_class in services),
     ]
+    for context in accepted:
+        if context.abstract_syntax == StorageCommitmentPushModel:  # destinations report here as its SCP
+            context.scu_role = context.scp_role = True
+    return accepted
 
 
 class Receiver:
@@ -133,10 +137,12 @@ class Receiver:
         self._acceptor: Acceptor | None = None
         self._ae_title, self._services = ae_title, services
         self._metrics = metrics or Metrics()
-        self._options = {
+        self._limits = {
             "allowed_calling_aes": allowed_calling_aes,
             "allowed_addresses": allowed_addresses,
             "max_associations": max_associations,
+        }
+        self._options = {
             "max_pdu": max_pdu,
             "tls": identity.acceptor if identity else None,
             "contexts": contexts(sop_classes, services),
@@ -151,7 +157,9 @@ class Receiver:
     def start(self) -> None:
         """Open the port and return; associations are served on threads of their own."""
         try:
-            self._acceptor = Acceptor(*self._address, services=self, idle_timeout_s=IDLE_TIMEOUT_S, **self._options)
+            self._acceptor = Acceptor(
+                *self._address, services=self, idle_timeout_s=IDLE_TIMEOUT_S, **self._options, **self._limits
+            )
         except OSError as error:
             reason, *_ = error.strerror.partition(" (")  # which goes on to repeat the address
             remedy = PORT_REMEDIES.get(error.errno, "set another node.address or node.port")
@@ -159,6 +167,21 @@ class Receiver:
                 f"can't listen on {self._address[0] or '*'}:{self._address[1]} ({reason}): {remedy}"
             ) from error
         log.info("receiver_started", ae_title=self._ae_title, port=self.port)
+
+    def reload(self, **limits: Any) -> None:
+        """Go by other `allowed_calling_aes`, `allowed_addresses` and `max_associations`; open associations stay."""
+        self._limits = limits
+        if self._acceptor is not None:
+            self._acceptor.reload(**limits)
+
+    def close(self) -> None:
+        """Close the port; associations that are open go on."""
+        if self._acceptor is not None:
+            self._acceptor.close()
+
+    def associations(self) -> list[str]:
+        """Who has an association; without them, the intake has heard the end of every one."""
+        return self._acceptor.associations() if self._acceptor else []
 
     def stop(self) -> None:
         """Close the port and cut what is open. On return the intake has heard the end of every association."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
+from math import inf
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
 import structlog
 
-from dicom_node.journal import DeliveryState, JournalError, SeriesState
+from dicom_node.journal import JournalError, SeriesState
+from dicom_node.outbox import DELIVERED, Outbox
 from dicom_node.spool import file_name
 
 if TYPE_CHECKING:
@@ -36,14 +38,19 @@ class Retention:
     ----------
     spool, journal : what is here, and what became of it
     results : folder of result files
-    keep_days : since the last result of a study
+    keep_days : since the last result of a study; None: nothing goes
 
     """
 
-    def __init__(self, spool: Spool, journal: Journal, results: Path, keep_days: float) -> None:
-        self._spool, self._journal, self._results, self._keep_s = spool, journal, results, keep_days * DAY_S
+    def __init__(self, spool: Spool, journal: Journal, results: Path, keep_days: float | None) -> None:
+        self._spool, self._journal, self._results = spool, journal, results
+        self.reload(keep_days)
         self._stopping = Event()
         self._thread = Thread(target=self._run, name="retention", daemon=True)
+
+    def reload(self, keep_days: float | None) -> None:
+        """Keep studies for so long, from the next sweep on."""
+        self._keep_s = inf if keep_days is None else keep_days * DAY_S
 
     def start(self) -> None:
         self._thread.start()
@@ -55,6 +62,8 @@ class Retention:
 
     def sweep(self, now: float) -> list[str]:
         """Remove what may go at `now` (seconds since the epoch); the StudyInstanceUIDs that did."""
+        if self._keep_s == inf:
+            return []
         removed = []
         for study_uid, counts in self._removable(now):
             if self._spool.remove(study_uid, counts):
@@ -67,7 +76,7 @@ class Retention:
         studies: dict[str, dict[str, int]] = {}
         for study_uid, series_uid, count in self._spool.contents():
             studies.setdefault(study_uid, {})[series_uid] = count
-        owed = {item.study_uid for item in self._journal.outbox() if item.state is not DeliveryState.SENT}
+        owed = {item.study_uid for item in Outbox(self._journal).items() if item.state not in DELIVERED}
         for study_uid, counts in studies.items():
             if study_uid in owed or self._stopping.is_set():
                 continue

@@ -68,4 +68,13 @@ _ANNOUNCED = (
     "PRAGMA user_version = 3",
 )
 
-VERSIONS = (_TABLES, _TRIES, _ANNOUNCED)
+# Whether a destination keeps what it took.
+_CONFIRMATION = (
+    "ALTER TABLE outbox ADD COLUMN transaction_uid TEXT",
+    "ALTER TABLE outbox ADD COLUMN asked INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE outbox ADD COLUMN confirmed REAL",
+    "CREATE INDEX outbox_by_transaction ON outbox (transaction_uid)",
+    "PRAGMA user_version = 4",
+)
+
+VERSIONS = (_TABLES, _TRIES, _ANNOUNCED, _CONFIRMATION)

@@ -11,6 +11,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from dicom_node.journal import Role
 
+Confirm = Literal["no", "commitment", "query"]
+Level = Literal["critical", "urgent", "routine"]
+
 
 def _legal_ae_title(title: str) -> str:
     if not re.fullmatch(r"[\x20-\x5b\x5d-\x7e]{1,16}", title):
@@ -165,6 +168,12 @@ class Destination(Section):
         get_args(Role),
         min_length=1,
         description="What it gets: sr (measurements), sc (a picture), seg (masks). Always sent in this order.",
+    )
+    levels: tuple[Level, ...] = Field(get_args(Level), min_length=1, description="Of which decisions it gets results.")
+    confirm: Confirm = Field(
+        "no",
+        description="How to make sure that it keeps what it took. commitment: it is asked to commit itself (storage "
+        "commitment), and may answer at this node's port; query: it is searched for each. no: its word is taken.",
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 import ssl
 import time
+from contextlib import suppress
 from threading import Event, Thread
 from typing import TYPE_CHECKING, ClassVar
 
@@ -20,7 +21,9 @@ from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom import AE, build_context, evt
 from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS, code_to_category
 
-from dicom_node.journal import LONGEST_WAIT_S
+from dicom_node.confirmation import Confirmation
+from dicom_node.journal import JournalError
+from dicom_node.outbox import DeliveryState, back_off_s
 from dicom_node.wire import Answers, PromptSocket
 from runtime.errors import ScansideError
 
@@ -28,20 +31,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pynetdicom.association import Association
+    from pynetdicom.events import EventHandlerType
     from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
     from pynetdicom.presentation import PresentationContext
 
-    from dicom_node.journal import Journal, OutboxItem
+    from dicom_node.outbox import Outbox, OutboxItem
     from dicom_node.sections import Destination, Scanner
     from dicom_node.tls import Identity
 
 CONNECT_TIMEOUT_S = 5.0
 ACSE_TIMEOUT_S = 30.0
 DIMSE_TIMEOUT_S = 30.0
-FIRST_WAIT_S = 2.0
-ATTEMPTS_BEFORE_PARKING = (
-    6  # about a minute: longer than an archive's restart, in which it may refuse what it takes later
-)
 # `outbox retry` is another process and can't wake this one
 LONGEST_SLEEP_S = 5.0
 
@@ -67,7 +67,7 @@ class Sender:
 
     Parameters
     ----------
-    journal : the outbox
+    outbox : what is owed
     destinations : who gets results
     ae_title : this node's
     on_sent : told of each delivered item, in the destination's thread
@@ -77,18 +77,20 @@ class Sender:
 
     def __init__(
         self,
-        journal: Journal,
+        outbox: Outbox,
         destinations: Sequence[Destination],
         ae_title: str,
         on_sent: Callable[[OutboxItem], None] | None = None,
         identity: Identity | None = None,
     ) -> None:
-        self._journal = journal
-        self._couriers = [_Courier(journal, each, ae_title, on_sent, identity) for each in destinations]
+        self._outbox = outbox
+        self._way = ae_title, on_sent, identity
+        self._couriers = [_Courier(outbox, each, *self._way) for each in destinations]
+        self._leaving: list[_Courier] = []  # of destinations that are gone: they end after the object on the wire
 
     def start(self) -> None:
         known = {courier.destination.name for courier in self._couriers}
-        owed = {item.destination for item in self._journal.outbox() if item.state not in ("sent", "parked")}
+        owed = {name for name, state in self._outbox.undelivered() if state is not DeliveryState.PARKED}
         for name in sorted(owed - known):
             log.warning(
                 "destination_not_configured", destination=name, remedy="configure it again, or park what it is owed"
@@ -101,6 +103,24 @@ class Sender:
         for courier in self._couriers:
             courier.wake()
 
+    def reload(self, destinations: Sequence[Destination]) -> None:
+        """Serve these from now on; what one that is gone is owed stays in the journal until it is configured again."""
+        before = {courier.destination.name: courier for courier in (*self._leaving, *self._couriers)}
+        couriers = []
+        for destination in destinations:
+            old = before.get(destination.name)
+            if old in self._couriers and old.destination == destination:
+                couriers.append(before.pop(destination.name))
+                continue
+            if old:
+                with suppress(JournalError):  # or else later
+                    self._outbox.hurry(destination.name)
+            couriers.append(_Courier(self._outbox, destination, *self._way, after=old))
+            couriers[-1].start()
+        for courier in before.values():
+            courier.stop()
+        self._couriers, self._leaving = couriers, [courier for courier in before.values() if courier.is_alive()]
+
     def stop(self) -> None:
         """Finish the object on the wire, leave the rest for the next start, and wait for the threads.
 
@@ -108,7 +128,7 @@ class Sender:
         """
         for courier in self._couriers:
             courier.stop()
-        for courier in self._couriers:
+        for courier in (*self._couriers, *self._leaving):
             if courier.is_alive():  # a node that could not start stops what it never started
                 courier.join()
 
@@ -118,15 +138,17 @@ class _Courier(Thread):
 
     def __init__(
         self,
-        journal: Journal,
+        outbox: Outbox,
         destination: Destination,
         ae_title: str,
         on_sent: Callable[[OutboxItem], None] | None,
         identity: Identity | None,
+        after: _Courier | None = None,
     ) -> None:
         super().__init__(name=f"sender-{destination.name}", daemon=True)
+        self._after = after  # who served it before: a destination has one sender
         self.destination = destination
-        self._journal = journal
+        self._outbox = outbox
         self._ae_title = ae_title
         self._on_sent, self._identity = on_sent, identity
         self._log = log.bind(destination=destination.name)
@@ -142,13 +164,20 @@ class _Courier(Thread):
         self._news.set()
 
     def run(self) -> None:
+        if self._after:
+            self._after.join()
+            self._after = None
+        if self.destination.confirm == "no":
+            with suppress(JournalError):  # or else at the next start
+                self._outbox.believe(self.destination.name)
         while not self._stopping:
             self._news.clear()  # before the journal is read: what is recorded from here on cuts the sleep short
             try:
-                items = self._journal.claim(self.destination.name, time.time())
-                if items:
-                    self._deliver(items)
-                due = self._journal.next_due(self.destination.name)
+                items = self._outbox.claim(self.destination.name, time.time())
+                unconfirmed = self._outbox.unconfirmed(self.destination.name, time.time())
+                if items or unconfirmed:
+                    self._deliver(items, unconfirmed)
+                due = self._outbox.next_due(self.destination.name)
                 sleep_s = LONGEST_SLEEP_S if due is None else min(max(due - time.time(), 0.0), LONGEST_SLEEP_S)
             except Exception:  # noqa: BLE001 (a bug or a full disk in one batch must not end all delivery)
                 self._fruitless += 1
@@ -156,24 +185,36 @@ class _Courier(Thread):
                 self._log.exception("delivery_failed", retry_s=sleep_s)
             self._news.wait(sleep_s)
 
-    def _deliver(self, items: list[OutboxItem]) -> None:
-        """Send a batch over one association; every item of it leaves the state ``sending``."""
+    def _deliver(self, items: list[OutboxItem], unconfirmed: list[OutboxItem]) -> None:
+        """Send a batch over one association, and ask there for what has been taken; no item stays in ``sending``."""
         sendable, contexts = self._look_at_files(items)
-        if not sendable:
+        if not sendable and not unconfirmed:
             return
+        confirmation = Confirmation(self._outbox, self.destination.confirm, self._news.is_set)
         try:
-            association = associate(self.destination, self._ae_title, contexts, identity=self._identity)
+            association = associate(
+                self.destination,
+                self._ae_title,
+                [*contexts, *confirmation.contexts()],
+                identity=self._identity,
+                handlers=confirmation.handlers(),
+            )
         except ContextError as error:
             for item in sendable:
-                self._refused(item, str(error))
+                self._outbox.refused(item, str(error))
+            self._ask_later(unconfirmed, str(error))
             return
         except PeerError as error:
             self._postpone(sendable, str(error))
+            self._ask_later(unconfirmed, str(error))
             return
         try:
             unsent = list(sendable)
             while unsent and association.is_established and not self._stopping:
                 self._store(association, unsent.pop(0))
+            taken = self._outbox.unconfirmed(self.destination.name, time.time())
+            if taken and association.is_established and not self._stopping:
+                confirmation.ask(association, taken)
             association.release()
         finally:
             if association.is_established:  # something above raised
@@ -189,7 +230,7 @@ class _Courier(Thread):
             try:
                 contexts |= _contexts(item)
             except Exception as error:  # noqa: BLE001 (a damaged file makes pydicom raise anything; it must hold up no other)
-                self._refused(item, f"{item.path}: {error}")
+                self._outbox.refused(item, f"{item.path}: {error}")
             else:
                 sendable.append(item)
         return sendable, list(contexts.values())
@@ -199,52 +240,39 @@ class _Courier(Thread):
             status = association.send_c_store(dcmread(item.path)).get("Status")
         except Exception as error:  # noqa: BLE001 (as above; ValueError where the peer does not accept the context)
             if association.is_established:
-                self._refused(item, f"{item.path}: {error}")
+                self._outbox.refused(item, f"{item.path}: {error}")
                 return
             status = None  # the peer ended the association a moment ago
         if status is None:
-            self._failed(item, f"no answer within {DIMSE_TIMEOUT_S:g} s, or the peer ended the association")
+            self._outbox.failed(item, f"no answer within {DIMSE_TIMEOUT_S:g} s, or the peer ended the association")
             return
 
         category, meaning = STORAGE_SERVICE_CLASS_STATUS.get(status, (code_to_category(status), ""))
         answer = f"0x{status:04X} {category} {meaning}".rstrip()
         if category in ("Success", "Warning"):
-            self._journal.mark_sent(item.id)
+            self._outbox.mark_sent(item.id, confirm=self.destination.confirm != "no")
             self._fruitless = 0
             tell = self._log.info if category == "Success" else self._log.warning
             tell("result_sent", role=item.role, sop_uid=item.sop_uid, series_uid=item.series_uid, status=answer)
             if self._on_sent:
                 self._on_sent(item)
         elif status in FINAL_STATUSES:
-            self._refused(item, answer)
+            self._outbox.refused(item, answer)
         else:
-            self._failed(item, answer)
-
-    def _failed(self, item: OutboxItem, reason: str) -> None:
-        wait_s = back_off_s(item.attempts + 1)
-        self._log.warning("result_not_taken", role=item.role, sop_uid=item.sop_uid, reason=reason, retry_s=wait_s)
-        self._journal.mark_failed(item.id, time.time() + wait_s, reason)
-
-    def _refused(self, item: OutboxItem, reason: str) -> None:
-        """Not taken, and not likely to be: after some attempts a person has to look."""
-        self._failed(item, reason)
-        if item.attempts + 1 < ATTEMPTS_BEFORE_PARKING:
-            return
-        self._journal.park(item.id, reason)
-        self._log.error(
-            "result_parked",
-            role=item.role,
-            sop_uid=item.sop_uid,
-            series_uid=item.series_uid,
-            reason=reason,
-            remedy=f"mend the cause, then `scanside outbox retry {item.id}`",
-        )
+            self._outbox.failed(item, answer)
 
     def _postpone(self, items: list[OutboxItem], reason: str) -> None:
         self._fruitless += 1
         wait_s = 0.0 if self._stopping else back_off_s(self._fruitless)
         self._log.warning("destination_waits", results=len(items), reason=reason, retry_s=wait_s)
-        self._journal.postpone([item.id for item in items], time.time() + wait_s, reason)
+        self._outbox.postpone([item.id for item in items], time.time() + wait_s, reason)
+
+    def _ask_later(self, unconfirmed: list[OutboxItem], reason: str) -> None:
+        if unconfirmed:
+            self._fruitless += 1
+            retry_s = back_off_s(self._fruitless)
+            self._log.warning("confirmation_waits", results=len(unconfirmed), reason=reason, retry_s=retry_s)
+            self._outbox.ask_later([item.id for item in unconfirmed], time.time() + retry_s, reason)
 
 
 def associate(
@@ -254,6 +282,7 @@ def associate(
     roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = (),
     *,
     identity: Identity | None = None,
+    handlers: Sequence[EventHandlerType] = (),
 ) -> Association:
     """Open an association, or say why there is none.
 
@@ -263,6 +292,7 @@ def associate(
     ae_title : ours
     contexts, roles : what is proposed
     identity : for peers that take TLS
+    handlers : of what the peer may ask on it
 
     Raises
     ------
@@ -281,7 +311,7 @@ def associate(
             ae_title=destination.ae_title,
             ext_neg=list(roles),
             tls_args=(identity.requestor(), destination.host) if identity and destination.tls else None,
-            evt_handlers=[(evt.EVT_CONN_OPEN, _make_prompt)],
+            evt_handlers=[(evt.EVT_CONN_OPEN, _make_prompt), *handlers],
         )
     except OSError as error:  # the name service
         raise PeerError(f"{peer}: {error.strerror or error}") from error
@@ -321,11 +351,6 @@ def _contexts(item: OutboxItem) -> dict[tuple[str, str], PresentationContext]:
         raise ValueError(f"holds {sop_class} {sop_uid} in {syntax}, not {item.sop_class_uid} {item.sop_uid}")
     syntaxes = [syntax] if syntax.is_compressed else [syntax, ImplicitVRLittleEndian]
     return {(sop_class, each): build_context(sop_class, each) for each in syntaxes}
-
-
-def back_off_s(times: int) -> float:
-    """Seconds to wait after the n-th failure: 2, 4, 8 ... 300."""
-    return min(FIRST_WAIT_S * 2 ** min(times - 1, 16), LONGEST_WAIT_S)
 
 
 def _make_prompt(event: evt.Event) -> None:

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from typing import TYPE_CHECKING, Protocol
 
+import structlog
 from pydicom.uid import UID
 from pynetdicom.dsutils import decode
 
-from dicom_node.dimse import RESOURCE_LIMITATION
+from dicom_node.dimse import PROCESSING_FAILURE, RESOURCE_LIMITATION
+from dicom_node.journal import JournalError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +22,13 @@ if TYPE_CHECKING:
     from dicom_node.dimse import Command
 
 LONGEST_DATA_SET = 1 << 22  # bytes of a data set that is not an instance to be stored
+
+STATUSES = {
+    PROCESSING_FAILURE: "the data set can't be read, or the journal or the spool can't be used",
+    RESOURCE_LIMITATION: f"a data set of more than {LONGEST_DATA_SET:,} bytes",
+}
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(eq=False, slots=True)
@@ -105,25 +114,37 @@ class Services(Protocol):
 
 
 class Gathered:
-    """A message whose data set is small and wanted whole.
+    """A message whose data set is small and wanted whole, decoded.
 
     Parameters
     ----------
-    serve : what to do with the encoded data set; may raise nothing but what is a bug
+    peer, transfer_syntax : whose it is, and how it is encoded
+    serve : what to do with the data set; may raise `JournalError`, OSError, and whatever pydicom does
 
     """
 
-    def __init__(self, serve: Callable[[bytes], Answer]) -> None:
-        self._serve, self._data_set = serve, bytearray()
+    def __init__(self, peer: Peer, transfer_syntax: str, serve: Callable[[Dataset], Answer]) -> None:
+        self._peer, self._transfer_syntax, self._serve = peer, UID(transfer_syntax), serve
+        self._encoded = bytearray()
 
     def write(self, piece: memoryview) -> None:
-        if len(self._data_set) <= LONGEST_DATA_SET:
-            self._data_set += piece
+        if len(self._encoded) <= LONGEST_DATA_SET:
+            self._encoded += piece
 
     def finish(self) -> Answer:
-        if len(self._data_set) > LONGEST_DATA_SET:
+        if len(self._encoded) > LONGEST_DATA_SET:
             return Answer(RESOURCE_LIMITATION, f"more than {LONGEST_DATA_SET} bytes")
-        return self._serve(bytes(self._data_set))
+        syntax = self._transfer_syntax
+        try:
+            return self._serve(
+                decode(BytesIO(self._encoded), syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated)
+            )
+        except (JournalError, OSError) as error:
+            log.warning("request_not_kept", association=self._peer.name, reason=str(error))
+            return Answer(PROCESSING_FAILURE, "the journal or the spool can't be used")
+        except Exception as error:  # noqa: BLE001 (pydicom raises anything on what is no data set)
+            log.warning("request_unreadable", association=self._peer.name, reason=type(error).__name__)
+            return Answer(PROCESSING_FAILURE, "a data set that can't be read")
 
     def discard(self) -> None:
         """Nothing to forget."""
@@ -143,9 +164,3 @@ class Ignored:
 
     def discard(self) -> None:
         """Nothing to forget."""
-
-
-def decoded(encoded: bytes, transfer_syntax: str) -> Dataset:
-    """A data set that came with a message; raises whatever pydicom does on what is none."""
-    syntax = UID(transfer_syntax)
-    return decode(BytesIO(encoded), syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated)

@@ -101,7 +101,7 @@ def normalise(sources: Sequence[Dataset]) -> tuple[list[Dataset], tuple[str, ...
     sources : headers of one series, in stack order, with the attributes of the Image Plane Module (PS3.3 C.7.6.2)
 
     """
-    common, repairs = _common(sources[0])
+    shared, repairs = common(sources[0])
     copies = [_copy(source, _OF_SLICE) for source in sources]
     if not all(copy.get("SliceThickness") for copy in copies):
         # PixelMeasures wants one: take what the positions leave to the slice
@@ -111,7 +111,7 @@ def normalise(sources: Sequence[Dataset]) -> tuple[list[Dataset], tuple[str, ...
             if not copy.get("SliceThickness"):
                 copy.SliceThickness = DSfloat(format_number_as_ds(float(own_mm)))
     for copy in copies:
-        copy.update(common)
+        copy.update(shared)
     return copies, tuple(sorted(repairs))
 
 
@@ -131,8 +131,9 @@ def plane(source: Dataset) -> Plane:
 
 
 def frame_number(source: Dataset) -> int | None:
-    """Which frame of a multi-frame image a header is of, from 1; None for one of a single-frame image."""
-    return int(source.ReferencedFrameNumber) if source.get("SOPClassUID") in MULTI_FRAME else None
+    """Which frame of a multi-frame image a header is of, from 1; None for that of an image as a whole."""
+    number = source.get("ReferencedFrameNumber") if source.get("SOPClassUID") in MULTI_FRAME else None
+    return None if number is None else int(number)
 
 
 def slice_key(source: Dataset) -> str:
@@ -160,26 +161,26 @@ def reference(*sources: Dataset) -> Dataset:
     return item
 
 
-def _common(source: Dataset) -> tuple[Dataset, list[str]]:
+def common(source: Dataset) -> tuple[Dataset, list[str]]:
     """What all slices share, and the keywords of what had to be repaired in it."""
-    common = _copy(source, (*_TYPE_2, *_KEPT))
-    common.SpecificCharacterSet = "ISO_IR 192"
-    repairs = [keyword for keyword in _TYPE_2 if keyword not in common]
+    shared = _copy(source, (*_TYPE_2, *_KEPT))
+    shared.SpecificCharacterSet = "ISO_IR 192"
+    repairs = [keyword for keyword in _TYPE_2 if keyword not in shared]
     for keyword, check in _LEGAL.items():
-        value = common.get(keyword)
+        value = shared.get(keyword)
         if value and not _passes(check, str(value)):
             repairs.append(keyword)
-            del common[keyword]
+            del shared[keyword]
     for keyword in _TYPE_2:
-        if keyword not in common:
-            _add(common, keyword, None)
-    if "FrameOfReferenceUID" not in common:
+        if keyword not in shared:
+            _add(shared, keyword, None)
+    if "FrameOfReferenceUID" not in shared:
         repairs.append("FrameOfReferenceUID")
-        _add(common, "FrameOfReferenceUID", derive("frame of reference", common.SeriesInstanceUID))
-    if common.get("PatientIdentityRemoved") == "YES" and not common.get("DeidentificationMethod"):
+        _add(shared, "FrameOfReferenceUID", derive("frame of reference", shared.SeriesInstanceUID))
+    if shared.get("PatientIdentityRemoved") == "YES" and not shared.get("DeidentificationMethod"):
         repairs.append("DeidentificationMethod")  # Type 1C beside YES (PS3.3 C.7.1.1)
-        _add(common, "DeidentificationMethod", "not stated in the source images")
-    return common, repairs
+        _add(shared, "DeidentificationMethod", "not stated in the source images")
+    return shared, repairs
 
 
 def _copy(source: Dataset, keywords: Iterable[str]) -> Dataset:

@@ -102,8 +102,7 @@ class Spool:
 
     def __init__(self, root: Path, free_floor_gb: float, max_instance_mb: float = 4000) -> None:
         self._root = root
-        self._free_floor_gb = free_floor_gb
-        self.max_instance_mb = max_instance_mb
+        self.reload(free_floor_gb, max_instance_mb)
         self._making_directory = Lock()
         for directory in (root, root / INCOMING, root / QUARANTINE, root / LEAVING):
             directory.mkdir(parents=True, exist_ok=True)
@@ -114,6 +113,10 @@ class Spool:
         # an earlier life may have been killed between making a directory and syncing its parent
         for directory in (root.parent, root, *_studies(root)):
             _sync_directory(directory)
+
+    def reload(self, free_floor_gb: float, max_instance_mb: float) -> None:
+        """Go by other limits."""
+        self._free_floor_gb, self.max_instance_mb = free_floor_gb, max_instance_mb
 
     def incoming(self, *, sop_class_uid: str, sop_uid: str, transfer_syntax_uid: str, calling_ae: str) -> Incoming:
         """Begin an instance whose data set will come piece by piece.

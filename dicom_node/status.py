@@ -9,13 +9,22 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dicom_node import lock, spool
-from dicom_node.journal import DeliveryState, Journal, JournalError, SeriesState
+from pydicom.tag import Tag
+
+from dicom_node import lock, part10, spool
+from dicom_node.gate import MULTI_FRAME
+from dicom_node.journal import Journal, JournalError, SeriesState
+from dicom_node.outbox import DELIVERED, DeliveryState, Outbox
 
 if TYPE_CHECKING:
-    from dicom_node.config import Config
-    from dicom_node.journal import OutboxItem, SeriesRecord
+    from collections.abc import Mapping
+    from pathlib import Path
 
+    from dicom_node.config import Config
+    from dicom_node.journal import SeriesRecord
+    from dicom_node.outbox import OutboxItem
+
+NUMBER_OF_FRAMES = Tag("NumberOfFrames")
 RECEIVING = "receiving"  # the node runs, and a slice came within the idle timeout
 WAITING = "waiting"  # acknowledged and without a result: to be closed, or to be analysed by the next start
 
@@ -29,7 +38,8 @@ class Series:
     state : a `SeriesState`, `RECEIVING` or `WAITING`
     reason : why it was not analysed or failed; None otherwise
     provisional, missing, decision, findings : as the report has them; None or empty without one
-    slices_received : on disk where it is open; otherwise those that had come when it closed
+    slices_received : on disk where it is open; otherwise those that had come when it closed. Every frame of a
+        multi-frame image is one, but where there is no report: then such an image is
     slices_analysed : how many of them the report rests on; None without one
     composed : of the report, in seconds since the epoch; None without one
     changed : when the last slice came where it is open, otherwise when the result was recorded; likewise
@@ -63,6 +73,7 @@ class Status:
     ----------
     node_running : whether a node holds the folder
     results_unsent, results_parked : what destinations still have to get, and what only a person sends on
+    results_unconfirmed : what they have taken, and not said yet that they keep it
     series : every revision in the order of recording, then what is open
 
     """
@@ -70,6 +81,7 @@ class Status:
     node_running: bool
     results_unsent: int
     results_parked: int
+    results_unconfirmed: int
     series: tuple[Series, ...]
 
 
@@ -105,6 +117,7 @@ class Delivery:
             "next_try": self.next_try,
             "created": item.created,
             "sent": item.sent,
+            "confirmed": item.confirmed,
             "path": str(item.path),
         }
 
@@ -121,7 +134,7 @@ def look(config: Config) -> Status:
     # slices first: a series that closes meanwhile is then told by its result and not twice
     held = spool.count(config.node.folder / "spool")
     with contextlib.closing(open_journal(config, read_only=True)) as journal:
-        records, items = journal.series(), journal.outbox()
+        records, items = journal.series(), Outbox(journal).items()
     latest = {(record.study_uid, record.series_uid): record for record in sorted(records, key=lambda one: one.revision)}
     fresh = time.time() - config.series.idle_timeout_s
     waiting = [
@@ -130,18 +143,19 @@ def look(config: Config) -> Status:
             series_uid=key[1],
             revision=latest[key].revision + 1 if key in latest else 1,
             state=RECEIVING if running and last > fresh else WAITING,
-            slices_received=count,
+            slices_received=_slices(config.node.folder / "spool", *key, count),
             changed=last,
         )
         for key, (count, last) in held.items()
         if key not in latest or count > latest[key].slices or last > latest[key].recorded
     ]
     states = Counter(item.state for item in items)
-    parked = states[DeliveryState.PARKED]
+    parked, unconfirmed = states[DeliveryState.PARKED], states[DeliveryState.UNCONFIRMED]
     return Status(
         node_running=running,
-        results_unsent=len(items) - states[DeliveryState.SENT] - parked,
+        results_unsent=len(items) - sum(states[each] for each in DELIVERED) - parked - unconfirmed,
         results_parked=parked,
+        results_unconfirmed=unconfirmed,
         series=(*map(_recorded, records), *sorted(waiting, key=lambda one: one.changed)),
     )
 
@@ -155,11 +169,11 @@ def deliveries(config: Config) -> list[Delivery]:
 
     """
     with contextlib.closing(open_journal(config, read_only=True)) as journal:
-        items = journal.outbox()
+        outbox = Outbox(journal)
+        items = outbox.items()
         # all that a destination is owed goes when the first of it is due
-        due = {one.name: journal.next_due(one.name) for one in config.destinations}
-    pending = {DeliveryState.QUEUED, DeliveryState.WAITING}
-    return [Delivery(item, due.get(item.destination) if item.state in pending else None) for item in items]
+        due = {one.name: outbox.next_due(one.name) for one in config.destinations}
+    return [Delivery(item, _next_try(item, due)) for item in items]
 
 
 def open_journal(config: Config, *, read_only: bool) -> Journal:
@@ -176,10 +190,44 @@ def open_journal(config: Config, *, read_only: bool) -> Journal:
     return Journal(path, read_only=read_only)
 
 
+def _slices(root: Path, study_uid: str, series_uid: str, files: int) -> int:
+    """Slices of an open series: its files, or their frames; of a series of single-frame images one file is opened."""
+    paths = (root / spool.file_name(study_uid) / spool.file_name(series_uid)).glob("*.dcm")
+    first = next(paths, None)
+    frames = _frames(first) if first else None
+    return files if frames is None else frames + sum(_frames(path) or 1 for path in paths)
+
+
+def _frames(path: Path) -> int | None:
+    """NumberOfFrames of a multi-frame CT; None for any other file, or one that does not tell."""
+    try:
+        with path.open("rb") as file:
+            head = memoryview(file.read(spool.HEAD))
+        start = 144 + int.from_bytes(head[140:144], "little")
+        sop_class_uid, syntax = part10.file_meta(head[132:start])
+        if sop_class_uid not in MULTI_FRAME:
+            return None
+        return int(part10.read_head(head[start:], syntax, (NUMBER_OF_FRAMES,)).NumberOfFrames)
+    except (part10.DataSetError, AttributeError, TypeError, ValueError, OSError):
+        return None
+
+
+def _next_try(item: OutboxItem, due: Mapping[str, float | None]) -> float | None:
+    match item.state:
+        case DeliveryState.QUEUED | DeliveryState.WAITING:
+            return due.get(item.destination)
+        case DeliveryState.UNCONFIRMED:
+            return item.next_try if item.destination in due else None
+        case _:
+            return None
+
+
 def _recorded(record: SeriesRecord) -> Series:
     told: dict[str, Any] = {}
+    received = 0  # the journal counts files
     if record.state is SeriesState.ANALYSED and record.report_json:
         report = json.loads(record.report_json)
+        received = report.get("received", 0)
         told = {
             "slices_analysed": report["slices"],
             "provisional": report["provisional"],
@@ -196,7 +244,7 @@ def _recorded(record: SeriesRecord) -> Series:
         series_uid=record.series_uid,
         revision=record.revision,
         state=str(record.state),
-        slices_received=record.slices,
+        slices_received=max(record.slices, received),
         changed=record.recorded,
         reason=record.reason,
         **told,

@@ -56,10 +56,14 @@ class Supervisor:
     def send(self, message: dict[str, Any], *, worker: int) -> None:
         """Pass a message to that worker; a dead one loses it, and whoever hears of its death tells the next."""
         with self._lock:
-            if self._process is not None and worker == self.worker:
-                with suppress(OSError, ValueError):  # it died a moment ago, or was told to end; the reader will notice
-                    self._process.stdin.write(json.dumps(message) + "\n")
-                    self._process.stdin.flush()
+            if worker == self.worker:
+                self._write(message)
+
+    def reload(self, opening: dict[str, Any]) -> None:
+        """Open the next workers with this, and have the one that runs go by it as far as it can."""
+        with self._lock:
+            self._opening = opening
+            self._write(opening | {"do": "reload"})
 
     def kill(self) -> None:
         """End a worker that hangs; another will be started."""
@@ -108,7 +112,7 @@ class Supervisor:
             self._process = process
             if self._stopping.is_set():
                 _close_stdin(process)
-        self.send(self._opening, worker=self.worker)
+            self._write(self._opening)
         worked = False
         for line in process.stdout:
             try:
@@ -124,6 +128,13 @@ class Supervisor:
             process.stdout.close()
             _close_stdin(process)
         return worked
+
+    def _write(self, message: dict[str, Any]) -> None:
+        """With the lock held, for lines must not mix, and the opening is the first."""
+        if self._process is not None:
+            with suppress(OSError, ValueError):  # it died a moment ago, or was told to end; the reader will notice
+                self._process.stdin.write(json.dumps(message) + "\n")
+                self._process.stdin.flush()
 
 
 def _close_stdin(process: subprocess.Popen[str]) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import textwrap
 import time
+from collections import Counter
 from datetime import datetime
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
+
+from dicom_node.outbox import DELIVERED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -29,6 +32,7 @@ def show_status(told: Status, out: Console) -> None:
         {
             "series without a result": sum(one.is_open for one in told.series),
             "results to be sent": told.results_unsent,
+            "results to be confirmed": told.results_unconfirmed,
             "results parked": told.results_parked,
         },
     )
@@ -67,9 +71,11 @@ def _cells(one: Series) -> tuple[str, ...]:
 
 def show_outbox(told: Sequence[Delivery], destinations: Iterable[str], out: Console, *, node_running: bool) -> None:
     """A line for each result under its series; below it the last error, once for a run of the same."""
-    unsent = [one.item.state for one in told if one.item.state != "sent"]
-    parked = unsent.count("parked")
-    _show_node(out, node_running, {"results to be sent": len(unsent) - parked, "results parked": parked})
+    states = Counter(one.item.state for one in told)
+    parked, unconfirmed = states["parked"], states["unconfirmed"]
+    unsent = len(told) - sum(states[each] for each in DELIVERED) - parked - unconfirmed
+    owed = {"results to be sent": unsent, "results to be confirmed": unconfirmed, "results parked": parked}
+    _show_node(out, node_running, owed)
     if not told:
         out.print("nothing has been owed to anybody yet")
         return
@@ -93,18 +99,22 @@ def _way(one: Delivery, destinations: Iterable[str], node_running: bool) -> str:
     """Where a result is on its way: sent when, or how often tried and when next."""
     item = one.item
     tries = f", {item.tries} {'try' if item.tries == 1 else 'tries'}" if item.tries else ""
-    if item.state == "sent":
-        return f"sent {_clock(item.sent)}" + (tries if item.tries > 1 else "")
+    if item.state in DELIVERED:
+        confirmed = f", confirmed {_clock(item.confirmed)}" if item.confirmed else ""
+        return f"sent {_clock(item.sent)}{confirmed}" + (tries if item.tries > 1 else "")
     if item.state == "parked":
         return f"parked{tries}"
     if item.destination not in destinations:
         return f"{item.state}{tries}; its destination is not in the configuration"
-    if not node_running:
-        return f"waiting{tries}; next when the node starts"
-    if item.state == "sending":
+    if item.state == "sending" and node_running:
         return f"sending{tries}"
+    state = item.state if node_running else "waiting"
+    if item.state == "unconfirmed":
+        state, tries = f"sent {_clock(item.sent)}, unconfirmed", f", asked {item.asked} times" if item.asked else ""
+    if not node_running:
+        return f"{state}{tries}; next when the node starts"
     seconds = one.next_try - time.time()
-    return f"{item.state}{tries}; next {f'in {seconds:.0f} s' if seconds >= 1 else 'now'}"
+    return f"{state}{tries}; next {f'in {seconds:.0f} s' if seconds >= 1 else 'now'}"
 
 
 def _show_node(out: Console, running: bool, owed: Mapping[str, int]) -> None:

@@ -8,6 +8,7 @@ series again.
 
     -> {"do": "open", "bundle": ..., "backend": ..., ...}
     <- {"is": "ready", "model": ..., "backend": ...}      or {"is": "broken", "error": ...}, now or later
+    -> {"do": "reload", ...}                              as "open"; triage, limits and logging change, nothing else
     -> {"do": "slice", "series": ID, "path": ...}
     <- {"is": "going", "series": ID}     now and then, before the answer on many frames
     <- {"is": "slice", "series": ID, "path": ..., "planes": [{...} or null], "refusals": [[code, why]]}
@@ -26,7 +27,7 @@ import sys
 import threading
 from collections import deque
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from dicom_node import log as logging
 from dicom_node.analysis import Analyser, Outcome, Seen, Series, to_json
@@ -36,10 +37,13 @@ from runtime.errors import DeviceLost, ScansideError
 from runtime.session import open_session, self_test
 from runtime.triage import Rule, check_rules
 
+if TYPE_CHECKING:
+    from runtime.bundle import Bundle
+
 
 def main() -> None:
     """Serve requests until stdin ends. Signals to the whole process group (Ctrl-C, systemd's stop) are the node's."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints must not mix with the answers
@@ -65,8 +69,7 @@ def _open(opening: dict[str, Any], answers: IO[str]) -> Analyser:
         bundle, opening["backend"], precision=opening["precision"], threads=opening["threads"], plans=plans
     )
     disagreement = self_test(session, bundle)
-    rules = [Rule(rule["level"], tuple(rule["classes"]), rule["volume_ml"]) for rule in opening["triage"]]
-    check_rules(rules, bundle.classes)
+    rules = _rules(opening, bundle)
     ready = {
         "model": f"{bundle.name} {bundle.version}",
         "backend": session.identity.backend,
@@ -75,8 +78,17 @@ def _open(opening: dict[str, Any], answers: IO[str]) -> Analyser:
         "self_test": disagreement,
     }
     _say(answers, {"is": "ready", **ready})
-    limits = {name: opening[name] for name in ("min_slices", "min_coverage_mm", "max_lossy_ratio")}
-    return Analyser(bundle, session, rules, **limits, max_batch=opening["max_batch"] or session.max_batch)
+    return Analyser(bundle, session, rules, **_limits(opening), max_batch=opening["max_batch"] or session.max_batch)
+
+
+def _rules(opening: dict[str, Any], bundle: Bundle) -> list[Rule]:
+    rules = [Rule(rule["level"], tuple(rule["classes"]), rule["volume_ml"]) for rule in opening["triage"]]
+    check_rules(rules, bundle.classes)
+    return rules
+
+
+def _limits(opening: dict[str, Any]) -> dict[str, Any]:
+    return {name: opening[name] for name in ("min_slices", "min_coverage_mm", "max_lossy_ratio")}
 
 
 def _read(source: IO[str], requests: queue.SimpleQueue[dict[str, Any] | None]) -> None:
@@ -95,6 +107,10 @@ def _serve(analyser: Analyser, requests: queue.SimpleQueue[dict[str, Any] | None
         if request is None:
             analyser.session.close()
             return
+        if request["do"] == "reload":
+            logging.configure(request["log_level"], request["log_format"])
+            analyser.reload(_rules(request, analyser.bundle), **_limits(request))
+            continue
         name = request["series"]
         if request["do"] == "close":
             outcome = _close(analyser, open_series.pop(name, Series()), request)
@@ -135,7 +151,7 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
         "state": outcome.state,
         "reason": outcome.reason,
         "code": outcome.code,
-        "report": to_json(outcome.report) if outcome.report else None,
+        "report": to_json(outcome.report, outcome.received) if outcome.report else None,
         "files": [{**dataclasses.asdict(file), "path": str(file.path)} for file in outcome.files],
     }
 

@@ -403,7 +403,7 @@ def test_a_bundle_is_calibrated_verified_signed_and_served_in_8_bits(samples: Pa
     told = json.loads(scanside("bundle", "show", bundle, "--json").stdout)
     assert {one["precision"]: one["serves"] for one in told["precisions"]} == dict.fromkeys(
         ("fp32", "int8-cpu"), "yes"
-    ) | dict.fromkeys(("fp16", "int8"), "passed; TensorRT's, which this version does not run yet")
+    ) | dict.fromkeys(("fp16", "int8"), "on TensorRT, after `scanside build`")
     assert scanside("bundle", "diff", SHIPPED, bundle).returncode == 1
     analysed = scanside(
         "analyse", tmp_path / "head", "--out", tmp_path / "r", "--bundle", bundle, "--precision", "int8-cpu", "--json"

@@ -18,6 +18,7 @@ from dicom_node.analysis import to_json
 from dicom_node.config import load
 from dicom_node.journal import Journal, ResultFile, SeriesState
 from dicom_node.lock import FolderLock
+from dicom_node.outbox import Outbox
 from dicom_node.spool import Spool
 from runtime.types import Decision
 from tests.dicom_node.ct import cases
@@ -182,7 +183,7 @@ def test_slices_that_wait_for_a_node_that_is_dead(folder: Folder, capsys):
 
 def test_results_that_wait_for_a_node_that_is_dead(folder: Folder, capsys):
     folder.record(folder.receive(1, 3), 3)
-    folder.journal.park(folder.journal.outbox()[0].id, "by hand")
+    Outbox(folder.journal).park(Outbox(folder.journal).items()[0].id, "by hand")
     answer = folder.asked(capsys)
     assert (answer["results_unsent"], answer["results_parked"]) == (1, 1)
     text = folder.shown(capsys)
@@ -284,8 +285,10 @@ def test_results_for_a_dead_peer_tell_their_tries_and_the_next_one(folder: Folde
     folder.record(uid, 5)
     for wait_s in (-1, 100):  # the second try is not yet made
         now = time.time()
-        items = folder.journal.claim("pacs", now)
-        folder.journal.postpone([item.id for item in items], now + wait_s, "pacs (PACS at h:1): Connection refused")
+        items = Outbox(folder.journal).claim("pacs", now)
+        Outbox(folder.journal).postpone(
+            [item.id for item in items], now + wait_s, "pacs (PACS at h:1): Connection refused"
+        )
     with node_in(folder):
         items, text = listed(folder, capsys)
     assert [(item["tries"], item["not_taken"], item["state"]) for item in items] == [(2, 0, "waiting")] * 2
@@ -303,9 +306,9 @@ def test_results_for_a_dead_peer_tell_their_tries_and_the_next_one(folder: Folde
 def test_every_state_of_a_result(folder: Folder, capsys):
     folder.record(folder.receive(1, 5), 5)
     folder.record(folder.receive(2, 5), 5)
-    first, second, *_ = folder.journal.claim("pacs", time.time())
-    folder.journal.mark_sent(first.id)
-    folder.journal.park(second.id, "0x0122 Failure")
+    first, second, *_ = Outbox(folder.journal).claim("pacs", time.time())
+    Outbox(folder.journal).mark_sent(first.id)
+    Outbox(folder.journal).park(second.id, "0x0122 Failure")
     folder.record(folder.receive(3, 5), 5)
     with node_in(folder):
         items, text = listed(folder, capsys)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from dicom_node.journal import DeliveryState, Journal, JournalError, ResultFile, SeriesState
+from dicom_node.journal import Journal, JournalError, ResultFile, SeriesState
+from dicom_node.outbox import DeliveryState, Outbox
 
 ALL = ("sr", "sc", "seg")
 PACS = {"pacs": ALL}
@@ -48,7 +49,7 @@ def record(journal: Journal, series_uid: str = "1.1", revision: int = 1, destina
 
 
 def states(journal: Journal) -> list[tuple[str, str]]:
-    return [(item.sop_uid, item.state.value) for item in journal.outbox()]
+    return [(item.sop_uid, item.state.value) for item in Outbox(journal).items()]
 
 
 def test_a_result_and_what_is_owed_for_it(journal):
@@ -59,14 +60,14 @@ def test_a_result_and_what_is_owed_for_it(journal):
     assert last.report_json == '{"findings": []}'
     assert before <= last.recorded <= time.time()
     assert journal.series() == [last]
-    owed = [(item.destination, item.role, item.path) for item in journal.outbox()]
+    owed = [(item.destination, item.role, item.path) for item in Outbox(journal).items()]
     assert owed == [
         ("pacs", "sr", Path("/results/1.1.1.sr")),
         ("pacs", "sc", Path("/results/1.1.1.sc")),
         ("pacs", "seg", Path("/results/1.1.1.seg")),
         ("archive", "seg", Path("/results/1.1.1.seg")),
     ]
-    assert all(item.state is DeliveryState.QUEUED and item.attempts == 0 for item in journal.outbox())
+    assert all(item.state is DeliveryState.QUEUED and item.attempts == 0 for item in Outbox(journal).items())
 
 
 def test_a_series_that_was_not_analysed_owes_nothing(journal):
@@ -83,17 +84,17 @@ def test_a_series_that_was_not_analysed_owes_nothing(journal):
     )
     last = journal.latest("1", "1.1")
     assert (last.state, last.reason, last.report_json) == (SeriesState.NOT_ANALYSED, "localizer", None)
-    assert journal.outbox() == []
+    assert Outbox(journal).items() == []
 
 
 def test_recording_twice_changes_nothing(journal):
     assert record(journal)
-    [first, *_] = journal.claim("pacs", time.time())
-    journal.mark_sent(first.id)
-    before = journal.outbox(), journal.series()
+    [first, *_] = Outbox(journal).claim("pacs", time.time())
+    Outbox(journal).mark_sent(first.id)
+    before = Outbox(journal).items(), journal.series()
     assert not record(journal)
     assert not record(journal, destinations={"pacs": ALL, "another": ALL})
-    assert (journal.outbox(), journal.series()) == before
+    assert (Outbox(journal).items(), journal.series()) == before
 
 
 def test_the_latest_revision(journal):
@@ -117,7 +118,7 @@ def test_the_latest_revision(journal):
 )
 def test_what_is_wrong_is_not_recorded_at_all(journal, wrong, error):
     record(journal)
-    before = journal.outbox(), journal.series()
+    before = Outbox(journal).items(), journal.series()
     right = {
         "state": SeriesState.ANALYSED,
         "reason": None,
@@ -128,14 +129,14 @@ def test_what_is_wrong_is_not_recorded_at_all(journal, wrong, error):
     }
     with pytest.raises(error):
         journal.record_result("1", "1.1", 2, **(right | wrong))
-    assert (journal.outbox(), journal.series()) == before
+    assert (Outbox(journal).items(), journal.series()) == before
     assert record(journal, revision=2)  # and the journal still works
 
 
 def test_claiming_takes_a_destination_s_items_in_order(journal):
     record(journal, destinations={"pacs": ALL, "archive": ALL})
     record(journal, series_uid="1.2")
-    items = journal.claim("pacs", time.time())
+    items = Outbox(journal).claim("pacs", time.time())
     assert [item.sop_uid for item in items] == [
         "1.1.1.sr",
         "1.1.1.sc",
@@ -145,113 +146,113 @@ def test_claiming_takes_a_destination_s_items_in_order(journal):
         "1.2.1.seg",
     ]
     assert {item.state for item in items} == {DeliveryState.SENDING}
-    assert {item.state for item in journal.outbox() if item.destination == "archive"} == {DeliveryState.QUEUED}
-    assert journal.claim("nobody", time.time()) == []
+    assert {item.state for item in Outbox(journal).items() if item.destination == "archive"} == {DeliveryState.QUEUED}
+    assert Outbox(journal).claim("nobody", time.time()) == []
 
 
 def test_what_failed_waits_and_then_goes_last(journal):
     record(journal)
     now = time.time()
-    sr, sc, seg = journal.claim("pacs", now)
-    journal.mark_failed(sr.id, now + 60, "0xA700")
-    journal.postpone([sc.id, seg.id], now + 30, "refused")
-    assert [(i.state, i.attempts, i.last_error) for i in journal.outbox()] == [
+    sr, sc, seg = Outbox(journal).claim("pacs", now)
+    Outbox(journal).failed(sr, "0xA700")
+    Outbox(journal).postpone([sc.id, seg.id], now + 1, "refused")
+    assert [(i.state, i.attempts, i.last_error) for i in Outbox(journal).items()] == [
         (DeliveryState.WAITING, 1, "0xA700"),
         (DeliveryState.WAITING, 0, "refused"),
         (DeliveryState.WAITING, 0, "refused"),
     ]
-    assert journal.claim("pacs", now) == []
-    assert journal.next_due("pacs") == now + 30
-    assert [item.role for item in journal.claim("pacs", now + 31)] == ["sc", "seg", "sr"]  # one is due: all go
+    assert Outbox(journal).claim("pacs", now) == []
+    assert Outbox(journal).next_due("pacs") == now + 1
+    assert [item.role for item in Outbox(journal).claim("pacs", now + 1.5)] == ["sc", "seg", "sr"]  # one is due: all go
 
 
 def test_a_clock_that_was_set_back_holds_nothing_up(journal):
     record(journal)
     now = time.time()
-    items = journal.claim("pacs", now)
-    journal.postpone([item.id for item in items], now + 300, "refused")
-    assert journal.claim("pacs", now) == []
-    assert len(journal.claim("pacs", now - 3600)) == 3
+    items = Outbox(journal).claim("pacs", now)
+    Outbox(journal).postpone([item.id for item in items], now + 300, "refused")
+    assert Outbox(journal).claim("pacs", now) == []
+    assert len(Outbox(journal).claim("pacs", now - 3600)) == 3
 
 
 def test_sent_is_sent(journal):
     record(journal)
-    for item in journal.claim("pacs", time.time()):
-        journal.mark_sent(item.id)
-    assert journal.claim("pacs", time.time()) == []
-    assert journal.next_due("pacs") is None
-    sent = journal.outbox()[0]
+    for item in Outbox(journal).claim("pacs", time.time()):
+        Outbox(journal).mark_sent(item.id)
+    assert Outbox(journal).claim("pacs", time.time()) == []
+    assert Outbox(journal).next_due("pacs") is None
+    sent = Outbox(journal).items()[0]
     assert sent.state is DeliveryState.SENT
     assert sent.sent >= sent.created
-    assert journal.retry(sent.id) == 0
-    assert not journal.park(sent.id, "no")
+    assert Outbox(journal).retry(sent.id) == 0
+    assert not Outbox(journal).park(sent.id, "no")
 
 
 def test_parked_until_retried(journal):
     record(journal)
-    sr, sc, _ = journal.outbox()
-    assert journal.park(sr.id, "by hand")
-    assert not journal.park(sr.id, "by hand")
-    assert [item.role for item in journal.claim("pacs", time.time())] == ["sc", "seg"]
-    journal.mark_failed(sc.id, time.time() + 300, "0x0122")
-    assert journal.park(sc.id, "0x0122")
-    journal.mark_failed(sc.id, 0, "late")  # an answer that comes after the operator parked it
+    sr, sc, _ = Outbox(journal).items()
+    assert Outbox(journal).park(sr.id, "by hand")
+    assert not Outbox(journal).park(sr.id, "by hand")
+    assert [item.role for item in Outbox(journal).claim("pacs", time.time())] == ["sc", "seg"]
+    Outbox(journal).failed(sc, "0x0122")
+    assert Outbox(journal).park(sc.id, "0x0122")
+    Outbox(journal).failed(sc, "late")  # an answer that comes after the operator parked it
     assert states(journal)[:2] == [("1.1.1.sr", "parked"), ("1.1.1.sc", "parked")]
-    assert journal.outbox()[1].attempts == 1
+    assert Outbox(journal).items()[1].attempts == 1
 
-    assert journal.retry(99) == 0
-    assert journal.retry(sr.id) == 1
+    assert Outbox(journal).retry(99) == 0
+    assert Outbox(journal).retry(sr.id) == 1
     assert states(journal)[:2] == [("1.1.1.sr", "queued"), ("1.1.1.sc", "parked")]
-    assert journal.retry() == 1
-    assert [(item.state.value, item.attempts) for item in journal.outbox()][:2] == [("queued", 0), ("queued", 0)]
+    assert Outbox(journal).retry() == 1
+    assert [(item.state.value, item.attempts) for item in Outbox(journal).items()][:2] == [("queued", 0), ("queued", 0)]
 
 
 def test_parked_while_on_the_wire_and_then_delivered(journal):
     record(journal)
-    [sr, *_] = journal.claim("pacs", time.time())
-    journal.park(sr.id, "by hand")
-    journal.mark_sent(sr.id)
-    assert journal.outbox()[0].state is DeliveryState.SENT
+    [sr, *_] = Outbox(journal).claim("pacs", time.time())
+    Outbox(journal).park(sr.id, "by hand")
+    Outbox(journal).mark_sent(sr.id)
+    assert Outbox(journal).items()[0].state is DeliveryState.SENT
 
 
 def test_threads_share_a_journal(journal):
     def work(number: int) -> None:
         for revision in range(1, 6):
             assert record(journal, series_uid=f"1.{number}", revision=revision, destinations={f"d{number}": ALL})
-            for item in journal.claim(f"d{number}", time.time()):
-                journal.mark_sent(item.id)
+            for item in Outbox(journal).claim(f"d{number}", time.time()):
+                Outbox(journal).mark_sent(item.id)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))
     assert len(journal.series()) == 20
-    assert [item.state for item in journal.outbox()] == [DeliveryState.SENT] * 60
+    assert [item.state for item in Outbox(journal).items()] == [DeliveryState.SENT] * 60
 
 
 def test_another_process_may_retry_while_the_node_runs(journal, tmp_path):
     record(journal)
-    journal.park(journal.outbox()[0].id, "by hand")
+    Outbox(journal).park(Outbox(journal).items()[0].id, "by hand")
     with contextlib.closing(Journal(tmp_path / "journal.sqlite")) as other:
-        assert other.retry() == 1
+        assert Outbox(other).retry() == 1
         assert record(other, series_uid="1.2")
-    assert len(journal.claim("pacs", time.time())) == 6
+    assert len(Outbox(journal).claim("pacs", time.time())) == 6
 
 
 def test_every_try_counts_whether_the_peer_was_there_or_not(journal):
     record(journal)
     for _ in range(3):
         now = time.time()
-        items = journal.claim("pacs", now)
-        journal.postpone([item.id for item in items], now, "refused")
+        items = Outbox(journal).claim("pacs", now)
+        Outbox(journal).postpone([item.id for item in items], now, "refused")
     sr, sc, seg = items
     assert {item.tries for item in items} == {3}
-    assert [(item.tries, item.attempts) for item in journal.outbox()] == [(3, 0)] * 3
-    journal.claim("pacs", time.time())
-    journal.mark_sent(sr.id)
-    journal.mark_failed(sc.id, 0, "0xA700")
-    journal.park(seg.id, "by hand")
-    assert [item.tries for item in journal.outbox()] == [4, 4, 4]
-    journal.retry(seg.id)
-    assert [item.tries for item in journal.outbox()] == [4, 4, 0]
+    assert [(item.tries, item.attempts) for item in Outbox(journal).items()] == [(3, 0)] * 3
+    Outbox(journal).claim("pacs", time.time())
+    Outbox(journal).mark_sent(sr.id)
+    Outbox(journal).failed(sc, "0xA700")
+    Outbox(journal).park(seg.id, "by hand")
+    assert [item.tries for item in Outbox(journal).items()] == [4, 4, 4]
+    Outbox(journal).retry(seg.id)
+    assert [item.tries for item in Outbox(journal).items()] == [4, 4, 0]
 
 
 def of_version_1(path: Path) -> None:
@@ -261,7 +262,9 @@ def of_version_1(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as connection:
         for table in ("step", "announced", "commitment"):
             connection.execute(f"DROP TABLE {table}")
-        connection.execute("ALTER TABLE outbox DROP COLUMN tries")
+        connection.execute("DROP INDEX outbox_by_transaction")
+        for column in ("tries", "transaction_uid", "asked", "confirmed"):
+            connection.execute(f"ALTER TABLE outbox DROP COLUMN {column}")
         connection.execute("PRAGMA user_version = 1")
 
 
@@ -269,10 +272,10 @@ def test_a_journal_of_version_1_still_opens_and_counts_from_now_on(tmp_path):
     path = tmp_path / "journal.sqlite"
     of_version_1(path)
     with contextlib.closing(Journal(path)) as journal:
-        assert [item.tries for item in journal.outbox()] == [0, 0, 0]
-        assert [item.tries for item in journal.claim("pacs", time.time())] == [1, 1, 1]
+        assert [item.tries for item in Outbox(journal).items()] == [0, 0, 0]
+        assert [item.tries for item in Outbox(journal).claim("pacs", time.time())] == [1, 1, 1]
     with contextlib.closing(Journal(path)) as journal:
-        assert [item.tries for item in journal.outbox()] == [1, 1, 1]
+        assert [item.tries for item in Outbox(journal).items()] == [1, 1, 1]
 
 
 def test_who_only_looks_writes_nothing(tmp_path):
@@ -280,10 +283,10 @@ def test_who_only_looks_writes_nothing(tmp_path):
     of_version_1(path)
     before = path.read_bytes()
     with contextlib.closing(Journal(path, read_only=True)) as looking:
-        assert [item.tries for item in looking.outbox()] == [0, 0, 0]
+        assert [item.tries for item in Outbox(looking).items()] == [0, 0, 0]
         assert len(looking.series()) == 1
         with pytest.raises(JournalError, match="readonly"):
-            looking.park(1, "by hand")
+            Outbox(looking).park(1, "by hand")
     assert path.read_bytes() == before
     with pytest.raises(JournalError, match="unable to open"):
         Journal(tmp_path / "another.sqlite", read_only=True)
@@ -296,18 +299,18 @@ def test_who_only_looks_writes_nothing(tmp_path):
 def test_who_only_looks_sees_what_a_running_node_writes(journal, tmp_path):
     with contextlib.closing(Journal(tmp_path / "journal.sqlite", read_only=True)) as looking:
         record(journal)
-        assert looking.outbox() == journal.outbox()
+        assert Outbox(looking).items() == Outbox(journal).items()
         with journal.transaction() as execute:  # and waits for no transaction of it
             execute("UPDATE outbox SET state = 'sending'")
-            assert [item.state for item in looking.outbox()] == [DeliveryState.QUEUED] * 3
+            assert [item.state for item in Outbox(looking).items()] == [DeliveryState.QUEUED] * 3
 
 
 def test_it_survives_being_closed(journal, tmp_path):
     record(journal)
-    before = journal.series(), journal.outbox()
+    before = journal.series(), Outbox(journal).items()
     journal.close()
     with contextlib.closing(Journal(tmp_path / "journal.sqlite")) as again:
-        assert (again.series(), again.outbox()) == before
+        assert (again.series(), Outbox(again).items()) == before
     with pytest.raises(JournalError, match="closed"):
         journal.series()
 
@@ -359,6 +362,7 @@ PRELUDE = """
 import itertools, os, signal, sys, time
 from pathlib import Path
 from dicom_node.journal import Journal, ResultFile, SeriesState
+from dicom_node.outbox import Outbox
 
 journal = Journal(Path(sys.argv[1]))
 
@@ -388,8 +392,8 @@ def test_kill_9_at_any_moment_loses_nothing_and_halves_nothing(tmp_path, acknowl
         for revision in itertools.count(1):
             record(revision, {"pacs": ("sr", "sc", "seg")})
             print(revision, flush=True)
-            for item in journal.claim("pacs", time.time()):
-                journal.mark_sent(item.id)
+            for item in Outbox(journal).claim("pacs", time.time()):
+                Outbox(journal).mark_sent(item.id)
         """,
     )
     with process:
@@ -401,7 +405,7 @@ def test_kill_9_at_any_moment_loses_nothing_and_halves_nothing(tmp_path, acknowl
         revisions = [record.revision for record in journal.series()]
         assert revisions == list(range(1, len(revisions) + 1))
         assert len(revisions) >= last
-        assert [item.sop_uid for item in journal.outbox()] == [f"{n}.{role}" for n in revisions for role in ALL]
+        assert [item.sop_uid for item in Outbox(journal).items()] == [f"{n}.{role}" for n in revisions for role in ALL]
 
 
 def test_kill_9_between_the_series_and_its_outbox_rows(tmp_path):
@@ -423,7 +427,7 @@ def test_kill_9_between_the_series_and_its_outbox_rows(tmp_path):
     assert_sound(path)
     with contextlib.closing(Journal(path)) as journal:
         assert journal.latest("1", "1.1").revision == 1
-        assert len(journal.outbox()) == 3
+        assert len(Outbox(journal).items()) == 3
         assert record(journal, revision=2)
 
 
@@ -433,14 +437,14 @@ def test_what_was_being_sent_when_the_node_was_killed_is_due_again(tmp_path):
         path,
         """
         record(1, {"pacs": ("sr", "sc", "seg")})
-        journal.mark_sent(journal.claim("pacs", time.time())[0].id)
+        Outbox(journal).mark_sent(Outbox(journal).claim("pacs", time.time())[0].id)
         os.kill(os.getpid(), signal.SIGKILL)
         """,
     )
     process.communicate()
     with contextlib.closing(Journal(path)) as journal:
         assert states(journal) == [("1.sr", "sent"), ("1.sc", "sending"), ("1.seg", "sending")]
-        assert [item.sop_uid for item in journal.claim("pacs", time.time())] == ["1.sc", "1.seg"]
+        assert [item.sop_uid for item in Outbox(journal).claim("pacs", time.time())] == ["1.sc", "1.seg"]
 
 
 def test_a_full_disk_is_a_journal_error_and_passes(journal):

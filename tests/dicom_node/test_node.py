@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -20,8 +21,10 @@ from pynetdicom import AE
 from dicom_node.journal import Journal, SeriesState
 from dicom_node.lock import LockedError
 from dicom_node.node import Node
+from dicom_node.outbox import Outbox
 from dicom_node.pacs import Pacs
 from dicom_node.scanner import push
+from dicom_node.sections import Scanner
 from dicom_node.status import look
 from dicom_node.supervisor import Supervisor
 from dicom_node.toml import show
@@ -321,7 +324,7 @@ def test_a_real_tilted_head_with_three_steps_goes_through_whole(node: Node, pacs
 def _outbox(node: Node) -> list:
     journal = Journal(node.config.node.folder / "journal.sqlite")
     try:
-        return journal.outbox()
+        return Outbox(journal).items()
     finally:
         journal.close()
 
@@ -340,6 +343,55 @@ def test_orthanc_stores_the_results_and_gives_them_back(bleeding: Pushable, tmp_
                 (tmp_path / "back.dcm").write_bytes(answer.read())
             sent, back = dcmread(item.path), dcmread(tmp_path / "back.dcm")
             assert back == sent, f"{item.role} came back changed"
+
+
+@orthanc
+@pytest.mark.parametrize("confirm", ["commitment", "query"])
+def test_orthanc_says_that_it_keeps_the_results(bleeding: Pushable, tmp_path: Path, confirm: str):
+    with archive(tmp_path) as (rest, port):
+        config = config_for(tmp_path / "node", port, ae_title="ORTHANC")
+        (destination,) = config.destinations
+        destination = destination.model_copy(update={"confirm": confirm})
+        with running(config.model_copy(update={"destinations": (destination,)})) as node:
+            know(rest, node)
+            scan(bleeding.paths, node)
+            wait_until(
+                lambda: _outbox(node) and all(item.state == "confirmed" for item in _outbox(node)), "all confirmed"
+            )
+
+
+@orthanc
+def test_orthanc_asks_for_the_commitment_of_what_it_has_sent(bleeding: Pushable, tmp_path: Path, pacs: Pacs):
+    """Orthanc as a scanner. It takes reports at its port alone: on the association of its request it breaks off."""
+    with archive(tmp_path) as (rest, port), contextlib.ExitStack() as stack:
+        scanner = Scanner(ae_title="ORTHANC", host="127.0.0.1", port=port)
+        config = config_for(tmp_path / "node", pacs.port).model_copy(update={"scanners": (scanner,)})
+        node = stack.enter_context(running(config))
+        know(rest, node)
+        ids = [asked(f"{rest}/instances", path.read_bytes())["ID"] for path in bleeding.paths]
+        asked(f"{rest}/modalities/node/store", json.dumps({"Resources": ids, "Synchronous": True}).encode())
+        instances = [
+            {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2", "SOPInstanceUID": dcmread(path).SOPInstanceUID}
+            for path in bleeding.paths
+        ]
+        references = [[each["SOPClassUID"], each["SOPInstanceUID"]] for each in instances]
+        for extra, status in (([], "Success"), ([["1.2.840.10008.5.1.4.1.1.2", "9.9"]], "Failure")):
+            body = json.dumps({"DicomInstances": references + extra}).encode()
+            request = asked(f"{rest}/modalities/node/storage-commitment", body)
+
+            def report(where: str = request["Path"]) -> dict:
+                return asked(f"{rest}{where}")
+
+            wait_until(lambda report=report: report()["Status"] != "Pending", "Orthanc has its report")
+            assert report()["Status"] == status
+            assert len(report()["Success"]) == len(instances)
+            assert [each["SOPInstanceUID"] for each in report().get("Failures", [])] == [uid for _, uid in extra]
+
+
+def know(rest: str, node: Node) -> None:
+    """Tell Orthanc of the node."""
+    modality = {"AET": "SCANSIDE", "Host": "127.0.0.1", "Port": node.port, "AllowStorageCommitment": True}
+    asked(f"{rest}/modalities/node", json.dumps(modality).encode(), method="PUT")
 
 
 class archive:  # noqa: N801  # used as a function
@@ -383,6 +435,6 @@ class archive:  # noqa: N801  # used as a function
         self.process.wait(30)
 
 
-def asked(url: str) -> list | dict:
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        return json.load(answer)
+def asked(url: str, body: bytes | None = None, method: str | None = None) -> list | dict:
+    with urllib.request.urlopen(urllib.request.Request(url, body, method=method), timeout=60) as answer:
+        return json.loads(answer.read() or b"{}")

@@ -23,6 +23,7 @@ from pydicom.uid import (
     XRayRadiationDoseSRStorage,
 )
 from pynetdicom import AE
+from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.sop_class import CTImageStorage, Verification
 from structlog.testing import capture_logs
 
@@ -253,6 +254,27 @@ def test_stop_waits_for_no_peer_and_tells_every_end(tmp_path, intake, state):
                 stopped.join(15)
                 assert not stopped.is_alive()
             assert intake.calls == []
+
+
+def test_a_closed_receiver_serves_who_is_there_and_nobody_else(tmp_path, receiver, intake):
+    """Also not who has connected before and asks only now: that is told to come back."""
+    late = socket.create_connection(("127.0.0.1", receiver.port), timeout=10)
+    with associated(receiver) as association:
+        receiver.close()
+        assert [name.split(":")[0] for name in receiver.associations()] == ["CT01@127.0.0.1"]
+        late.sendall(A_ASSOCIATE_RQ(association.requestor.primitive).encode())
+        rejection = late.recv(64)
+        assert (rejection[0], tuple(rejection[7:10])) == (0x03, (2, 3, 1))  # transient, presentation, congestion
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", receiver.port))
+        assert association.send_c_store(image()).Status == 0
+        association.release()
+    late.close()
+    deadline = time.monotonic() + 20
+    while receiver.associations():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert intake.ended() == [True]  # has been told before
 
 
 def test_a_peer_that_falls_silent_in_the_middle_of_a_pdu_is_given_up(tmp_path, intake, monkeypatch):

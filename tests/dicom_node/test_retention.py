@@ -10,6 +10,7 @@ import pytest
 from pydicom.uid import CTImageStorage
 
 from dicom_node.journal import Journal, ResultFile, SeriesState
+from dicom_node.outbox import Outbox
 from dicom_node.retention import DAY_S, Retention
 from dicom_node.spool import LEAVING, Outcome, Spool
 from tests.dicom_node.storage import SERIES, STUDY, encoded, image
@@ -50,8 +51,8 @@ class Bench:
         )  # fmt: skip
 
     def deliver(self) -> None:
-        for item in self.journal.outbox():
-            self.journal.mark_sent(item.id)
+        for item in Outbox(self.journal).items():
+            Outbox(self.journal).mark_sent(item.id)
 
     def sweep(self, after_s: float = LATER) -> list[str]:
         return self.retention.sweep(time.time() + after_s)
@@ -99,7 +100,7 @@ def why_not(reason: str, bench: Bench) -> None:
     """Make one thing wrong with a study that could go."""
     match reason:
         case "parked":
-            bench.journal.retry(1)
+            Outbox(bench.journal).retry(1)
             with bench.journal.transaction() as execute:
                 execute("UPDATE outbox SET state = 'parked' WHERE id = 1")
         case "queued":

@@ -21,8 +21,9 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLSLo
 from pynetdicom import AE, build_context, evt
 from pynetdicom.sop_class import Comprehensive3DSRStorage, SecondaryCaptureImageStorage, SegmentationStorage
 
-from dicom_node import sender
-from dicom_node.journal import DeliveryState, Journal, ResultFile, SeriesState
+from dicom_node import outbox, sender
+from dicom_node.journal import Journal, ResultFile, SeriesState
+from dicom_node.outbox import DeliveryState, Outbox
 from dicom_node.sections import Destination
 from dicom_node.sender import PeerError, Sender, associate
 from dicom_node.wire import PromptSocket
@@ -37,9 +38,9 @@ SOP_CLASS = {"sr": Comprehensive3DSRStorage, "sc": SecondaryCaptureImageStorage,
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
     """What takes seconds in a hospital takes milliseconds here."""
-    monkeypatch.setattr(sender, "FIRST_WAIT_S", 0.02)
-    monkeypatch.setattr(sender, "LONGEST_WAIT_S", 0.1)
-    monkeypatch.setattr(sender, "ATTEMPTS_BEFORE_PARKING", 3)
+    monkeypatch.setattr(outbox, "FIRST_WAIT_S", 0.02)
+    monkeypatch.setattr(outbox, "LONGEST_WAIT_S", 0.1)
+    monkeypatch.setattr(outbox, "ATTEMPTS_BEFORE_PARKING", 3)
     for name in ("CONNECT_TIMEOUT_S", "ACSE_TIMEOUT_S", "DIMSE_TIMEOUT_S"):
         monkeypatch.setattr(sender, name, 3.0)
 
@@ -115,7 +116,9 @@ def run(journal):
 
         def start(*destinations: Destination) -> tuple[Sender, list[str]]:
             sent = []
-            running = Sender(journal, destinations, "NODE", lambda item: sent.append((item.destination, item.sop_uid)))
+            running = Sender(
+                Outbox(journal), destinations, "NODE", lambda item: sent.append((item.destination, item.sop_uid))
+            )
             stack.callback(running.stop)
             running.start()
             return running, sent
@@ -171,7 +174,7 @@ def wait_for(condition) -> None:
 
 
 def all_in(journal: Journal, state: DeliveryState, destination: str = "pacs"):
-    return lambda: {item.state for item in journal.outbox() if item.destination == destination} == {state}
+    return lambda: {item.state for item in Outbox(journal).items() if item.destination == destination} == {state}
 
 
 def test_a_series_goes_out_over_one_association_in_order_and_unchanged(journal, serve, run, owe, tmp_path):
@@ -209,7 +212,7 @@ def test_waking_is_immediate(journal, serve, run, owe, monkeypatch):
 def test_with_nothing_to_do_it_sleeps(serve, tmp_path):
     busy = threading.Event()
 
-    class Counted(Journal):
+    class Counted(Outbox):
         looks = 0
 
         def claim(self, destination, now):
@@ -218,8 +221,8 @@ def test_with_nothing_to_do_it_sleeps(serve, tmp_path):
                 busy.set()
             return super().claim(destination, now)
 
-    with contextlib.closing(Counted(tmp_path / "counted.sqlite")) as journal:
-        idle = Sender(journal, [to(serve(Archive()))], "NODE")
+    with contextlib.closing(Journal(tmp_path / "counted.sqlite")) as journal:
+        idle = Sender(Counted(journal), [to(serve(Archive()))], "NODE")
         idle.start()
         idle.wake()
         assert not busy.wait(0.5)
@@ -229,10 +232,10 @@ def test_with_nothing_to_do_it_sleeps(serve, tmp_path):
 def test_a_retry_by_another_process_is_seen_without_a_wake(journal, serve, run, owe, monkeypatch):
     monkeypatch.setattr(sender, "LONGEST_SLEEP_S", 0.05)
     owe("1.1", "pacs")
-    for item in journal.outbox():
-        journal.park(item.id, "by hand")
+    for item in Outbox(journal).items():
+        Outbox(journal).park(item.id, "by hand")
     _, sent = run(to(serve(Archive())))
-    journal.retry()
+    Outbox(journal).retry()
     wait_for(lambda: len(sent) == 3)
 
 
@@ -244,9 +247,11 @@ def test_a_destination_that_is_down_gets_everything_once_and_in_order_when_it_is
     second = owe("1.2", "pacs")
     running.wake()
     wait_for(all_in(journal, DeliveryState.WAITING))
-    assert {item.last_error for item in journal.outbox()} == {f"pacs (ARCHIVE at 127.0.0.1:{port}): Connection refused"}
-    assert {item.attempts for item in journal.outbox()} == {0}
-    assert min(item.tries for item in journal.outbox()) >= 1
+    assert {item.last_error for item in Outbox(journal).items()} == {
+        f"pacs (ARCHIVE at 127.0.0.1:{port}): Connection refused"
+    }
+    assert {item.attempts for item in Outbox(journal).items()} == {0}
+    assert min(item.tries for item in Outbox(journal).items()) >= 1
 
     archive = Archive()
     serve(archive, port)
@@ -257,8 +262,8 @@ def test_a_destination_that_is_down_gets_everything_once_and_in_order_when_it_is
 
 
 def test_a_new_result_takes_along_what_waits(journal, serve, run, owe, monkeypatch):
-    monkeypatch.setattr(sender, "FIRST_WAIT_S", 3600.0)
-    monkeypatch.setattr(sender, "LONGEST_WAIT_S", 250.0)
+    monkeypatch.setattr(outbox, "FIRST_WAIT_S", 3600.0)
+    monkeypatch.setattr(outbox, "LONGEST_WAIT_S", 250.0)
     port = free_port()
     first = owe("1.1", "pacs")
     running, sent = run(to(port))
@@ -280,7 +285,7 @@ def test_a_dead_destination_delays_no_other(journal, serve, run, owe, monkeypatc
         wait_for(lambda: len(sent) == 3)
         assert all_in(journal, DeliveryState.SENDING, "dead")()
         wait_for(all_in(journal, DeliveryState.WAITING, "dead"))
-        assert "something listens" in journal.outbox()[0].last_error
+        assert "something listens" in Outbox(journal).items()[0].last_error
 
 
 def test_a_refused_sop_class_parks_its_object_and_nothing_else(journal, serve, run, owe):
@@ -290,10 +295,10 @@ def test_a_refused_sop_class_parks_its_object_and_nothing_else(journal, serve, r
     expected = owe("1.1", "pacs")
     with structlog.testing.capture_logs() as logs:
         running, sent = run(to(port))
-        wait_for(lambda: journal.outbox()[2].state is DeliveryState.PARKED)
+        wait_for(lambda: Outbox(journal).items()[2].state is DeliveryState.PARKED)
     assert choosy.uids == expected[:2]
-    assert journal.outbox()[2].attempts == 3
-    assert "Segmentation Storage" in journal.outbox()[2].last_error
+    assert Outbox(journal).items()[2].attempts == 3
+    assert "Segmentation Storage" in Outbox(journal).items()[2].last_error
     [loud] = [entry for entry in logs if entry["event"] == "result_parked"]
     assert loud["log_level"] == "error"
     assert "outbox retry 3" in loud["remedy"]
@@ -301,7 +306,7 @@ def test_a_refused_sop_class_parks_its_object_and_nothing_else(journal, serve, r
     choosy.stop()
     generous = Archive()
     serve(generous, port)
-    journal.retry()
+    Outbox(journal).retry()
     running.wake()
     wait_for(lambda: len(sent) == 3)
     assert generous.uids == expected[2:]
@@ -311,7 +316,7 @@ def test_a_peer_that_refuses_every_context(journal, serve, run, owe):
     owe("1.1", "pacs")
     run(to(serve(Archive(classes=[]))))
     wait_for(all_in(journal, DeliveryState.PARKED))
-    assert "accepts none of: Comprehensive 3D SR Storage" in journal.outbox()[0].last_error
+    assert "accepts none of: Comprehensive 3D SR Storage" in Outbox(journal).items()[0].last_error
 
 
 @pytest.mark.parametrize("status", [0x0117, 0x0122, 0x0124, 0xA900, 0xA9FF])
@@ -321,14 +326,14 @@ def test_a_final_status_parks(journal, serve, run, owe, status):
     )
     expected = owe("1.1", "pacs")
     run(to(serve(archive)))
-    wait_for(lambda: journal.outbox()[2].state is DeliveryState.PARKED)
+    wait_for(lambda: Outbox(journal).items()[2].state is DeliveryState.PARKED)
     assert archive.uids == expected[:2]
-    assert journal.outbox()[2].last_error.startswith(f"0x{status:04X} Failure")
+    assert Outbox(journal).items()[2].last_error.startswith(f"0x{status:04X} Failure")
 
 
 @pytest.mark.parametrize("status", [0xA700, 0x0110, 0xC000, 0xFE00, 0xFF00])
 def test_another_failure_is_tried_again_for_ever(journal, serve, run, owe, status):
-    refusals = iter([status] * (2 * sender.ATTEMPTS_BEFORE_PARKING))
+    refusals = iter([status] * (2 * outbox.ATTEMPTS_BEFORE_PARKING))
     archive = Archive(
         answer=lambda event: (
             next(refusals, 0) if event.request.AffectedSOPClassUID == Comprehensive3DSRStorage else 0x0000
@@ -338,7 +343,7 @@ def test_another_failure_is_tried_again_for_ever(journal, serve, run, owe, statu
     run(to(serve(archive)))
     wait_for(all_in(journal, DeliveryState.SENT))
     assert archive.uids == [sc, seg, sr]
-    assert journal.outbox()[0].attempts == 2 * sender.ATTEMPTS_BEFORE_PARKING
+    assert Outbox(journal).items()[0].attempts == 2 * outbox.ATTEMPTS_BEFORE_PARKING
 
 
 @pytest.mark.parametrize("status", [0xB000, 0xB006, 0xB007, 0xBFFF, 0x0107])
@@ -427,11 +432,11 @@ def of_no_known_vr_in_the_data_set(path: Path) -> None:
 def test_a_file_that_is_gone_or_damaged_parks_and_the_rest_goes(journal, serve, run, owe, spoil):
     archive = Archive()
     expected = owe("1.1", "pacs")
-    spoil(journal.outbox()[0].path)
+    spoil(Outbox(journal).items()[0].path)
     run(to(serve(archive)))
-    wait_for(lambda: journal.outbox()[0].state is DeliveryState.PARKED)
+    wait_for(lambda: Outbox(journal).items()[0].state is DeliveryState.PARKED)
     assert archive.uids == expected[1:]
-    assert "1.1.sr.dcm" in journal.outbox()[0].last_error
+    assert "1.1.sr.dcm" in Outbox(journal).items()[0].last_error
 
 
 def test_a_peer_that_hangs_up_in_the_middle_gets_the_rest_first(journal, serve, run, owe):
@@ -447,7 +452,7 @@ def test_a_peer_that_hangs_up_in_the_middle_gets_the_rest_first(journal, serve, 
     owe("1.1", "pacs")
     run(to(serve(archive)))
     wait_for(all_in(journal, DeliveryState.SENT))
-    assert [item.attempts for item in journal.outbox()] == [2, 0, 0]
+    assert [item.attempts for item in Outbox(journal).items()] == [2, 0, 0]
     assert archive.associations == 3
 
 
@@ -458,8 +463,8 @@ def test_a_peer_that_never_answers_a_store(journal, serve, run, owe, monkeypatch
     owe("1.1", "pacs")
     run(to(serve(archive)))
     try:
-        wait_for(lambda: journal.outbox()[0].attempts == 1)
-        assert "no answer within 0.3 s" in journal.outbox()[0].last_error
+        wait_for(lambda: Outbox(journal).items()[0].attempts == 1)
+        assert "no answer within 0.3 s" in Outbox(journal).items()[0].last_error
     finally:
         answered.set()
     wait_for(all_in(journal, DeliveryState.SENT))
@@ -488,7 +493,7 @@ def test_a_peer_that_stops_reading(journal, serve, run, owe, monkeypatch):
         owe("1.1", "pacs", size=16_000_000)
         run(to(server.getsockname()[1]))
         try:
-            wait_for(lambda: journal.outbox()[0].attempts == 1)
+            wait_for(lambda: Outbox(journal).items()[0].attempts == 1)
             wait_for(lambda: not any(thread.name.startswith("RequestorThread") for thread in threading.enumerate()))
         finally:
             enough.set()
@@ -501,7 +506,7 @@ def test_a_bug_in_on_sent_does_not_end_delivery(journal, serve, owe):
 
     expected = owe("1.1", "pacs")
     archive = Archive()
-    running = Sender(journal, [to(serve(archive))], "NODE", explode)
+    running = Sender(Outbox(journal), [to(serve(archive))], "NODE", explode)
     with structlog.testing.capture_logs() as logs:
         running.start()
         wait_for(all_in(journal, DeliveryState.SENT))
@@ -521,7 +526,7 @@ def test_stopping_leaves_the_rest_for_the_next_start(journal, serve, run, owe):
     archive = Archive(answer=answer)
     expected = owe("1.1", "pacs")
     destination = to(serve(archive))
-    running = Sender(journal, [destination], "NODE")
+    running = Sender(Outbox(journal), [destination], "NODE")
     running.start()
     assert first_came.wait(DEADLINE_S)
     stopping = threading.Thread(target=running.stop)
@@ -530,14 +535,53 @@ def test_stopping_leaves_the_rest_for_the_next_start(journal, serve, run, owe):
     go_on.set()
     stopping.join(DEADLINE_S)
     assert archive.uids == expected[:1]
-    assert [item.state.value for item in journal.outbox()] == ["sent", "waiting", "waiting"]
+    assert [item.state.value for item in Outbox(journal).items()] == ["sent", "waiting", "waiting"]
     run(destination)
     wait_for(all_in(journal, DeliveryState.SENT))
     assert archive.uids == expected
 
 
+def test_a_destination_that_moves_gets_at_once_what_waits_for_it(journal, serve, run, owe, monkeypatch):
+    monkeypatch.setattr(outbox, "FIRST_WAIT_S", 200.0)
+    monkeypatch.setattr(outbox, "LONGEST_WAIT_S", 200.0)
+    archive = Archive()
+    expected = owe("1.1", "pacs")
+    running, _ = run(to(free_port()))
+    wait_for(all_in(journal, DeliveryState.WAITING))
+    running.reload([to(serve(archive))])
+    wait_for(all_in(journal, DeliveryState.SENT))
+    assert archive.uids == expected
+
+
+def test_a_destination_that_goes_and_comes_back_gets_everything_once(journal, serve, run, owe):
+    """It goes while an object is on the wire, and is back, changed, before that has an answer: never two at once."""
+    asked, answered = threading.Event(), threading.Event()
+
+    def answer(_event) -> int:
+        asked.set()
+        assert answered.wait(DEADLINE_S)
+        return 0x0000
+
+    archive, other = Archive(answer=answer), Archive()
+    port, elsewhere = serve(archive), serve(other)
+    expected = owe("1.1", "pacs")
+    owe("1.2", "other")
+    running, _ = run(to(port), to(elsewhere, "other"))
+    assert asked.wait(DEADLINE_S)
+    kept = running._couriers[1]
+    running.reload([to(elsewhere, "other")])
+    running.reload([to(port).model_copy(update={"ae_title": "MOVED"}), to(elsewhere, "other")])
+    assert running._couriers[1] is kept
+    assert archive.associations == 1
+    answered.set()
+    wait_for(all_in(journal, DeliveryState.SENT))
+    wait_for(all_in(journal, DeliveryState.SENT, "other"))
+    assert archive.uids == expected
+    assert archive.associations == 2
+
+
 def test_stopping_what_was_never_started(journal):
-    Sender(journal, [to(104)], "NODE").stop()
+    Sender(Outbox(journal), [to(104)], "NODE").stop()
 
 
 def test_a_destination_that_left_the_configuration_is_named(journal, run, owe):
@@ -557,14 +601,15 @@ def test_killed_between_the_peer_s_success_and_the_journal_s(journal, serve, run
         from pathlib import Path
         from dicom_node.sections import Destination
         from dicom_node.journal import Journal
+        from dicom_node.outbox import Outbox
         from dicom_node.sender import Sender
 
-        class Dying(Journal):
-            def mark_sent(self, item_id):
+        class Dying(Outbox):
+            def mark_sent(self, item_id, *, confirm=False):
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        journal = Dying(Path(sys.argv[1]))
-        Sender(journal, [Destination(name="pacs", ae_title="ARCHIVE", host="127.0.0.1", port={port})], "NODE").start()
+        outbox = Dying(Journal(Path(sys.argv[1])))
+        Sender(outbox, [Destination(name="pacs", ae_title="ARCHIVE", host="127.0.0.1", port={port})], "NODE").start()
         signal.pause()
     """)
     killed = subprocess.run(
@@ -593,7 +638,7 @@ def test_dcmtk_takes_it(journal, run, owe, tmp_path):
         peer.terminate()
         peer.wait()
     received = {dataset.SOPInstanceUID: dataset for dataset in map(dcmread, folder.iterdir())}
-    for item in journal.outbox():
+    for item in Outbox(journal).items():
         assert received[item.sop_uid] == dcmread(item.path)
 
 
@@ -607,4 +652,4 @@ def test_the_connection_is_prompt_and_has_a_timeout(serve):
 
 
 def test_the_back_off():
-    assert [sender.back_off_s(n) for n in (1, 2, 3, 50)] == [0.02, 0.04, 0.08, 0.1]
+    assert [outbox.back_off_s(n) for n in (1, 2, 3, 50)] == [0.02, 0.04, 0.08, 0.1]

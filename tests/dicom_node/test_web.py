@@ -13,6 +13,7 @@ from pydicom import dcmread
 
 from dicom_node.metrics import BUCKETS_S
 from dicom_node.node import Node
+from dicom_node.outbox import Outbox
 from dicom_node.pacs import Pacs
 from dicom_node.scanner import push
 from dicom_node.sections import Web as Settings
@@ -49,7 +50,7 @@ def test_a_series_is_counted_and_timed_from_its_first_slice_to_the_archive(
         assert before["scanside_worker_ready",] == 1
         sent = push(bleeding.paths, ("127.0.0.1", node.port), calling_ae="CT1", called_ae="SCANSIDE")
         assert not sent.failed
-        wait_until(lambda: len(node._journal.outbox()) and not pending(node), "results in the archive")
+        wait_until(lambda: len(Outbox(node._journal).items()) and not pending(node), "results in the archive")
         told = scraped(url)
         page = httpx.get(f"{url}/metrics").text
 
@@ -70,7 +71,7 @@ def test_a_series_is_counted_and_timed_from_its_first_slice_to_the_archive(
 
 
 def pending(node: Node) -> list:
-    return [item for item in node._journal.outbox() if item.state != "sent"]
+    return [item for item in Outbox(node._journal).items() if item.state != "sent"]
 
 
 def node_results(folder: Path) -> list[Path]:

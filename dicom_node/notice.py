@@ -1,0 +1,81 @@
+"""A page for the archive that says that a series was not analysed, and why: silence reads like "nothing found"."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from highdicom.sc import SCImage
+from PIL import Image, ImageDraw, ImageFont
+from pydicom.uid import ExplicitVRLittleEndian
+
+from dicom_node import capture, source
+from dicom_node.uids import Issue
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from numpy.typing import NDArray
+    from pydicom.dataset import Dataset
+
+    from runtime.types import ModelIdentity
+
+WIDTH, HEIGHT = 768, 432
+MARGIN = 36
+
+
+def build(header: Dataset, reason: str, model: ModelIdentity, *, revision: int, started: datetime) -> SCImage:
+    """One Secondary Capture in the series of the pictures, in their place.
+
+    Parameters
+    ----------
+    header : of any image of the series
+    reason : why it was not analysed
+    model : what would have analysed it
+    revision : as that of results
+    started : when it would have begun; ContentDate and ContentTime
+
+    """
+    shared, _ = source.common(header)
+    shared.SOPClassUID, shared.SOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
+    number = shared.get("SeriesNumber")
+    issue = Issue(
+        study_uid=str(shared.StudyInstanceUID),
+        series_uid=str(shared.SeriesInstanceUID),
+        series_number=None if number is None else int(number),
+        model=model,
+        revision=revision,
+        started=started,
+    )
+    image = SCImage.from_ref_dataset(
+        ref_dataset=shared,
+        pixel_array=render(reason, model, caption="" if number is None else f"Series {number}"),
+        photometric_interpretation="RGB",
+        bits_allocated=8,
+        coordinate_system="PATIENT",
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        patient_orientation=("L", "P"),
+        **issue.attributes("OT", "notice", number=(revision - 1) * capture.MAX_IMAGES + 1),
+    )
+    capture.complete(image, shared, issue, description="Notice that the series was not analysed. Research use only")
+    image.PatientOrientation = None  # a page of text has none (Type 2C, PS3.3 C.7.6.1)
+    return image
+
+
+def render(reason: str, model: ModelIdentity, *, caption: str = "") -> NDArray[np.uint8]:
+    """The page: ``(HEIGHT, WIDTH, 3)`` RGB."""
+    small, normal, large = (ImageFont.load_default(points) for points in (15, 20, 34))
+    page = Image.new("RGB", (WIDTH, HEIGHT), capture.BACKGROUND)
+    draw = ImageDraw.Draw(page)
+    draw.rectangle((0, 0, WIDTH, 76), capture.LEVEL_COLOURS["incomplete"])
+    draw.text((MARGIN, 38), "NOT ANALYSED", capture.WHITE, large, anchor="lm")
+    draw.text((WIDTH - MARGIN, 38), caption, capture.WHITE, normal, anchor="rm")
+    across = WIDTH - 2 * MARGIN
+    y = capture.write(
+        draw, (MARGIN, 104), reason[:1].upper() + reason[1:], normal, capture.WHITE, lines=6, width=across
+    )
+    said = "This series was not searched for haemorrhage: nothing follows from it, for or against."
+    capture.write(draw, (MARGIN, y + 16), said, normal, capture.WHITE, lines=2, width=across)
+    draw.text((MARGIN, HEIGHT - 76), f"AI: {model.name} {model.version}", capture.DIM, small)
+    draw.text((MARGIN, HEIGHT - 50), "Research use only. Not a medical device", capture.WHITE, small)
+    return np.asarray(page)
