@@ -6,8 +6,10 @@ import dataclasses
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from types import SimpleNamespace
 
 import highdicom as hd
 import numpy as np
@@ -16,20 +18,20 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage
 
-from dicom_node import enhanced, phantom
+from dicom_node import capture, dispatch, enhanced, phantom
 from dicom_node.analysis import Analyser, Outcome, Series
+from dicom_node.assembler import Assembler
+from dicom_node.dispatch import Dispatch
 from dicom_node.gate import Reason
 from dicom_node.journal import SeriesState
+from dicom_node.metrics import Metrics
+from dicom_node.spool import Instance
 from runtime.bundle import open_bundle
 from runtime.geometry import View
 from runtime.triage import Rule
 from runtime.types import ModelIdentity, Plane, Slice, SliceLabels
 from tests.dicom_node import ct, multiframe
 from tests.dicom_node.multiframe import changed
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
 
 SLICES = 12
 needs_dicom3tools = pytest.mark.skipif(
@@ -55,14 +57,23 @@ class Threshold:
         ]
 
 
-def analyse(paths: list[Path], folder: Path, view: View = View()) -> Outcome:  # noqa: B008  # frozen
+def analyser(view: View = View()) -> Analyser:  # noqa: B008  # frozen
     bundle = dataclasses.replace(open_bundle(), view=view, minimum_volume_ml=dict.fromkeys(open_bundle().classes, 0.01))
     rules = (Rule("critical", ("intracerebral",), 1.0),)
-    one = Analyser(bundle, Threshold(view), rules, min_slices=5, min_coverage_mm=0, max_batch=4)
-    series = Series()
+    return Analyser(bundle, Threshold(view), rules, min_slices=5, min_coverage_mm=0, max_batch=4)
+
+
+def analyse(paths: list[Path], folder: Path, view: View = View()) -> Outcome:  # noqa: B008  # frozen
+    one, series = analyser(view), Series()
     for path in paths:
         one.feed(series, [path])
     return one.close(series, folder, revision=1, missing=())
+
+
+@pytest.fixture(autouse=True)
+def one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take most of the time here, and `test_sr_and_pictures_name_the_frames` alone looks at them."""
+    monkeypatch.setattr(capture, "MAX_IMAGES", 1)
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +229,8 @@ def test_highdicom_finds_the_masks_by_source_frame(slices: list[Slice], tmp_path
     np.testing.assert_array_equal(found > 0, bright)
 
 
-def test_sr_and_pictures_name_the_frames(slices: list[Slice], tmp_path: Path):
+def test_sr_and_pictures_name_the_frames(slices: list[Slice], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(capture, "MAX_IMAGES", 3)
     paths = files(slices, tmp_path / "ct", 2)
     analyse(paths, tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())
@@ -293,3 +305,33 @@ def test_a_frame_that_is_not_parallel_is_named(slices: list[Slice], tmp_path: Pa
     outcome = analyse(files(bent, tmp_path / "ct"), tmp_path)
     assert outcome.state is SeriesState.NOT_ANALYSED
     assert "frame 5 is not parallel to the others" in outcome.reason
+
+
+def test_between_batches_of_frames_there_is_a_sign_of_life(slices: list[Slice], tmp_path: Path):
+    signs: list[int] = []
+    series = Series()
+    (seen,) = analyser().feed(series, files(slices, tmp_path), lambda: signs.append(len(series.labels)))
+    assert signs == [4, 8]
+    assert len(seen.images) == len(series.labels) == SLICES
+    signs.clear()
+    analyser().feed(Series(), phantom.write(slices[:4], tmp_path), lambda: signs.append(0))
+    assert signs == [], "one batch is one answer"
+
+
+def test_a_worker_that_goes_on_with_frames_does_not_hang(monkeypatch: pytest.MonkeyPatch):
+    clock, kills = [0.0], []
+    monkeypatch.setattr(dispatch, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    supervisor = SimpleNamespace(pid=1, send=lambda *_, **__: None, kill=lambda: kills.append(clock[0]))
+    path = Path("/spool/1/1.2/all.dcm")
+    assembler = Assembler(10, lambda *_: (0, []), min_coverage_mm=0)
+    desk = Dispatch(supervisor, assembler, Path("/results"), lambda *_: None, Metrics())
+    desk.hear({"is": "ready", "worker": 1, **dict.fromkeys(("model", "backend", "precision", "why"), "")})
+    desk.feed(*assembler.stored("ct", Instance("1", "1.2", "ct", "all", "le", path, "hash"), 0.0))
+    for _ in range(5):
+        desk.pump(clock[0])
+        clock[0] += 0.9 * dispatch.HANG_S
+        desk.hear({"is": "going", "series": "1/1.2/1"})
+    assert kills == []
+    clock[0] += 1.1 * dispatch.HANG_S
+    desk.pump(clock[0])
+    assert kills == clock

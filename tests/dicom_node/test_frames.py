@@ -123,6 +123,7 @@ def test_a_frame_s_header_is_that_of_a_single_frame_image(image: Path):
     assert "PerFrameFunctionalGroupsSequence" not in header
     assert (header.Rows, header.PatientID) == (32, dcmread(image).PatientID)
     assert header.ImageType == ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+    assert header.ConvolutionKernel == "SOFT"
 
 
 def test_rescale_may_be_each_frame_s_own(image: Path):
@@ -315,8 +316,8 @@ def test_an_offset_table_that_lies_is_not_believed(image: Path):
 
 
 def test_memory_does_not_grow_with_the_number_of_frames(tmp_path: Path):
-    """Of 150 frames of 128 KiB, stored and decoded, few are in memory at a time."""
-    many = [one(i % 5, (256, 256)) for i in range(150)]
+    """Of 60 frames of 128 KiB, stored and decoded, few are in memory at a time."""
+    many = [one(i % 5, (256, 256)) for i in range(60)]
     for encoding in ("explicit", "RLE"):
         path = changed(multiframe.write(many, tmp_path), multiframe.ENCODINGS[encoding])
         tracemalloc.start()
@@ -324,7 +325,7 @@ def test_memory_does_not_grow_with_the_number_of_frames(tmp_path: Path):
             assert not isinstance(image, NotAnalysed)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        assert peak < 8e6, encoding
+        assert peak < 3e6, encoding
 
 
 @pytest.mark.skipif(not CORPUS.exists(), reason="the corpus of real DICOM is not here: real Enhanced CT is NOT tested")
