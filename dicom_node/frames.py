@@ -119,7 +119,8 @@ def _describe(frame: Dataset, *levels: Dataset) -> None:
                     if keyword in item:
                         frame.add(item[keyword])
         for item in groups.get("CTImageFrameTypeSequence") or ():
-            frame.add_new("ImageType", "CS", item.get("FrameType"))  # a new entry: the old one is all frames'
+            if "FrameType" in item:
+                frame.add_new("ImageType", "CS", item.FrameType)  # a new entry: the old one is all frames'
 
 
 class _Pixels:

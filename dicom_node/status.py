@@ -39,7 +39,7 @@ class Series:
     reason : why it was not analysed or failed; None otherwise
     provisional, missing, decision, findings : as the report has them; None or empty without one
     slices_received : on disk where it is open; otherwise those that had come when it closed. Every frame of a
-        multi-frame image is one, but where there is no report: then such an image is
+        multi-frame image is one; but of a series without a report the files are counted
     slices_analysed : how many of them the report rests on; None without one
     composed : of the report, in seconds since the epoch; None without one
     changed : when the last slice came where it is open, otherwise when the result was recorded; likewise

@@ -126,6 +126,11 @@ def test_a_frame_s_header_is_that_of_a_single_frame_image(image: Path):
     assert header.ConvolutionKernel == "SOFT"
 
 
+def test_text_is_read_in_the_image_s_character_set(image: Path):
+    changed(image, put(SpecificCharacterSet="ISO_IR 144", PatientName="Иванов^Иван"))
+    assert [str(header.PatientName) for header, _ in decode.read(image)] == ["Иванов^Иван"] * FRAMES
+
+
 def test_rescale_may_be_each_frame_s_own(image: Path):
     assert_same(slices(changed(image, multiframe.rescale_per_frame)), SLICES)
 
