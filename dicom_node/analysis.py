@@ -66,6 +66,7 @@ class Outcome:
     code : name of the `Reason` where it was not analysed
     report : None when it was not analysed
     files : result files, written and synced
+    received : slices that came, those of another kind and those turned away included; frames count one by one
 
     """
 
@@ -74,6 +75,7 @@ class Outcome:
     report: Report | None
     files: tuple[ResultFile, ...] = ()
     code: str | None = None
+    received: int = 0
 
 
 @dataclass(slots=True)
@@ -316,7 +318,8 @@ class Analyser:
             left_out=left_out,
         )
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.json").write_text(to_json(report))
+        received = len(series.planes) + series.repeated + len(series.refused)
+        (folder / "report.json").write_text(to_json(report, received))
         objects = results.build(
             [series.headers[key] for key in stack.keys],
             np.stack([series.labels[key].labels for key in stack.keys]),
@@ -327,7 +330,7 @@ class Analyser:
             predecessor=dcmread(predecessor, stop_before_pixels=True) if predecessor else None,
         )
         paths = results.write(objects, folder)
-        return Outcome(SeriesState.ANALYSED, None, report, _result_files(objects, paths))
+        return Outcome(SeriesState.ANALYSED, None, report, _result_files(objects, paths), received=received)
 
     def _stack(self, series: Series) -> SliceStack:
         if not series.planes:
@@ -351,9 +354,9 @@ class Analyser:
         return {key: series.hu(key) for key in capture.key_slices(report, stack.keys)}
 
 
-def to_json(report: Report) -> str:
-    """A report as JSON, with the time at which it was composed (seconds since the epoch)."""
-    return json.dumps({"composed": time.time(), **dataclasses.asdict(report)}, indent=2) + "\n"
+def to_json(report: Report, received: int) -> str:
+    """A report as JSON, with the time at which it was composed (seconds since the epoch) and the slices that came."""
+    return json.dumps({"composed": time.time(), "received": received, **dataclasses.asdict(report)}, indent=2) + "\n"
 
 
 def _refusals(refused: Sequence[NotAnalysed]) -> tuple[list[str], list[str]]:

@@ -98,7 +98,8 @@ by them.
 
 ### What is not analysed
 
-An image, or a series of such, with one of these reasons is kept and not analysed:
+CT, Enhanced CT and Legacy Converted Enhanced CT images are analysed, of the latter two each frame by its functional
+groups. An image, a frame, or a series of such, with one of these reasons is kept and not analysed:
 
 {reasons}
 

@@ -32,9 +32,14 @@ _OF_FRAME = {
     "PlanePositionSequence": ("ImagePositionPatient",),
     "PlaneOrientationSequence": ("ImageOrientationPatient",),
     "PixelValueTransformationSequence": ("RescaleIntercept", "RescaleSlope", "RescaleType"),
+    "CTReconstructionSequence": ("ConvolutionKernel",),
+    "UnassignedSharedConvertedAttributesSequence": ("ConvolutionKernel",),
 }
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-_NOT_OF_IMAGE = tuple(map(Tag, (*_GROUPS, "NumberOfFrames", *(key for keys in _OF_FRAME.values() for key in keys))))
+_OFFSETS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
+_NOT_OF_IMAGE = tuple(
+    map(Tag, (*_GROUPS, *_OFFSETS, "NumberOfFrames", *(key for keys in _OF_FRAME.values() for key in keys)))
+)
 
 _PIXEL_DATA = Tag("PixelData")
 _ITEM, _DELIMITER, _UNDEFINED = 0xFFFEE000, 0xFFFEE0DD, 0xFFFFFFFF
@@ -116,7 +121,8 @@ def _describe(frame: Dataset, *levels: Dataset) -> None:
                     if keyword in item:
                         frame.add(item[keyword])
         for item in groups.get("CTImageFrameTypeSequence") or ():
-            frame.add_new("ImageType", "CS", item.get("FrameType"))  # a new entry: the old one is all frames'
+            if "FrameType" in item:
+                frame.add_new("ImageType", "CS", item.FrameType)  # a new entry: the old one is all frames'
 
 
 class _Pixels:

@@ -131,8 +131,9 @@ def plane(source: Dataset) -> Plane:
 
 
 def frame_number(source: Dataset) -> int | None:
-    """Which frame of a multi-frame image a header is of, from 1; None for one of a single-frame image."""
-    return int(source.ReferencedFrameNumber) if source.get("SOPClassUID") in MULTI_FRAME else None
+    """Which frame of a multi-frame image a header is of, from 1; None for that of an image as a whole."""
+    number = source.get("ReferencedFrameNumber") if source.get("SOPClassUID") in MULTI_FRAME else None
+    return None if number is None else int(number)
 
 
 def slice_key(source: Dataset) -> str:

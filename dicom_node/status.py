@@ -9,17 +9,22 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dicom_node import lock, spool
+from pydicom.tag import Tag
+
+from dicom_node import lock, part10, spool
+from dicom_node.gate import MULTI_FRAME
 from dicom_node.journal import Journal, JournalError, SeriesState
 from dicom_node.outbox import DELIVERED, DeliveryState, Outbox
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from dicom_node.config import Config
     from dicom_node.journal import SeriesRecord
     from dicom_node.outbox import OutboxItem
 
+NUMBER_OF_FRAMES = Tag("NumberOfFrames")
 RECEIVING = "receiving"  # the node runs, and a slice came within the idle timeout
 WAITING = "waiting"  # acknowledged and without a result: to be closed, or to be analysed by the next start
 
@@ -33,7 +38,8 @@ class Series:
     state : a `SeriesState`, `RECEIVING` or `WAITING`
     reason : why it was not analysed or failed; None otherwise
     provisional, missing, decision, findings : as the report has them; None or empty without one
-    slices_received : on disk where it is open; otherwise those that had come when it closed
+    slices_received : on disk where it is open; otherwise those that had come when it closed. Every frame of a
+        multi-frame image is one; but of a series without a report the files are counted
     slices_analysed : how many of them the report rests on; None without one
     composed : of the report, in seconds since the epoch; None without one
     changed : when the last slice came where it is open, otherwise when the result was recorded; likewise
@@ -137,7 +143,7 @@ def look(config: Config) -> Status:
             series_uid=key[1],
             revision=latest[key].revision + 1 if key in latest else 1,
             state=RECEIVING if running and last > fresh else WAITING,
-            slices_received=count,
+            slices_received=_slices(config.node.folder / "spool", *key, count),
             changed=last,
         )
         for key, (count, last) in held.items()
@@ -184,6 +190,28 @@ def open_journal(config: Config, *, read_only: bool) -> Journal:
     return Journal(path, read_only=read_only)
 
 
+def _slices(root: Path, study_uid: str, series_uid: str, files: int) -> int:
+    """Slices of an open series: its files, or their frames; of a series of single-frame images one file is opened."""
+    paths = (root / spool.file_name(study_uid) / spool.file_name(series_uid)).glob("*.dcm")
+    first = next(paths, None)
+    frames = _frames(first) if first else None
+    return files if frames is None else frames + sum(_frames(path) or 1 for path in paths)
+
+
+def _frames(path: Path) -> int | None:
+    """NumberOfFrames of a multi-frame CT; None for any other file, or one that does not tell."""
+    try:
+        with path.open("rb") as file:
+            head = memoryview(file.read(spool.HEAD))
+        start = 144 + int.from_bytes(head[140:144], "little")
+        sop_class_uid, syntax = part10.file_meta(head[132:start])
+        if sop_class_uid not in MULTI_FRAME:
+            return None
+        return int(part10.read_head(head[start:], syntax, (NUMBER_OF_FRAMES,)).NumberOfFrames)
+    except (part10.DataSetError, AttributeError, TypeError, ValueError, OSError):
+        return None
+
+
 def _next_try(item: OutboxItem, due: Mapping[str, float | None]) -> float | None:
     match item.state:
         case DeliveryState.QUEUED | DeliveryState.WAITING:
@@ -196,8 +224,10 @@ def _next_try(item: OutboxItem, due: Mapping[str, float | None]) -> float | None
 
 def _recorded(record: SeriesRecord) -> Series:
     told: dict[str, Any] = {}
+    received = 0  # the journal counts files
     if record.state is SeriesState.ANALYSED and record.report_json:
         report = json.loads(record.report_json)
+        received = report.get("received", 0)
         told = {
             "slices_analysed": report["slices"],
             "provisional": report["provisional"],
@@ -214,7 +244,7 @@ def _recorded(record: SeriesRecord) -> Series:
         series_uid=record.series_uid,
         revision=record.revision,
         state=str(record.state),
-        slices_received=record.slices,
+        slices_received=max(record.slices, received),
         changed=record.recorded,
         reason=record.reason,
         **told,

@@ -170,7 +170,7 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
         "state": outcome.state,
         "reason": outcome.reason,
         "code": outcome.code,
-        "report": to_json(outcome.report) if outcome.report else None,
+        "report": to_json(outcome.report, outcome.received) if outcome.report else None,
         "files": [{**dataclasses.asdict(file), "path": str(file.path)} for file in outcome.files],
     }
 

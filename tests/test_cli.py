@@ -57,6 +57,18 @@ def test_the_phantom_tells_its_truth_beside_a_legal_series(series: Path):
         assert not [line for line in (shown.stdout + shown.stderr).splitlines() if line.startswith("Error")]
 
 
+def test_the_phantom_as_one_enhanced_ct_tells_its_truth_and_is_analysed(tmp_path: Path):
+    head = tmp_path / "head"
+    shown = scanside("phantom", head, "--lesion", "ich:40", "--slices", 14, "--spacing", 10, "--enhanced")
+    assert shown.returncode == 0, shown.stderr
+    truth = json.loads((head / "truth.json").read_text())
+    assert len(list(head.glob("*.dcm"))) == 1
+    (series,) = json.loads(scanside("analyse", head, "--out", tmp_path / "out", "--json").stdout)["series"]
+    assert (series["files"], series["report"]["slices"], truth["slices"]) == (1, 14, 14)
+    found = {finding["name"]: finding["volume_ml"] for finding in series["report"]["findings"]}
+    assert found["intracerebral"] == pytest.approx(truth["volume_ml"]["intracerebral"], rel=0.2)
+
+
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
@@ -170,7 +182,7 @@ def test_a_bug_stays_a_traceback(bug: Exception, monkeypatch):
     ("case", "reason"),
     [
         ("23_geom_notavolume_001", "too few slices"),
-        ("30_enhanced_ct_perfusion_map", "not a CT image"),
+        ("30_enhanced_ct_perfusion_map", "a derived image"),
         ("51_ct_dose_and_screen_saves", "not a CT image"),
         ("60_charset_names", "not a CT image"),
         ("70_malformed_pydicom", "not a CT image"),

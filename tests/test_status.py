@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from pydicom.config import disable_value_validation
+from pydicom.uid import EnhancedCTImageStorage
 from rich.console import Console
 
 import scanside
@@ -47,10 +48,11 @@ class Folder:
         self.spool = Spool(self.path / "spool", free_floor_gb=0)
         self.journal = Journal(self.path / "journal.sqlite")
 
-    def receive(self, series: int, slices: int, study_uid: str = STUDY) -> str:
+    def receive(self, series: int, slices: int, study_uid: str = STUDY, **replaced: object) -> str:
         uid = f"{STUDY[:-1]}{series}"
         for number in range(slices):
-            one = image(StudyInstanceUID=study_uid, SeriesInstanceUID=uid, SOPInstanceUID=f"{series}.{number}")
+            uids = {"StudyInstanceUID": study_uid, "SeriesInstanceUID": uid, "SOPInstanceUID": f"{series}.{number}"}
+            one = image(**uids, **replaced)
             self.spool.store(
                 encoded(one),
                 sop_class_uid=one.SOPClassUID,
@@ -61,7 +63,15 @@ class Folder:
         return uid
 
     def record(
-        self, series_uid: str, received: int, *, revision: int = 1, state: str = "analysed", reason=None, **report
+        self,
+        series_uid: str,
+        files: int,
+        *,
+        received: int = 0,
+        revision: int = 1,
+        state: str = "analysed",
+        reason=None,
+        **report,
     ) -> None:
         """`report` replaces what the report of a head without findings says; in another state there is no report."""
         analysed = state == "analysed"
@@ -71,8 +81,8 @@ class Folder:
             revision,
             state=SeriesState(state),
             reason=reason,
-            slices=received,
-            report_json=to_json(dataclasses.replace(NEGATIVE, **report)) if analysed else None,
+            slices=files,
+            report_json=to_json(dataclasses.replace(NEGATIVE, **report), received or files) if analysed else None,
             files=[
                 ResultFile(role, Path(role), "1.2.3", f"{series_uid}.{revision}.{role}") for role in ROLES * analysed
             ],
@@ -171,6 +181,17 @@ def test_a_series_that_arrives_is_there_before_it_has_a_result(folder: Folder, c
     assert (one["study_uid"], one["series_uid"]) == (STUDY, uid)
     assert f"{state}  37    acknowledged, no result yet" in text
     assert "the node is running: 1 series without a result" in text
+
+
+def test_every_frame_counts_as_a_slice(folder: Folder, capsys):
+    enhanced = {"SOPClassUID": EnhancedCTImageStorage, "NumberOfFrames": 20}
+    arriving = folder.receive(1, 2, **enhanced)
+    folder.record(folder.receive(2, 2, **enhanced), 2, received=40, slices=38)
+    folder.receive(3, 2, SOPClassUID=EnhancedCTImageStorage)  # they do not say how many frames
+    told = {one["series_uid"]: one for one in folder.asked(capsys)["series"]}
+    assert told[arriving]["slices_received"] == 40
+    assert [one["slices_received"] for one in told.values()] == [40, 40, 2]
+    assert "final  38/40  routine" in folder.shown(capsys).replace("final    ", "final  ")
 
 
 def test_slices_that_wait_for_a_node_that_is_dead(folder: Folder, capsys):

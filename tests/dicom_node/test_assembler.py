@@ -90,6 +90,60 @@ def test_part_of_a_head_closes_when_nothing_more_comes():
     assert len(bench.due(after_s=TIMEOUT_S)) == 1
 
 
+def store_frames(bench: Bench, name: str, association: str) -> Path:
+    """A multi-frame image arrives; the worker has not seen it."""
+    path = Path(f"/spool/1.2/{name}.dcm")
+    bench.disk.setdefault("1.2", []).append(path)
+    bench.assembler.stored(association, Instance("1", "1.2", "enhanced", name, "le", path, "hash"), bench.now)
+    return path
+
+
+@pytest.mark.parametrize("released_first", [True, False])
+def test_one_multi_frame_image_is_a_whole_series_when_its_association_is_released(released_first: bool):
+    bench = Bench(min_coverage_mm=100)
+    path = store_frames(bench, "all", "ct")
+    planes = tuple(axial(z) for z in range(0, 120, 5))
+    steps = [lambda: bench.assembler.ended("ct", released=True), lambda: bench.assembler.seen("1/1.2/1", path, planes)]
+    for step in steps if released_first else steps[::-1]:
+        assert bench.due() == []
+        step()
+    (closed,) = bench.due()
+    assert closed.missing == ()
+
+
+def test_a_series_over_several_multi_frame_images_waits_for_the_rest():
+    bench = Bench(min_coverage_mm=100)
+    for name, places in (("low", range(0, 60, 5)), ("high", range(60, 110, 5))):
+        assert bench.due() == []
+        path = store_frames(bench, name, name)
+        bench.assembler.seen("1/1.2/1", path, tuple(axial(z) for z in places))
+        bench.assembler.ended(name, released=True)
+    (closed,) = bench.due()
+    assert len(closed.paths) == 2
+
+
+def test_a_gap_between_frames_is_waited_for_and_an_abort_is_no_end(bench: Bench):
+    path = store_frames(bench, "gap", "ct")
+    bench.assembler.seen("1/1.2/1", path, tuple(axial(z) for z in (0, 5, 15, 20)))
+    bench.assembler.ended("ct", released=True)
+    assert bench.due() == []
+    filling = store_frames(bench, "rest", "again")
+    bench.assembler.seen("1/1.2/1", filling, (axial(10), None))
+    bench.assembler.ended("again", released=False)
+    assert bench.due() == []
+    (closed,) = bench.due(TIMEOUT_S)
+    assert "broke off" in closed.missing[0]
+
+
+def test_a_multi_frame_image_of_one_frame_is_one_slice(bench: Bench):
+    """One association for each of them: no sign of the end."""
+    for z in (0, 5, 10):
+        path = store_frames(bench, str(z), str(z))
+        bench.assembler.seen("1/1.2/1", path, (axial(z),))
+        bench.assembler.ended(str(z), released=True)
+        assert bench.due() == []
+
+
 def test_nothing_closes_before_the_worker_has_seen_every_slice(bench: Bench):
     bench.store(0)
     bench.store(5, seen=False)
