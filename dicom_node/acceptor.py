@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from dicom_node.connection import Connection, cut
+from dicom_node.refusal import Refusal
 
 if TYPE_CHECKING:
     import ssl
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
 PAUSE_S = 0.1  # after a connection that could not be taken
 MOST_WAITING = 64  # connections that have asked for nothing yet; one more, and the oldest is cut
-
-# (result, source, reason) of a rejection, PS3.8 table 9-21
-_CALLING_AE_NOT_RECOGNISED, _TEMPORARY_CONGESTION, _LOCAL_LIMIT_EXCEEDED = (1, 1, 3), (2, 3, 1), (2, 3, 2)
 
 log = structlog.get_logger(__name__)
 
@@ -108,15 +106,15 @@ class Acceptor:
         for connection in connections:
             connection.join()
 
-    def admit(self, connection: Connection, calling_ae: str) -> tuple[int, int, int] | None:
-        """Give a connection that asks for an association its place, or say why not: result, source and reason."""
+    def admit(self, connection: Connection, calling_ae: str) -> Refusal | None:
+        """Give a connection that asks for an association its place, or say why not."""
         if self._is_closed:
-            return _TEMPORARY_CONGESTION
+            return Refusal.STOPPING
         if self._allowed and calling_ae not in self._allowed:
-            return _CALLING_AE_NOT_RECOGNISED
+            return Refusal.CALLING_AE
         with self._lock:
             if len(self._associated) >= self._most:
-                return _LOCAL_LIMIT_EXCEEDED
+                return Refusal.LIMIT
             self._waiting.pop(connection, None)
             self._associated.add(connection)
         return None
@@ -150,8 +148,9 @@ class Acceptor:
     def _take(self, accepted: socket.socket, remote: tuple[str, int]) -> None:
         """Serve a connection, on a thread of its own."""
         if self._networks and not any(ip_address(remote[0]) in network for network in self._networks):
-            log.warning("connection_refused", address=remote[0], reason="not in node.allowed_addresses")
+            log.warning("connection_refused", address=remote[0], reason=Refusal.ADDRESS.why)
             accepted.close()
+            self.services.refused(remote[0], "", Refusal.ADDRESS)
             return
         connection = Connection(self, accepted, remote[0], remote[1], self._tls and self._tls())
         with self._lock:

@@ -108,6 +108,23 @@ an abort or no answer within {dimse_s:g} s: tried again after 2 s, doubling to {
 `scanside check` asks each for a C-ECHO.
 
 Results are written with SpecificCharacterSet ISO_IR 192; of the source any character set that pydicom decodes is taken.
+
+## Audit trail
+
+With `[audit]`, messages of PS3.15 annex A.5, into a file and to a syslog server by the profiles of annexes A.6 (TLS)
+and A.7 (UDP): facility 10, severity 5, MSGID DICOM+RFC3881, no structured data. Nothing is received.
+
+- Application Activity: start and stop of the node.
+- DICOM Instances Transferred, at an association's end: one for each study, for what is new (C), what was here already
+  (R), and what went into quarantine (C, minor failure).
+- Begin Transferring DICOM Instances and DICOM Instances Transferred, for results that set out for a destination, and
+  that it has (R) or has not taken (R, minor failure): one for each study of a batch.
+- Security Alert, Node Authentication: an AE title or an address that is not allowed, TLS that fails.
+- Security Alert, Security or Software Configuration: a reload that changes something.
+
+UserID is the node's process ID, and of a peer what the log calls it: `AE@address:port`, or the name of a destination.
+The patient takes part by the PatientID of the objects, empty where they have none; names stay empty. The identity of
+the source is `AE title@host name`.
 """
 
 

@@ -196,6 +196,28 @@ class Web(Section):
     port: int | None = Field(None, ge=0, le=65535, description="Their port; without one they are off.", examples=[8080])
 
 
+class Audit(Section):
+    """Where audit messages go."""
+
+    file: Folder | None = Field(
+        None,
+        description="Gets every message, one a line, relative to this file's folder. It names patients by their "
+        "PatientID: it is made for the node's user alone.",
+        examples=["audit.log"],
+    )
+    host: Host | None = Field(
+        None,
+        description="A syslog server that gets every message, too. While it is down 2,000 are kept for it, in memory.",
+        examples=["audit.hospital"],
+    )
+    transport: Literal["tls", "udp"] = Field(
+        "tls", description="tls takes the files of [tls]; udp is neither private nor certain to arrive."
+    )
+    port: int | None = Field(
+        None, ge=1, le=65535, description="Its port. Default: 6514 for tls, 514 for udp.", examples=[6514]
+    )
+
+
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least important event that is logged."
