@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections import Counter
 from ipaddress import ip_address, ip_network
 from threading import Lock, Thread
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from dicom_node.services import Services
 
 PAUSE_S = 0.1  # after a connection that could not be taken
-MOST_WAITING = 64  # connections that have asked for nothing yet; one more, and the oldest is cut
+MOST_WAITING = 64  # connections that have asked for nothing yet; one more, and one of whoever has most is cut
 
 log = structlog.get_logger(__name__)
 
@@ -38,6 +39,7 @@ class Acceptor:
     allowed_calling_aes : AE titles that may connect; empty: all may
     allowed_addresses : networks from which connections are taken; empty: from all
     max_associations : more at once are rejected (transient, local limit exceeded)
+    max_associations_per_peer : as many of one address; None: all of them
     max_pdu : largest PDU that a peer may send, bytes
     idle_timeout_s : an association is aborted after so much silence
     tls : every connection has to be TLS, by the context that this gives
@@ -58,13 +60,14 @@ class Acceptor:
         allowed_calling_aes: Sequence[str] = (),
         allowed_addresses: Sequence[str] = (),
         max_associations: int,
+        max_associations_per_peer: int | None = None,
         max_pdu: int,
         idle_timeout_s: float,
         tls: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
         self.contexts, self.services = list(contexts), services
         self.max_pdu, self.idle_timeout_s, self._tls = max_pdu, idle_timeout_s, tls
-        self.reload(allowed_calling_aes, allowed_addresses, max_associations)
+        self.reload(allowed_calling_aes, allowed_addresses, max_associations, max_associations_per_peer)
         self._lock = Lock()
         self._waiting: dict[Connection, None] = {}  # no association yet; the oldest first
         self._associated: set[Connection] = set()
@@ -77,10 +80,15 @@ class Acceptor:
         self._thread.start()
 
     def reload(
-        self, allowed_calling_aes: Sequence[str], allowed_addresses: Sequence[str], max_associations: int
+        self,
+        allowed_calling_aes: Sequence[str],
+        allowed_addresses: Sequence[str],
+        max_associations: int,
+        max_associations_per_peer: int | None,
     ) -> None:
         """Go by these from the next connection on; associations that are open stay."""
         self._allowed, self._most = frozenset(allowed_calling_aes), max_associations
+        self._most_per_peer = max_associations_per_peer or max_associations
         self._networks = [ip_network(network) for network in allowed_addresses]
 
     def close(self) -> None:
@@ -115,6 +123,8 @@ class Acceptor:
         with self._lock:
             if len(self._associated) >= self._most:
                 return Refusal.LIMIT
+            if sum(each.address == connection.address for each in self._associated) >= self._most_per_peer:
+                return Refusal.PEER_LIMIT
             self._waiting.pop(connection, None)
             self._associated.add(connection)
         return None
@@ -154,15 +164,20 @@ class Acceptor:
             return
         connection = Connection(self, accepted, remote[0], remote[1], self._tls and self._tls())
         with self._lock:
-            oldest = next(iter(self._waiting)) if len(self._waiting) >= MOST_WAITING else None
-            self._waiting.pop(oldest, None)
+            loser = self._crowder() if len(self._waiting) >= MOST_WAITING else None
+            self._waiting.pop(loser, None)
             self._waiting[connection] = None
             self._alive.add(connection)
-        if oldest:
-            oldest.cut()
+        if loser:
+            loser.cut()
         try:
             connection.start()
         except RuntimeError:
             self.left(connection)
             self.ended(connection)
             raise
+
+    def _crowder(self) -> Connection:
+        """Of the connections that wait, the oldest of the address that has most of them."""
+        ((address, _),) = Counter(each.address for each in self._waiting).most_common(1)
+        return next(each for each in self._waiting if each.address == address)

@@ -39,10 +39,12 @@ A node is one application entity. It takes what a scanner sends, analyses head C
 | Called AE title | any |
 | Calling AE title | any, or those of `node.allowed_calling_aes`; others are rejected for good, as not recognised |
 | Addresses | any, or those of `node.allowed_addresses`; others are closed at once |
-| Associations at a time | `node.max_associations`; one more: rejected, transient, local limit exceeded |
+| Associations at a time | `node.max_associations`, from one address `node.max_associations_per_peer` |
+| One more | rejected, transient, local limit exceeded |
 | Largest PDU | 131,072 bytes |
 | Asynchronous operations | none |
 | Silence | aborted after {artim_s} s without a request, {stall_s} s within a message, {idle_s} s between two |
+| Slowness | aborted where less than {slowest} bytes a second come of what takes longer than {stall_s} s |
 | TLS | with `node.tls`: 1.2 or newer, `{ciphers}` (BCP 195), both sides show a certificate |
 
 ### Presentation contexts
@@ -138,6 +140,7 @@ def compose() -> str:
         version=PYNETDICOM_IMPLEMENTATION_VERSION,
         artim_s=connection.ARTIM_S,
         stall_s=connection.STALL_S,
+        slowest=connection.SLOWEST,
         idle_s=receiver.IDLE_TIMEOUT_S,
         ciphers=CIPHERS,
         contexts="\n".join(

@@ -13,6 +13,7 @@ import ssl
 import struct
 from contextlib import suppress
 from threading import Thread, current_thread
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 ARTIM_S = 30  # from the connection to the request for an association, and to its end after a release (PS3.8 9.1.5)
 STALL_S = 30  # silence in the middle of a PDU or of an image: the cable is out
+SLOWEST = 1000  # bytes a second of what lasts longer than that: a peer that drips holds a place for ever
 LONGEST_REQUEST = 1 << 20  # bytes of an association request: 128 contexts of 40 transfer syntaxes are 150 kB
 PIECE = 1 << 17  # bytes to take in at once
 LINGER_S, MOST_IGNORED = 1.0, 64  # after an end: for so long a silence, and so many pieces, is the peer waited for
@@ -67,6 +69,7 @@ class Connection(Thread):
         self._piece = memoryview(bytearray(0))
         self._lingers = False
         self._longest = PIECE  # fragment that the peer takes
+        self._began, self._received = 0.0, 0  # of the request for an association, then of each message
 
     def cut(self) -> None:
         """End the connection from another thread."""
@@ -100,6 +103,11 @@ class Connection(Thread):
             self._end(released=released)
         finally:
             self._acceptor.ended(self)
+
+    @property
+    def address(self) -> str:
+        """The peer's IP address."""
+        return self._remote[0]
 
     @property
     def who(self) -> str:
@@ -325,6 +333,9 @@ class Connection(Thread):
         count = self._socket.recv_into(header)
         if count == 0:
             return None
+        if not (self._message or self._command):
+            self._began, self._received = monotonic(), 0
+        self._pace(count)
         self._fill(header[count:])
         return struct.unpack(">BxL", header)
 
@@ -341,6 +352,15 @@ class Connection(Thread):
             if count == 0:
                 raise _Ended
             buffer = buffer[count:]
+            self._pace(count)
+
+    def _pace(self, count: int) -> None:
+        """Take note of bytes; who is never silent, and never done, is ended."""
+        self._received += count
+        lasts_s = monotonic() - self._began
+        if lasts_s > STALL_S and self._received < SLOWEST * lasts_s:
+            self._abort(_NO_REASON)
+            raise _Ended(f"slower than {SLOWEST} bytes a second")
 
 
 def _acknowledge(connection: socket.socket) -> None:

@@ -347,7 +347,7 @@ class Node:
 
 def _limits(config: Config) -> dict[str, Any]:
     """Who may connect, and how many."""
-    names = ("allowed_calling_aes", "allowed_addresses", "max_associations")
+    names = ("allowed_calling_aes", "allowed_addresses", "max_associations", "max_associations_per_peer")
     return {name: getattr(config.node, name) for name in names}
 
 

@@ -104,6 +104,7 @@ class Receiver:
     allowed_calling_aes : AE titles that may connect; empty: all may
     allowed_addresses : networks from which connections are taken; empty: from all
     max_associations : more at once are rejected (transient, local limit exceeded)
+    max_associations_per_peer : as many of one address; None: all of them
     max_pdu : largest PDU that a peer may send, bytes
     sop_classes : accepted for storage
     services : beside storage, by their SOP Class
@@ -124,6 +125,7 @@ class Receiver:
         allowed_calling_aes: tuple[str, ...] = (),
         allowed_addresses: tuple[str, ...] = (),
         max_associations: int = 10,
+        max_associations_per_peer: int | None = None,
         max_pdu: int = 131072,
         sop_classes: Sequence[UID] = FROM_CT_SCANNERS,
         services: Mapping[UID, Service] = MappingProxyType({}),
@@ -141,6 +143,7 @@ class Receiver:
             "allowed_calling_aes": allowed_calling_aes,
             "allowed_addresses": allowed_addresses,
             "max_associations": max_associations,
+            "max_associations_per_peer": max_associations_per_peer,
         }
         self._options = {
             "max_pdu": max_pdu,
@@ -169,7 +172,7 @@ class Receiver:
         log.info("receiver_started", ae_title=self._ae_title, port=self.port)
 
     def reload(self, **limits: Any) -> None:
-        """Go by other `allowed_calling_aes`, `allowed_addresses` and `max_associations`; open associations stay."""
+        """Let in others than before, all of the parameters that say who; open associations stay."""
         self._limits = limits
         if self._acceptor is not None:
             self._acceptor.reload(**limits)

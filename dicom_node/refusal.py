@@ -15,6 +15,7 @@ class Refusal(Enum):
     ADDRESS = "address", None, "its address is not in node.allowed_addresses"
     TLS = "tls", None, "no TLS, or no certificate that is trusted"
     LIMIT = "limit", (2, 3, 2), "node.max_associations are open"
+    PEER_LIMIT = "peer_limit", (2, 3, 2), "node.max_associations_per_peer are open from its address"
     STOPPING = "stopping", (2, 3, 1), "the node is stopping"
 
     def __init__(self, label: str, rejection: tuple[int, int, int] | None, why: str) -> None:

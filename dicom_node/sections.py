@@ -97,6 +97,12 @@ class Node(Section):
     max_associations: int = Field(
         16, ge=1, description="Senders served at the same time; the next is told to come back."
     )
+    max_associations_per_peer: int = Field(
+        8,
+        ge=1,
+        description="Of these, for one address, whatever it calls itself: a scanner that has gone mad leaves places "
+        "for the others. More, where a router stands between the scanners and this node.",
+    )
 
 
 class Model(Section):
