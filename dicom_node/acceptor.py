@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from dicom_node.connection import Connection, cut
+from dicom_node.refusal import Refusal
 
 if TYPE_CHECKING:
     import ssl
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
 PAUSE_S = 0.1  # after a connection that could not be taken
 MOST_WAITING = 64  # connections without an association; one more, and one is cut
-
-# (result, source, reason) of a rejection, PS3.8 table 9-21
-_CALLING_AE_NOT_RECOGNISED, _TEMPORARY_CONGESTION, _LOCAL_LIMIT_EXCEEDED = (1, 1, 3), (2, 3, 1), (2, 3, 2)
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +39,7 @@ class Acceptor:
     allowed_calling_aes : AE titles that may connect; empty: all may
     allowed_addresses : networks from which connections are taken; empty: from all
     max_associations : more at once are rejected (transient, local limit exceeded)
+    max_associations_per_peer : as many of one address; None: all of them
     max_pdu : largest PDU that a peer may send, bytes
     idle_timeout_s : an association is aborted after so much silence
     tls : every connection has to be TLS, by the context that this gives
@@ -61,13 +60,14 @@ class Acceptor:
         allowed_calling_aes: Sequence[str] = (),
         allowed_addresses: Sequence[str] = (),
         max_associations: int,
+        max_associations_per_peer: int | None = None,
         max_pdu: int,
         idle_timeout_s: float,
         tls: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
         self.contexts, self.services = list(contexts), services
         self.max_pdu, self.idle_timeout_s, self._tls = max_pdu, idle_timeout_s, tls
-        self.reload(allowed_calling_aes, allowed_addresses, max_associations)
+        self.reload(allowed_calling_aes, allowed_addresses, max_associations, max_associations_per_peer)
         self._lock = Lock()
         self._waiting: dict[Connection, None] = {}  # no association yet, or no more; the oldest first
         self._associated: set[Connection] = set()
@@ -80,10 +80,15 @@ class Acceptor:
         self._thread.start()
 
     def reload(
-        self, allowed_calling_aes: Sequence[str], allowed_addresses: Sequence[str], max_associations: int
+        self,
+        allowed_calling_aes: Sequence[str],
+        allowed_addresses: Sequence[str],
+        max_associations: int,
+        max_associations_per_peer: int | None,
     ) -> None:
         """Go by these from the next connection on; associations that are open stay."""
         self._allowed, self._most = frozenset(allowed_calling_aes), max_associations
+        self._most_per_peer = max_associations_per_peer or max_associations
         self._networks = [ip_network(network) for network in allowed_addresses]
 
     def close(self) -> None:
@@ -109,15 +114,17 @@ class Acceptor:
         for connection in connections:
             connection.join()
 
-    def admit(self, connection: Connection, calling_ae: str) -> tuple[int, int, int] | None:
-        """Give a connection that asks for an association its place, or say why not: result, source and reason."""
+    def admit(self, connection: Connection, calling_ae: str) -> Refusal | None:
+        """Give a connection that asks for an association its place, or say why not."""
         if self._is_closed:
-            return _TEMPORARY_CONGESTION
+            return Refusal.STOPPING
         if self._allowed and calling_ae not in self._allowed:
-            return _CALLING_AE_NOT_RECOGNISED
+            return Refusal.CALLING_AE
         with self._lock:
             if len(self._associated) >= self._most:
-                return _LOCAL_LIMIT_EXCEEDED
+                return Refusal.LIMIT
+            if sum(each.address == connection.address for each in self._associated) >= self._most_per_peer:
+                return Refusal.PEER_LIMIT
             self._waiting.pop(connection, None)
             self._associated.add(connection)
         return None
@@ -153,8 +160,9 @@ class Acceptor:
     def _take(self, accepted: socket.socket, remote: tuple[str, int]) -> None:
         """Serve a connection, on a thread of its own."""
         if self._networks and not any(ip_address(remote[0]) in network for network in self._networks):
-            log.warning("connection_refused", address=remote[0], reason="not in node.allowed_addresses")
+            log.warning("connection_refused", address=remote[0], reason=Refusal.ADDRESS.why)
             accepted.close()
+            self.services.refused(remote[0], "", Refusal.ADDRESS)
             return
         connection = Connection(self, accepted, remote[0], remote[1], self._tls and self._tls())
         with self._lock:

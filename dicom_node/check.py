@@ -18,6 +18,7 @@ from pynetdicom.sop_class import Verification
 from dicom_node.lock import is_locked
 from dicom_node.receiver import PORT_REMEDIES
 from dicom_node.sender import PeerError, associate
+from dicom_node.syslog import Server
 from dicom_node.tls import Identity, TlsError
 from runtime.bundle import open_bundle
 from runtime.errors import BackendError, BundleError, InferenceError, ScansideError, SelfTestFailed
@@ -84,6 +85,8 @@ def check(config: Config, mistakes: Sequence[Mistake] = ()) -> list[Item]:
         items.append(Item("destinations", None, "configuration", "there are none: results stay in the node's folder"))
     if is_sound("node.ae_title", "tls"):
         items += _peers(config)
+    if is_sound("audit", "tls"):
+        items += _audit(config)
     return [*items, *_model(config, is_sound)]
 
 
@@ -196,6 +199,27 @@ def _echo(destination: Destination, ae_title: str, identity: Identity | None) ->
         answer = "no answer" if status is None else f"status 0x{status:04X}"
         return Item(name, False, "finding", f"accepts an association, but answers C-ECHO with {answer}")
     return Item(name, True, "finding", f"{destination.ae_title} at {destination.host}:{destination.port} answers")
+
+
+def _audit(config: Config) -> Iterator[Item]:
+    """Whether audit messages can go where they are meant to."""
+    file, host = config.audit.file, config.audit.host
+    if file:
+        is_writable = os.access(file, os.W_OK) if file.exists() else os.access(file.parent, os.W_OK)
+        problem = "" if is_writable else ": can't be written; set audit.file to one that can"
+        yield Item("audit file", is_writable, "environment", f"{file}{problem}")
+    if not host:
+        return
+    try:
+        identity = Identity(config.tls) if config.tls else None
+        Server(config.audit, identity, lambda _: None).reach()
+    except TlsError:  # told of where the archives are asked
+        return
+    except OSError as error:
+        yield Item("audit server", False, "finding", f"{host}: {error.strerror or error}; see [audit]")
+    else:
+        told = "answers" if config.audit.transport == "tls" else "gets datagrams; nobody says whether they arrive"
+        yield Item("audit server", True, "finding", f"{host} {told}")
 
 
 def _fault(name: str, error: ScansideError) -> Item:

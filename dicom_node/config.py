@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from dicom_node.mistakes import Mistake, clash, mistake, raised_again, unknown_variables
-from dicom_node.sections import Destination, Log, Model, Node, Scanner, Section, Series, Tls, TriageRule, Web
+from dicom_node.sections import Audit, Destination, Log, Model, Node, Scanner, Section, Series, Tls, TriageRule, Web
 from runtime.engine import TAKES
 from runtime.errors import ScansideError
 
@@ -60,6 +60,7 @@ class Config(Section):
         description="Triage rules, in order; the first that holds decides; none: routine.",
     )
     web: Web = Field(Web(), description="For monitoring: Prometheus' metrics, and whether the node is well.")
+    audit: Audit = Field(Audit(), description="Audit trail (DICOM PS3.15 A.5). Off without a file and a host.")
     log: Log = Field(Log(), description="Logging, to stderr.")
 
     @model_validator(mode="wrap")
@@ -126,7 +127,8 @@ def examine(path: Path) -> tuple[Config, list[Mistake]]:
     model = model.model_copy(update=paths | {"trusted_keys": tuple(folder / key for key in model.trusted_keys)})
     node = config.node.model_copy(update={"folder": folder / config.node.folder})
     tls = config.tls and config.tls.model_copy(update={name: folder / file for name, file in config.tls})
-    return config.model_copy(update={"node": node, "model": model, "tls": tls}), mistakes
+    audit = config.audit.model_copy(update={"file": config.audit.file and folder / config.audit.file})
+    return config.model_copy(update={"node": node, "model": model, "tls": tls, "audit": audit}), mistakes
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -193,13 +195,8 @@ def _clashes(table: dict[str, Any]) -> Iterator[InitErrorDetails]:
         yield clash(("model", "precision"), precision, f"is not for {backend}: it takes {', '.join(taken)}")
     node = dict(Node()) | _as_dict(table.get("node"))
     if not table.get("tls"):
-        if node["tls"] is True:
-            yield clash(("node", "tls"), True, "needs certificate, key and ca in [tls]")
-        for name in ("destinations", "scanners"):
-            peers = table.get(name)
-            for index, value in enumerate(peers if isinstance(peers, list | tuple) else ()):
-                if _as_dict(value).get("tls") is True:
-                    yield clash((name, index, "tls"), True, "needs certificate, key and ca in [tls]")
+        for location, value in _wants_tls(table):
+            yield clash(location, value, "needs certificate, key and ca in [tls]")
     destinations = table.get("destinations")
     names: dict[str, int] = {}
     for index, value in enumerate(destinations if isinstance(destinations, list | tuple) else ()):
@@ -212,6 +209,20 @@ def _clashes(table: dict[str, Any]) -> Iterator[InitErrorDetails]:
         if same_port and _is_same_host(str(destination.get("host")), str(node["address"])):
             complaint = f"with port {node['port']} is this node itself: results would come back in"
             yield clash(("destinations", index, "host"), destination.get("host"), complaint)
+
+
+def _wants_tls(table: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """Keys that ask for TLS, and their values; keys that are there, for what is wrong is left out."""
+    if _as_dict(table.get("node")).get("tls") is True:
+        yield ("node", "tls"), True
+    audit = dict(Audit()) | _as_dict(table.get("audit"))
+    if audit["host"] is not None and audit["transport"] == "tls":
+        yield ("audit", "host"), audit["host"]
+    for name in ("destinations", "scanners"):
+        peers = table.get(name)
+        for index, value in enumerate(peers if isinstance(peers, list | tuple) else ()):
+            if _as_dict(value).get("tls") is True:
+                yield (name, index, "tls"), True
 
 
 def _is_same_host(host: str, listening: str) -> bool:

@@ -39,10 +39,12 @@ A node is one application entity. It takes what a scanner sends, analyses head C
 | Called AE title | any |
 | Calling AE title | any, or those of `node.allowed_calling_aes`; others are rejected for good, as not recognised |
 | Addresses | any, or those of `node.allowed_addresses`; others are closed at once |
-| Associations at a time | `node.max_associations`; one more: rejected, transient, local limit exceeded |
+| Associations at a time | `node.max_associations`, from one address `node.max_associations_per_peer` |
+| One more | rejected, transient, local limit exceeded |
 | Largest PDU | 131,072 bytes |
 | Asynchronous operations | none |
 | Silence | aborted after {artim_s} s without a request, {stall_s} s within a message, {idle_s} s between two |
+| Slowness | aborted where a PDU takes longer than {stall_s} s |
 | TLS | with `node.tls`: 1.2 or newer, `{ciphers}` (BCP 195), both sides show a certificate |
 
 ### Presentation contexts
@@ -120,6 +122,23 @@ an abort or no answer within {dimse_s:g} s: tried again after 2 s, doubling to {
 `scanside check` asks each for a C-ECHO.
 
 Results are written with SpecificCharacterSet ISO_IR 192; of the source any character set that pydicom decodes is taken.
+
+## Audit trail
+
+With `[audit]`, messages of PS3.15 annex A.5, into a file and to a syslog server by the profiles of annexes A.6 (TLS)
+and A.7 (UDP): facility 10, severity 5, MSGID DICOM+RFC3881, no structured data. Nothing is received.
+
+- Application Activity: start and stop of the node.
+- DICOM Instances Transferred, at an association's end: one for each study, for what is new (C), what was here already
+  (R), and what went into quarantine (C, minor failure).
+- Begin Transferring DICOM Instances and DICOM Instances Transferred, for results that set out for a destination, and
+  that it has (R) or has not taken (R, minor failure): one for each study of a batch.
+- Security Alert, Node Authentication: an AE title or an address that is not allowed, TLS that fails.
+- Security Alert, Security or Software Configuration: a reload that changes something.
+
+UserID is the node's process ID, and of a peer what the log calls it: `AE@address:port`, or the name of a destination.
+The patient takes part by the PatientID of the objects, empty where they have none; names stay empty. The identity of
+the source is `AE title@host name`.
 """
 
 

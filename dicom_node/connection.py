@@ -30,6 +30,7 @@ from pynetdicom.presentation import negotiate_as_acceptor
 
 from dicom_node import dimse
 from dicom_node.dimse import Command, CommandError, Request
+from dicom_node.refusal import Refusal
 from dicom_node.services import Answer, Ignored, Peer
 
 if TYPE_CHECKING:
@@ -95,6 +96,8 @@ class Connection(Thread):
             self._abort(_INVALID_PARAMETER)
         except ssl.SSLError as error:
             log.warning("tls_failed", peer=self.who, reason=error.reason or str(error))
+            if not self._peer:
+                self._acceptor.services.refused(self.address, "", Refusal.TLS)
         except TimeoutError:
             if self._peer:
                 log.warning("connection_ended", peer=self.who, reason="silent in the middle of a message")
@@ -161,12 +164,13 @@ class Connection(Thread):
             raise _Ended
         request, accepted, acceptance = self._requested(*first)
         calling_ae = request.calling_ae_title.strip()
-        rejection = self._acceptor.admit(self, calling_ae)
-        if rejection:
+        refusal = self._acceptor.admit(self, calling_ae)
+        if refusal:
             answer = A_ASSOCIATE()
-            answer.result, answer.result_source, answer.diagnostic = rejection
+            answer.result, answer.result_source, answer.diagnostic = refusal.rejection
             self._socket.sendall(A_ASSOCIATE_RJ(answer).encode())
-            log.warning("association_rejected", calling_ae=calling_ae, address=self.address, reason=answer.reason_str)
+            log.warning("association_rejected", calling_ae=calling_ae, address=self.address, reason=refusal.why)
+            self._acceptor.services.refused(self.address, calling_ae, refusal)
             self._lingers = True
             raise _Ended
         self._socket.sendall(acceptance)

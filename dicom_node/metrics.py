@@ -38,6 +38,10 @@ class Metrics:
         self._images = self._counter("images_not_analysed", "Images turned away, by reason.", "reason")
         self._series = self._counter("series", "Series with a result, by state and reason.", "state", "reason")
         self._decisions = self._counter("decisions", "Triage decisions, by level.", "level")
+        self._audit_lost = self._counter(
+            "audit_lost", "Audit messages that did not get into the file, or to the server.", "where"
+        )
+        self._rejections = self._counter("rejections", "Peers that were not let in, by reason.", "reason")
         self._deaths = self._counter("worker_deaths", "Worker processes that ended by themselves.")
         self._stages = Histogram(
             "scanside_stage_seconds", "Time by stage.", ("stage",), registry=self.registry, buckets=BUCKETS_S
@@ -59,6 +63,12 @@ class Metrics:
 
     def worker_died(self) -> None:
         self._deaths.inc()
+
+    def audit_lost(self, where: Literal["file", "server"], count: int) -> None:
+        self._audit_lost.labels(where).inc(count)
+
+    def rejected(self, reason: str) -> None:
+        self._rejections.labels(reason).inc()
 
     def stage(self, name: Stage, seconds: float) -> None:
         self._stages.labels(name).observe(max(seconds, 0.0))

@@ -30,6 +30,7 @@ from dicom_node.sender import Sender
 from dicom_node.spool import Spool, file_name
 from dicom_node.supervisor import Supervisor
 from dicom_node.tls import Identity
+from dicom_node.trail import Trail
 from runtime.errors import BackendError, ScansideError
 
 if TYPE_CHECKING:
@@ -80,7 +81,10 @@ class Node:
         self.metrics = Metrics()
         identity = Identity(config.tls) if config.tls else None
         self._outbox = Outbox(self._journal)
-        self._sender = Sender(self._outbox, config.destinations, config.node.ae_title, self._on_sent, identity)
+        self.trail = Trail(config.audit, config.node.ae_title, identity, self.metrics)
+        self._sender = Sender(
+            self._outbox, config.destinations, config.node.ae_title, self._on_sent, identity, self.trail
+        )
         self.supervisor = Supervisor(_opening(config), self._on_worker)
         self._dispatch = Dispatch(self.supervisor, self._assembler, folder / "results", self._record, self.metrics)
         self._commitments = Commitments(
@@ -96,6 +100,7 @@ class Node:
             **_limits(config),
             identity=identity if config.node.tls else None,
             metrics=self.metrics,
+            trail=self.trail,
             services={
                 mpps.SOP_CLASS: PerformedSteps(self._announced, self._told),
                 commitment.SOP_CLASS: self._commitments,
@@ -135,6 +140,7 @@ class Node:
             )
         self._resume()
         self._desk.start()
+        self.trail.start()
         self._sender.start()
         self._commitments.start()
         self._retention.start()
@@ -189,6 +195,7 @@ class Node:
         self._commitments.stop()
         self._retention.stop()
         self._sender.stop()
+        self.trail.stop()
         self._journal.close()
         self._lock.release()
 
@@ -342,7 +349,7 @@ class Node:
 
 def _limits(config: Config) -> dict[str, Any]:
     """Who may connect, and how many."""
-    names = ("allowed_calling_aes", "allowed_addresses", "max_associations")
+    names = ("allowed_calling_aes", "allowed_addresses", "max_associations", "max_associations_per_peer")
     return {name: getattr(config.node, name) for name in names}
 
 

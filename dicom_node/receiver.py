@@ -18,6 +18,7 @@ from dicom_node.metrics import Metrics
 from dicom_node.part10 import DataSetError, DataSetMismatch
 from dicom_node.services import Answer, Ignored
 from dicom_node.spool import Outcome, SpoolError
+from dicom_node.trail import Trail
 from dicom_node.wire import FROM_CT_SCANNERS, TRANSFER_SYNTAXES
 from runtime.errors import ScansideError
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pynetdicom.presentation import PresentationContext
 
     from dicom_node.dimse import Command
+    from dicom_node.refusal import Refusal
     from dicom_node.services import Message, Peer, Service
     from dicom_node.spool import Incoming, Instance, Spool
     from dicom_node.tls import Identity
@@ -107,11 +109,13 @@ class Receiver:
     allowed_calling_aes : AE titles that may connect; empty: all may
     allowed_addresses : networks from which connections are taken; empty: from all
     max_associations : more at once are rejected (transient, local limit exceeded)
+    max_associations_per_peer : as many of one address; None: all of them
     max_pdu : largest PDU that a peer may send, bytes
     sop_classes : accepted for storage
     services : beside storage, by their SOP Class
     identity : connections have to be TLS, with this
     metrics : what is counted
+    trail : what is audited
 
     """
 
@@ -126,22 +130,25 @@ class Receiver:
         allowed_calling_aes: tuple[str, ...] = (),
         allowed_addresses: tuple[str, ...] = (),
         max_associations: int = 10,
+        max_associations_per_peer: int | None = None,
         max_pdu: int = 131072,
         sop_classes: Sequence[UID] = FROM_CT_SCANNERS,
         services: Mapping[UID, Service] = MappingProxyType({}),
         identity: Identity | None = None,
         metrics: Metrics | None = None,
+        trail: Trail | None = None,
     ) -> None:
         self._address = (address, port)
         self._spool = spool
         self._intake = intake
         self._acceptor: Acceptor | None = None
         self._ae_title, self._services = ae_title, services
-        self._metrics = metrics or Metrics()
+        self._metrics, self._trail = metrics or Metrics(), trail or Trail()
         self._limits = {
             "allowed_calling_aes": allowed_calling_aes,
             "allowed_addresses": allowed_addresses,
             "max_associations": max_associations,
+            "max_associations_per_peer": max_associations_per_peer,
         }
         self._options = {
             "max_pdu": max_pdu,
@@ -170,7 +177,7 @@ class Receiver:
         log.info("receiver_started", ae_title=self._ae_title, port=self.port)
 
     def reload(self, **limits: Any) -> None:
-        """Go by other `allowed_calling_aes`, `allowed_addresses` and `max_associations`; open associations stay."""
+        """Let in others than before, all of the parameters that say who; open associations stay."""
         self._limits = limits
         if self._acceptor is not None:
             self._acceptor.reload(**limits)
@@ -192,6 +199,11 @@ class Receiver:
 
     # what the acceptor asks
 
+    def refused(self, address: str, calling_ae: str, refusal: Refusal) -> None:
+        self._metrics.rejected(refusal.label)
+        if refusal.is_alarming:
+            self._trail.refused(address, calling_ae, refusal.why)
+
     def accepted(self, peer: Peer) -> None:
         log.info("association_accepted", association=peer.name)
 
@@ -199,6 +211,7 @@ class Receiver:
         log.info("association_ended", association=peer.name, released=released, **peer.outcomes)
         self._metrics.association_ended(released=released)
         self._intake.association_ended(peer.name, released=released and not peer.outcomes["refused"])
+        self._trail.ended(peer)
 
     def serve(self, peer: Peer, context_id: int, command: Command) -> Message:
         abstract_syntax, transfer_syntax = peer.contexts[context_id]
@@ -206,7 +219,7 @@ class Receiver:
             return self._services[abstract_syntax].serve(peer, command, transfer_syntax)
         if command.field != Request.C_STORE or abstract_syntax == Verification:
             return Ignored(Answer(UNRECOGNISED_OPERATION))
-        return _Store(self._spool, self._intake, self._metrics, peer, command, transfer_syntax)
+        return _Store(self._spool, self._intake, self._metrics, self._trail, peer, command, transfer_syntax)
 
     def answered(self, peer: Peer, context_id: int, command: Command) -> None:
         service = self._services.get(peer.contexts[context_id][0])
@@ -218,9 +231,16 @@ class _Store:
     """A C-STORE request (PS3.7 section 9.1.1); the first thing that fails is its answer."""
 
     def __init__(
-        self, spool: Spool, intake: Intake, metrics: Metrics, peer: Peer, command: Command, transfer_syntax: str
+        self,
+        spool: Spool,
+        intake: Intake,
+        metrics: Metrics,
+        trail: Trail,
+        peer: Peer,
+        command: Command,
+        transfer_syntax: str,
     ) -> None:
-        self._intake, self._metrics, self._peer = intake, metrics, peer
+        self._intake, self._metrics, self._trail, self._peer = intake, metrics, trail, peer
         self._began = time.perf_counter()
         self._refusal: Answer | None = None
         self._incoming: Incoming | None = None
@@ -267,6 +287,7 @@ class _Store:
         outcome, instance = self._incoming.commit()
         self._peer.outcomes[outcome] += 1
         self._metrics.instance(outcome)
+        self._trail.kept(self._peer, outcome, instance)
         if outcome is Outcome.NEW:
             self._intake.instance_stored(self._peer.name, instance)
         elif outcome is Outcome.CONFLICT:

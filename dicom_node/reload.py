@@ -25,6 +25,7 @@ AT_ONCE = frozenset(
         "node.max_instance_mb",
         "node.keep_days",
         "node.max_associations",
+        "node.max_associations_per_peer",
         "series",
         "destinations",
         "scanners",

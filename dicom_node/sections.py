@@ -109,6 +109,12 @@ class Node(Section):
     max_associations: int = Field(
         16, ge=1, description="Senders served at the same time; the next is told to come back."
     )
+    max_associations_per_peer: int = Field(
+        8,
+        ge=1,
+        description="Of these, for one address, whatever it calls itself: a scanner that has gone mad leaves places "
+        "for the others. More, where a router stands between the scanners and this node.",
+    )
 
 
 class Model(Section):
@@ -219,6 +225,28 @@ class TriageRule(Section):
 class Web(Section):
     address: Host = Field("127.0.0.1", description="Where /metrics, /healthz and /readyz answer: this machine only.")
     port: int | None = Field(None, ge=0, le=65535, description="Their port; without one they are off.", examples=[8080])
+
+
+class Audit(Section):
+    """Where audit messages go."""
+
+    file: Folder | None = Field(
+        None,
+        description="Gets every message, one a line, relative to this file's folder. It names patients by their "
+        "PatientID: it is made for the node's user alone.",
+        examples=["audit.log"],
+    )
+    host: Host | None = Field(
+        None,
+        description="A syslog server that gets every message, too. While it is down 2,000 are kept for it, in memory.",
+        examples=["audit.hospital"],
+    )
+    transport: Literal["tls", "udp"] = Field(
+        "tls", description="tls takes the files of [tls]; udp is neither private nor certain to arrive."
+    )
+    port: int | None = Field(
+        None, ge=1, le=65535, description="Its port. Default: 6514 for tls, 514 for udp.", examples=[6514]
+    )
 
 
 class Log(Section):

@@ -24,6 +24,7 @@ from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS, code_to_category
 from dicom_node.confirmation import Confirmation
 from dicom_node.journal import JournalError
 from dicom_node.outbox import DeliveryState, back_off_s
+from dicom_node.trail import Trail
 from dicom_node.wire import Answers, PromptSocket
 from runtime.errors import ScansideError
 
@@ -72,6 +73,7 @@ class Sender:
     ae_title : this node's
     on_sent : told of each delivered item, in the destination's thread
     identity : for destinations that take TLS
+    trail : what is audited
 
     """
 
@@ -82,9 +84,10 @@ class Sender:
         ae_title: str,
         on_sent: Callable[[OutboxItem], None] | None = None,
         identity: Identity | None = None,
+        trail: Trail | None = None,
     ) -> None:
         self._outbox = outbox
-        self._way = ae_title, on_sent, identity
+        self._way = ae_title, on_sent, identity, trail or Trail()
         self._couriers = [_Courier(outbox, each, *self._way) for each in destinations]
         self._leaving: list[_Courier] = []  # of destinations that are gone: they end after the object on the wire
 
@@ -143,6 +146,7 @@ class _Courier(Thread):
         ae_title: str,
         on_sent: Callable[[OutboxItem], None] | None,
         identity: Identity | None,
+        trail: Trail,
         after: _Courier | None = None,
     ) -> None:
         super().__init__(name=f"sender-{destination.name}", daemon=True)
@@ -150,7 +154,7 @@ class _Courier(Thread):
         self.destination = destination
         self._outbox = outbox
         self._ae_title = ae_title
-        self._on_sent, self._identity = on_sent, identity
+        self._on_sent, self._identity, self._trail = on_sent, identity, trail
         self._log = log.bind(destination=destination.name)
         self._news = Event()
         self._stopping = False
@@ -208,10 +212,9 @@ class _Courier(Thread):
             self._postpone(sendable, str(error))
             self._ask_later(unconfirmed, str(error))
             return
+        unsent = list(sendable)
         try:
-            unsent = list(sendable)
-            while unsent and association.is_established and not self._stopping:
-                self._store(association, unsent.pop(0))
+            self._send(association, unsent)
             taken = self._outbox.unconfirmed(self.destination.name, time.time())
             if taken and association.is_established and not self._stopping:
                 confirmation.ask(association, taken)
@@ -221,6 +224,17 @@ class _Courier(Thread):
                 association.abort()
         if unsent:
             self._postpone(unsent, "the node stopped" if self._stopping else "the association ended before its turn")
+
+    def _send(self, association: Association, unsent: list[OutboxItem]) -> None:
+        """Send as many as the association lasts for; they leave the list."""
+        taken: list[OutboxItem] = []
+        others: list[OutboxItem] = []
+        self._trail.sending(self.destination, unsent)
+        while unsent and association.is_established and not self._stopping:
+            item = unsent.pop(0)
+            (taken if self._store(association, item) else others).append(item)
+        self._trail.sent(self.destination, taken)
+        self._trail.sent(self.destination, [*others, *unsent], failure="not taken")
 
     def _look_at_files(self, items: list[OutboxItem]) -> tuple[list[OutboxItem], list[PresentationContext]]:
         """The items that can be sent, and what has to be proposed for them."""
@@ -235,17 +249,18 @@ class _Courier(Thread):
                 sendable.append(item)
         return sendable, list(contexts.values())
 
-    def _store(self, association: Association, item: OutboxItem) -> None:
+    def _store(self, association: Association, item: OutboxItem) -> bool:
+        """Send one object; True where the peer has it now."""
         try:
             status = association.send_c_store(dcmread(item.path)).get("Status")
         except Exception as error:  # noqa: BLE001 (as above; ValueError where the peer does not accept the context)
             if association.is_established:
                 self._outbox.refused(item, f"{item.path}: {error}")
-                return
+                return False
             status = None  # the peer ended the association a moment ago
         if status is None:
             self._outbox.failed(item, f"no answer within {DIMSE_TIMEOUT_S:g} s, or the peer ended the association")
-            return
+            return False
 
         category, meaning = STORAGE_SERVICE_CLASS_STATUS.get(status, (code_to_category(status), ""))
         answer = f"0x{status:04X} {category} {meaning}".rstrip()
@@ -256,10 +271,12 @@ class _Courier(Thread):
             tell("result_sent", role=item.role, sop_uid=item.sop_uid, series_uid=item.series_uid, status=answer)
             if self._on_sent:
                 self._on_sent(item)
-        elif status in FINAL_STATUSES:
+            return True
+        if status in FINAL_STATUSES:
             self._outbox.refused(item, answer)
         else:
             self._outbox.failed(item, answer)
+        return False
 
     def _postpone(self, items: list[OutboxItem], reason: str) -> None:
         self._fruitless += 1

@@ -104,6 +104,8 @@ class Service:
         else:
             logging.configure(settings.log.level, settings.log.format)
             node.reload(settings)
+            if changed:
+                node.trail.reconfigured(changed)
             log.info("configuration_reloaded", changed=changed)
             if waiting:
                 log.warning("restart_needed", unchanged=waiting, remedy="they change when the node is started again")

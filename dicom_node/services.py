@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
     from dicom_node.dimse import Command
+    from dicom_node.refusal import Refusal
 
 LONGEST_DATA_SET = 1 << 22  # bytes of a data set that is not an instance to be stored
 
@@ -97,6 +98,9 @@ class Service(Protocol):
 
 class Services(Protocol):
     """What peers are served with. Calls about one peer come one after the other, on its thread."""
+
+    def refused(self, address: str, calling_ae: str, refusal: Refusal) -> None:
+        """Take note of who got no association; the AE title is empty where it was not asked for."""
 
     def accepted(self, peer: Peer) -> None:
         """Take note of an association."""

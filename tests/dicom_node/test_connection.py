@@ -21,6 +21,8 @@ from structlog.testing import capture_logs
 
 from dicom_node import acceptor, connection, dimse
 from dicom_node.dimse import Command, CommandError, Request
+from dicom_node.metrics import Metrics
+from dicom_node.refusal import Refusal
 from tests.dicom_node.storage import SERIES, Recorder, encoded, image, receiving
 
 ABORT, RELEASE_RQ, RELEASE_RP = 0x07, 0x05, 0x06
@@ -59,8 +61,8 @@ def items(kind: int, body: bytes, times: int = 1) -> bytes:
 class Peer:
     """A connection, and PDUs by hand."""
 
-    def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
+    def __init__(self, port: int, source: str = "127.0.0.1") -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=10, source_address=(source, 0))
 
     def send(self, kind: int, body: bytes) -> None:
         self.socket.sendall(struct.pack(">BxL", kind, len(body)) + body)
@@ -384,6 +386,66 @@ def test_silent_connections_crowd_nobody_out(receiver, intake, monkeypatch):
         peer.message(store(), encoded(image()))
         assert peer.answer().number(dimse.STATUS) == 0
     assert len(intake.stored()) == 1
+
+
+def test_one_address_does_not_take_the_places_of_all(tmp_path, intake):
+    """However many AE titles it has; what another has open does not count, and a place that is given up does."""
+    metrics = Metrics()
+    limits = {"max_associations": 4, "max_associations_per_peer": 2}
+    with (
+        capture_logs() as events,
+        receiving(tmp_path / "s", intake, metrics=metrics, **limits) as receiver,
+        ExitStack() as peers,
+    ):
+
+        def answer(source: str) -> tuple[int, bytes]:
+            peer = Peer(receiver.port, source)
+            peers.callback(peer.socket.close)
+            peer.socket.sendall(request(CTImageStorage))
+            return peer.receive()
+
+        assert [answer("127.0.0.1")[0] for _ in range(2)] == [2, 2]
+        rejected = [answer("127.0.0.1") for _ in range(2)]
+        assert rejected == [(3, bytes((0, 2, 3, 2)))] * 2
+        assert [answer("127.0.0.2")[0] for _ in range(2)] == [2, 2]
+        assert answer("127.0.0.3") == (3, bytes((0, 2, 3, 2)))  # and four are the most of all
+        receiver.reload(**{"allowed_calling_aes": (), "allowed_addresses": ()} | limits | {"max_associations": 5})
+        assert answer("127.0.0.2")[0] == 3
+        assert answer("127.0.0.3")[0] == 2
+    reasons = [event["reason"] for event in events if event["event"] == "association_rejected"]
+    assert reasons == [Refusal.PEER_LIMIT.why] * 2 + [Refusal.LIMIT.why, Refusal.PEER_LIMIT.why]
+    for reason, count in (("peer_limit", 3), ("limit", 1)):
+        assert metrics.registry.get_sample_value("scanside_rejections_total", {"reason": reason}) == count
+
+
+def test_a_crowd_that_waits_crowds_out_itself(receiver, monkeypatch):
+    monkeypatch.setattr(acceptor, "MOST_WAITING", 8)
+    with ExitStack() as crowd:
+        other = Peer(receiver.port, "127.0.0.2")
+        crowd.callback(other.socket.close)
+        for _ in range(20):
+            crowd.enter_context(socket.create_connection(("127.0.0.1", receiver.port)))
+        other.socket.sendall(request(CTImageStorage))
+        assert other.receive()[0] == 2
+
+
+def test_who_sends_now_and_then_is_not_slow(receiver, intake, monkeypatch):
+    """Pauses between messages count for nothing: scanners reconstruct meanwhile."""
+    monkeypatch.setattr(connection, "STALL_S", 0.5)
+    with associated(receiver) as peer:
+        for number in (1, 2, 3):
+            peer.message(store(number), encoded(image(number)))
+            assert peer.answer().number(dimse.STATUS) == 0
+            time.sleep(0.6)
+        peer.send(RELEASE_RQ, bytes(4))
+        assert peer.receive()[0] == RELEASE_RP
+
+
+def test_who_says_nothing_for_too_long_is_aborted(receiver, intake, monkeypatch):
+    monkeypatch.setattr(receiver._acceptor, "idle_timeout_s", 0.1)
+    with associated(receiver) as peer:
+        assert peer.receive()[0] == ABORT
+        intake.wait(lambda intake: intake.ended() == [False])
 
 
 def test_addresses_that_are_not_allowed_are_closed_at_once(tmp_path, intake):

@@ -34,6 +34,7 @@ def merged(wanted: dict, running: dict | None = None) -> tuple[Config, list[str]
         ({"node": {"max_instance_mb": 1}}, "node.max_instance_mb"),
         ({"node": {"keep_days": 1}}, "node.keep_days"),
         ({"node": {"max_associations": 1}}, "node.max_associations"),
+        ({"node": {"max_associations_per_peer": 1}}, "node.max_associations_per_peer"),
         ({"series": {"idle_timeout_s": 1}}, "series.idle_timeout_s"),
         ({"series": {"min_slices": 1}}, "series.min_slices"),
         ({"destinations": [PACS]}, "destinations"),
