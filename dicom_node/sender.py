@@ -230,11 +230,13 @@ class _Courier(Thread):
         taken: list[OutboxItem] = []
         others: list[OutboxItem] = []
         self._trail.sending(self.destination, unsent)
-        while unsent and association.is_established and not self._stopping:
-            item = unsent.pop(0)
-            (taken if self._store(association, item) else others).append(item)
-        self._trail.sent(self.destination, taken)
-        self._trail.sent(self.destination, [*others, *unsent], failure="not taken")
+        try:
+            while unsent and association.is_established and not self._stopping:
+                item = unsent.pop(0)
+                (taken if self._store(association, item) else others).append(item)
+        finally:
+            self._trail.sent(self.destination, taken)
+            self._trail.sent(self.destination, [*others, *unsent], failure="not taken")
 
     def _look_at_files(self, items: list[OutboxItem]) -> tuple[list[OutboxItem], list[PresentationContext]]:
         """The items that can be sent, and what has to be proposed for them."""

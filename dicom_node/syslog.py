@@ -52,7 +52,7 @@ class Server:
 
     def __init__(self, settings: Audit, identity: Identity | None, on_lost: Callable[[int], None]) -> None:
         self._host, self._port = settings.host, settings.port or PORTS[settings.transport]
-        self._identity = identity if settings.transport == "tls" else None
+        self._is_tls, self._identity = settings.transport == "tls", identity
         self._on_lost = on_lost
         self._log = log.bind(server=f"{self._host}:{self._port}")
         self._news = Condition()
@@ -138,10 +138,10 @@ class Server:
         if not self._connection:
             self._connection = self._connect()
         # octet counting (RFC 5425 section 4.3); a datagram is a frame by itself
-        self._connection.sendall(b"%d %b" % (len(frame), frame) if self._identity else frame)
+        self._connection.sendall(b"%d %b" % (len(frame), frame) if self._is_tls else frame)
 
     def _connect(self) -> socket.socket:
-        if self._identity is None:
+        if not self._is_tls:
             family, kind, protocol, _, address = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_DGRAM)[0]
             datagrams = socket.socket(family, kind, protocol)
             datagrams.connect(address)
@@ -155,7 +155,7 @@ class Server:
 
     def _is_gone(self) -> bool:
         """Whether the server has closed the connection: writing into it would not tell, and lose the frame."""
-        if self._identity is None:
+        if not self._is_tls:
             return False
         self._connection.settimeout(0)
         try:
@@ -172,7 +172,7 @@ class Server:
         if connection is None:
             return
         with suppress(OSError, ValueError):  # ValueError: it was not TLS, or is not any more
-            if self._identity:  # until the server has read all: closing at once may destroy what it has not
+            if self._is_tls:  # until the server has read all: closing at once may destroy what it has not
                 connection.settimeout(FAREWELL_S)
                 connection.unwrap()
         connection.close()

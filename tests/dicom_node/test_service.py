@@ -60,10 +60,9 @@ class Manager:
         self._socket.close()
 
 
-@pytest.fixture(params=["a file", "abstract"])
-def manager(request, tmp_path) -> Iterator[Manager]:
-    address = str(tmp_path / "notify") if request.param == "a file" else f"@scanside-{os.getpid()}-{time.time_ns()}"
-    opened = Manager(address)
+@pytest.fixture
+def manager(tmp_path) -> Iterator[Manager]:
+    opened = Manager(str(tmp_path / "notify"))
     yield opened
     opened.close()
 
@@ -86,21 +85,34 @@ def served(config: Path, *, drain_s: float = 60, **environment: str) -> Iterator
 
 
 def test_the_service_manager_hears_of_the_start_the_watchdog_a_reload_and_the_stop(tmp_path, manager):
+    """And a second signal ends at once what the first has begun to end."""
     config = written(tmp_path, 1)
-    with served(config, NOTIFY_SOCKET=manager.address, WATCHDOG_USEC="600000") as process:
+    with served(config, drain_s=600, NOTIFY_SOCKET=manager.address, WATCHDOG_USEC="600000") as process:
         ready = manager.next()
         assert ready["READY"] == "1"
         assert re.match(r"SCANSIDE on 127\.0\.0\.1:\d+: 0 series open, 0 images to analyse, 0 results", ready["STATUS"])
-        port = int(ready["STATUS"].split(":")[1])
-        socket.create_connection(("127.0.0.1", port)).close()  # ready means open
-        assert manager.until("WATCHDOG")["STATUS"] == ready["STATUS"]
-        before = time.monotonic_ns() // 1000
-        process.send_signal(signal.SIGHUP)
-        assert before <= int(manager.until("RELOADING")["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
-        assert manager.until("READY")
-        process.send_signal(signal.SIGTERM)
-        assert manager.until("STOPPING")["STOPPING"] == "1"
-        assert process.wait(PATIENCE_S) == 0
+        with associated(int(ready["STATUS"].split(":")[1])):  # ready means open
+            assert manager.until("WATCHDOG")["STATUS"] == ready["STATUS"]
+            before = time.monotonic_ns() // 1000
+            process.send_signal(signal.SIGHUP)
+            assert before <= int(manager.until("RELOADING")["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
+            assert manager.until("READY")
+            worker = events(config, "worker_ready")[0]["pid"]
+            process.send_signal(signal.SIGTERM)
+            assert manager.until("STOPPING")["STOPPING"] == "1"
+            wait_until(lambda: events(config, "stop_waits"), "stop_waits in the log")
+            assert manager.until("WATCHDOG")["STATUS"].startswith("stopping: ")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE_S) == 0
+    assert events(config, "node_stopped_at_once")
+    wait_until(lambda: not Path(f"/proc/{worker}").exists(), "the worker's end")
+
+
+def test_an_abstract_socket_is_told_too():
+    manager = Manager(f"@scanside-{os.getpid()}-{time.time_ns()}")
+    ServiceManager({"NOTIFY_SOCKET": manager.address}).tell(READY=1, STATUS="well")
+    assert manager.next() == {"READY": "1", "STATUS": "well"}
+    manager.close()
 
 
 def events(config: Path, name: str) -> list[dict]:
@@ -174,37 +186,6 @@ def test_a_stop_waits_for_results_that_may_still_be_delivered_in_time(tmp_path):
         assert node.summary().startswith("stopping: 0 series open, 0 images to analyse, 1 results to send")
 
 
-def test_a_reload_says_what_it_changes_what_it_can_not_and_what_is_wrong(tmp_path):
-    config = written(tmp_path, 1)
-    good = config.read_text()
-    with served(config) as process:
-        port = started(config)
-        config.write_text(
-            good.replace("port = 0", "port = -1").replace("max_associations = 16", "max_associations = 0")
-        )
-        process.send_signal(signal.SIGHUP)
-        wait_until(lambda: events(config, "configuration_not_reloaded"), "a refusal in the log")
-        assert events(config, "configuration_not_reloaded")[0]["mistakes"] == [
-            "node.port: -1 is below 0",
-            "node.max_associations: 0 is below 1",
-        ]
-        with associated(port):  # as before
-            config.write_text(
-                good.replace("port = 0", "port = 104").replace(
-                    "allowed_calling_aes = []", 'allowed_calling_aes = ["CT2"]'
-                )
-            )
-            process.send_signal(signal.SIGHUP)
-            wait_until(lambda: events(config, "restart_needed"), "what needs a restart in the log")
-        assert events(config, "configuration_reloaded")[0]["changed"] == ["node.allowed_calling_aes"]
-        assert events(config, "restart_needed")[0]["unchanged"] == ["node.port"]
-        ae = AE("CT1")
-        ae.add_requested_context(CTImageStorage)
-        assert ae.associate("127.0.0.1", port).is_rejected
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE_S) == 0
-
-
 @contextmanager
 def associated(port: int) -> Iterator[Association]:
     ae = AE("CT1")
@@ -220,28 +201,35 @@ def associated(port: int) -> Iterator[Association]:
         connection.close()
 
 
-def test_who_goes_on_sending_is_cut_off_and_what_it_sent_stays(bleeding: Pushable, tmp_path):
+def test_a_reload_says_what_it_changes_what_it_can_not_and_what_is_wrong(bleeding: Pushable, tmp_path):
+    """Who is there stays, until it goes on sending when the node is told to stop: then it is cut off."""
     config = written(tmp_path, 1)
-    with served(config, drain_s=1) as process:
-        with associated(started(config)) as association:
-            assert association.send_c_store(bleeding.paths[0]).Status == 0
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(PATIENCE_S) == 0
-            wait_until(lambda: not association.is_established, "the end of the association")
-        assert events(config, "stop_waits_no_longer")[0]["associations"][0].startswith("CT1@")
-    assert len(list((tmp_path / "node" / "spool").rglob("*.dcm"))) == 1
-
-
-def test_a_second_signal_ends_the_node_at_once(tmp_path):
-    config = written(tmp_path, 1)
-    with served(config, drain_s=600) as process, associated(started(config)):
-        worker = events(config, "worker_ready")[0]["pid"]
-        process.send_signal(signal.SIGTERM)
-        wait_until(lambda: events(config, "stop_waits"), "stop_waits in the log")
+    good = config.read_text()
+    with served(config, drain_s=1) as process, associated(started(config)) as association:
+        config.write_text(
+            good.replace("port = 0", "port = -1").replace("max_associations = 16", "max_associations = 0")
+        )
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: events(config, "configuration_not_reloaded"), "a refusal in the log")
+        assert events(config, "configuration_not_reloaded")[0]["mistakes"] == [
+            "node.port: -1 is below 0",
+            "node.max_associations: 0 is below 1",
+        ]
+        only = good.replace("allowed_calling_aes = []", 'allowed_calling_aes = ["CT2"]')
+        config.write_text(only.replace("port = 0", "port = 104"))
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: events(config, "restart_needed"), "what needs a restart in the log")
+        assert events(config, "configuration_reloaded")[0]["changed"] == ["node.allowed_calling_aes"]
+        assert events(config, "restart_needed")[0]["unchanged"] == ["node.port"]
+        ae = AE("CT1")
+        ae.add_requested_context(CTImageStorage)
+        assert ae.associate("127.0.0.1", started(config)).is_rejected
+        assert association.send_c_store(bleeding.paths[0]).Status == 0
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_S) == 0
-        assert events(config, "node_stopped_at_once")
-        wait_until(lambda: not Path(f"/proc/{worker}").exists(), "the worker's end")
+        wait_until(lambda: not association.is_established, "the end of the association")
+    assert events(config, "stop_waits_no_longer")[0]["associations"][0].startswith("CT1@")
+    assert len(list((tmp_path / "node" / "spool").rglob("*.dcm"))) == 1
 
 
 def test_a_node_without_a_service_manager_tells_nobody(tmp_path):
