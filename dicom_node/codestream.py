@@ -42,7 +42,7 @@ def size(frame: bytes, syntax: str) -> tuple[int, int, int] | None:
 
 
 def _jpeg(frame: bytes) -> tuple[int, int, int]:
-    """The frame header among the segments before the first scan (ITU-T T.81 annex B.2), if they are what they should be.
+    """The frame header among the segments before the first scan (ITU-T T.81 annex B.2), if they are as they should be.
 
     GDCM ends the process where libjpeg would warn of them.
     """

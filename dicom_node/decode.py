@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from pydicom.pixels import get_decoder, pixel_array
+from pydicom.uid import UID
 
 from dicom_node import gate
 from dicom_node.gate import NotAnalysed, Reason
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset, FileDataset
-    from pydicom.uid import UID
 
     from runtime.types import Plane
 
@@ -94,7 +94,7 @@ def _refusal(image: FileDataset | None, error: Exception) -> NotAnalysed:
         return NotAnalysed(Reason.TRUNCATED)
     if image is not None and "PixelData" in image:
         syntax = image.file_meta.get("TransferSyntaxUID")
-        if syntax and not _is_decoded(syntax):
+        if isinstance(syntax, UID) and not _is_decoded(syntax):  # there may be several
             return NotAnalysed(Reason.NO_DECODER, syntax.name)
     return NotAnalysed(Reason.UNREADABLE, type(error).__name__)
 
