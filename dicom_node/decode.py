@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from pydicom.pixels import get_decoder, pixel_array
+from pydicom.uid import UID
 
 from dicom_node import frames, gate, source
 from dicom_node.gate import NotAnalysed, Reason
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
-    from pydicom.uid import UID
 
     from runtime.types import Plane
 
@@ -105,7 +105,7 @@ def _refusal(image: Dataset | None, error: Exception) -> NotAnalysed:
         return NotAnalysed(Reason.TRUNCATED)
     if image is not None and "PixelData" in image:
         syntax = image.file_meta.get("TransferSyntaxUID")
-        if syntax and not _is_decoded(syntax):
+        if isinstance(syntax, UID) and not _is_decoded(syntax):  # there may be several
             return NotAnalysed(Reason.NO_DECODER, syntax.name)
     return NotAnalysed(Reason.UNREADABLE, type(error).__name__)
 

@@ -179,6 +179,14 @@ def test_a_syntax_without_a_decoder_is_named(image: tuple[Path, np.ndarray], mon
     assert caught.value.reason is Reason.NO_DECODER
 
 
+def test_a_file_of_two_transfer_syntaxes_is_turned_away(image: tuple[Path, np.ndarray]):
+    path, _ = image
+    path.write_bytes(path.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.1000\\.1.2.1\0", 1))
+    with pytest.raises(NotAnalysed) as caught:
+        read(path)
+    assert caught.value.reason is Reason.UNREADABLE
+
+
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"\0" * 128 + b"DICM" + b"\xff" * 300])
 def test_bytes_that_are_no_dicom_are_turned_away(tmp_path: Path, content: bytes):
     (tmp_path / "x.dcm").write_bytes(content)
