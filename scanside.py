@@ -299,6 +299,7 @@ def analyse(
         min_slices=min_slices or said.series.min_slices,
         min_coverage_mm=said.series.min_coverage_mm,
         max_lossy_ratio=said.series.max_lossy_ratio,
+        bone_kernels=said.series.bone_kernels,
         max_batch=said.model.max_batch or session.max_batch,
     )
     with _progress("images", sum(map(len, series.values()))) as advance:

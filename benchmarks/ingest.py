@@ -172,7 +172,9 @@ def responses_ms(port: int, folder: Path) -> dict[str, float]:
 
 def _encoded(path: Path, piece: int = 16000) -> bytes:
     """A C-STORE-RQ and its data set as PDUs, of a length that every receiver takes."""
-    _, data_set = part10.split(path)
+    with path.open("rb") as file:
+        part10.begin(file)
+        data_set = file.read()
     command = dimse.encode(
         {
             dimse.AFFECTED_SOP_CLASS_UID: CTImageStorage,
@@ -185,7 +187,7 @@ def _encoded(path: Path, piece: int = 16000) -> bytes:
     )
     parts = [(3, command)]
     starts = range(0, len(data_set), piece)
-    parts += [(2 if at == starts[-1] else 0, bytes(data_set[at : at + piece])) for at in starts]
+    parts += [(2 if at == starts[-1] else 0, data_set[at : at + piece]) for at in starts]
     return b"".join(struct.pack(">BxLLBB", 4, len(part) + 6, len(part) + 2, 1, kind) + part for kind, part in parts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections import Counter
 from ipaddress import ip_address, ip_network
 from threading import Lock, Thread
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from dicom_node.services import Services
 
 PAUSE_S = 0.1  # after a connection that could not be taken
-MOST_WAITING = 64  # connections that have asked for nothing yet; one more, and the oldest is cut
+MOST_WAITING = 64  # connections without an association; one more, and one is cut
 
 # (result, source, reason) of a rejection, PS3.8 table 9-21
 _CALLING_AE_NOT_RECOGNISED, _TEMPORARY_CONGESTION, _LOCAL_LIMIT_EXCEEDED = (1, 1, 3), (2, 3, 1), (2, 3, 2)
@@ -68,9 +69,9 @@ class Acceptor:
         self.max_pdu, self.idle_timeout_s, self._tls = max_pdu, idle_timeout_s, tls
         self.reload(allowed_calling_aes, allowed_addresses, max_associations)
         self._lock = Lock()
-        self._waiting: dict[Connection, None] = {}  # no association yet; the oldest first
+        self._waiting: dict[Connection, None] = {}  # no association yet, or no more; the oldest first
         self._associated: set[Connection] = set()
-        self._alive: set[Connection] = set()  # those too that have given their place away, and tell of their end
+        self._alive: set[Connection] = set()  # all of them, those too that had to go and have not come to their end
         self._is_closed = self.is_stopping = False
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self._socket = socket.create_server((address, port), family=family, backlog=128)
@@ -95,7 +96,7 @@ class Acceptor:
     def associations(self) -> list[str]:
         """Who has an association; without them, the end of every one has been told."""
         with self._lock:
-            return sorted(connection.who for connection in self._alive.difference(self._waiting))
+            return sorted(connection.who for connection in self._associated)
 
     def stop(self) -> None:
         """Close the port, cut every connection, and return when each has ended."""
@@ -122,14 +123,16 @@ class Acceptor:
         return None
 
     def left(self, connection: Connection) -> None:
-        """Give a connection's place away."""
+        """Give a connection's place away; it waits for its peer to close it."""
+        with self._lock:
+            self._associated.discard(connection)
+            self._waiting[connection] = None
+
+    def gone(self, connection: Connection) -> None:
+        """Forget a connection: all has been told of it."""
         with self._lock:
             self._waiting.pop(connection, None)
             self._associated.discard(connection)
-
-    def ended(self, connection: Connection) -> None:
-        """Forget a connection: all has been told of it."""
-        with self._lock:
             self._alive.discard(connection)
 
     def _accept(self) -> None:
@@ -155,15 +158,23 @@ class Acceptor:
             return
         connection = Connection(self, accepted, remote[0], remote[1], self._tls and self._tls())
         with self._lock:
-            oldest = next(iter(self._waiting)) if len(self._waiting) >= MOST_WAITING else None
-            self._waiting.pop(oldest, None)
+            crowded_out = self._least() if len(self._waiting) >= MOST_WAITING else None
+            self._waiting.pop(crowded_out, None)
             self._waiting[connection] = None
             self._alive.add(connection)
-        if oldest:
-            oldest.cut()
+        if crowded_out:
+            crowded_out.cut()
+            crowded_out.join(PAUSE_S)  # or threads would pile up that have not come to their end yet
         try:
             connection.start()
         except RuntimeError:
-            self.left(connection)
-            self.ended(connection)
+            self.gone(connection)
             raise
+
+    def _least(self) -> Connection:
+        """Who has to go when too many wait: of the address that has the most, the oldest that asks for nothing.
+
+        So whoever floods the port takes places from itself.
+        """
+        counts = Counter(one.address for one in self._waiting)
+        return min(self._waiting, key=lambda one: (-counts[one.address], one.is_asking))

@@ -23,7 +23,7 @@ import numpy as np
 import structlog
 from pydicom import dcmread
 
-from dicom_node import capture, decode, results, source
+from dicom_node import capture, decode, kernel, results, source
 from dicom_node.gate import NotAnalysed, Reason
 from dicom_node.journal import ResultFile, Role, SeriesState
 from runtime import geometry
@@ -31,7 +31,7 @@ from runtime.errors import DeviceLost, GeometryError, InferenceError
 from runtime.report import compose
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
@@ -91,6 +91,8 @@ class Series:
     recent: dict[str, NDArray[np.int16]] = field(default_factory=dict)  # HU of the last slices
     labels: dict[str, SliceLabels] = field(default_factory=dict)
     looked_at: dict[str, tuple[str, ...]] = field(default_factory=dict)  # what each answer was made from
+    files: list[Path] = field(default_factory=list)  # all of them, whatever became of them
+    rank: tuple[bool, float] | None = None  # see `dicom_node.kernel`; None before the first slice
     refused: list[NotAnalysed] = field(default_factory=list)
     repeated: int = 0  # images that say they are one that is here already
 
@@ -121,6 +123,7 @@ class Analyser:
     min_coverage_mm : a series that covers less of the head is reported as provisional
     max_batch : most slices in one inference
     max_lossy_ratio : images that were compressed lossily by more are turned away
+    bone_kernels : regular expressions for the ConvolutionKernel of series for bone
 
     """
 
@@ -134,13 +137,28 @@ class Analyser:
         min_coverage_mm: float,
         max_batch: int,
         max_lossy_ratio: float = 1.0,
+        bone_kernels: Sequence[str] = kernel.BONE_KERNELS,
     ) -> None:
         self.bundle, self.session, self.max_batch = bundle, session, max_batch
-        self.reload(rules, min_slices=min_slices, min_coverage_mm=min_coverage_mm, max_lossy_ratio=max_lossy_ratio)
+        self.reload(
+            rules,
+            min_slices=min_slices,
+            min_coverage_mm=min_coverage_mm,
+            max_lossy_ratio=max_lossy_ratio,
+            bone_kernels=bone_kernels,
+        )
 
-    def reload(self, rules: Sequence[Rule], *, min_slices: int, min_coverage_mm: float, max_lossy_ratio: float) -> None:
+    def reload(
+        self,
+        rules: Sequence[Rule],
+        *,
+        min_slices: int,
+        min_coverage_mm: float,
+        max_lossy_ratio: float,
+        bone_kernels: Sequence[str],
+    ) -> None:
         """Go by other rules and limits, from the next slice and the next series that closes on."""
-        self._rules, self._max_lossy_ratio = tuple(rules), max_lossy_ratio
+        self._rules, self._max_lossy_ratio, self._bone_kernels = tuple(rules), max_lossy_ratio, tuple(bone_kernels)
         self._min_slices, self._min_coverage_mm = min_slices, min_coverage_mm
 
     def feed(self, series: Series, paths: Sequence[Path], on_more: Callable[[], None] = lambda: None) -> list[Seen]:
@@ -159,6 +177,7 @@ class Analyser:
 
         """
         seen = [Seen(path) for path in paths]
+        series.files += paths
         images = ((one, image) for one in seen for image in decode.read(one.path, self._max_lossy_ratio))
         batch = list(islice(images, self.max_batch))  # no more in memory, however many frames a file has
         while batch:
@@ -169,8 +188,7 @@ class Analyser:
                 on_more()
         return seen
 
-    @staticmethod
-    def _take(series: Series, seen: Seen, image: tuple[Dataset, Slice] | NotAnalysed) -> None:
+    def _take(self, series: Series, seen: Seen, image: tuple[Dataset, Slice] | NotAnalysed) -> None:
         if isinstance(image, NotAnalysed):
             series.refused.append(image)
             seen.images.append(image)
@@ -181,6 +199,7 @@ class Analyser:
             series.repeated += 1
         else:
             series.add(seen.path, header, slice_)
+            series.rank = series.rank or kernel.rank(header, self._bone_kernels)
 
     def _infer_due(self, series: Series) -> None:
         """Infer what has its neighbours, and forget HU that no view will need."""
@@ -216,7 +235,14 @@ class Analyser:
                     series.labels[key], series.looked_at[key] = answer, shown
 
     def close(
-        self, series: Series, folder: Path, *, revision: int, missing: Sequence[str], predecessor: Path | None = None
+        self,
+        series: Series,
+        folder: Path,
+        *,
+        revision: int,
+        missing: Sequence[str],
+        predecessor: Path | None = None,
+        siblings: Iterable[Sequence[Path]] = (),
     ) -> Outcome:
         """Measure, report, and write the results and ``report.json`` into `folder`.
 
@@ -226,6 +252,7 @@ class Analyser:
         ----------
         missing : what makes the report provisional, as far as the caller knows
         predecessor : the SR that this one replaces
+        siblings : files of each other series of the study, looked at if this one is for bone
 
         Raises
         ------
@@ -233,22 +260,41 @@ class Analyser:
 
         """
         try:
+            if series.rank and series.rank[0]:
+                kernel.check_needed(series, siblings, self._bone_kernels)
             return self._close(series, folder, revision, missing, predecessor)
         except NotAnalysed as refusal:
             # a series of another kind lacks nothing, whatever ended it
             wanting = () if refusal.reason.of_another_kind else missing
-            return Outcome(
-                SeriesState.NOT_ANALYSED, "; ".join((str(refusal), *wanting)), None, code=refusal.reason.name
-            )
+            reason = "; ".join((str(refusal), *wanting))
+            files = self._notice(reason, series, folder, revision) if refusal.reason.leaves_out_a_head(wanting) else ()
+            return Outcome(SeriesState.NOT_ANALYSED, reason, None, files, refusal.reason.name)
         except DeviceLost:
             raise
         except InferenceError as error:  # of ours, and about no patient
-            return Outcome(SeriesState.FAILED, str(error), None)
+            reason = str(error)
         except Exception as error:  # noqa: BLE001  # see above; its message may quote the patient, its place can't
             frame = traceback.extract_tb(error.__traceback__)[-1]
             reason = f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
             log.error("series_failed", reason=reason)  # noqa: TRY400  # a traceback would quote the message
-            return Outcome(SeriesState.FAILED, reason, None)
+        return Outcome(SeriesState.FAILED, reason, None, self._notice(reason, series, folder, revision))
+
+    def give_up(self, reason: str, files: list[Path], folder: Path, *, revision: int) -> Outcome:
+        """Say of a series that nothing could be made of it; the reason is the caller's."""
+        notice = self._notice(reason, Series(files=files), folder, revision)
+        return Outcome(SeriesState.FAILED, reason, None, notice)
+
+    def _notice(self, reason: str, series: Series, folder: Path, revision: int) -> tuple[ResultFile, ...]:
+        """A notice, if the series has an image that says whose it is."""
+        try:
+            header = next(iter(series.headers.values()), None) or dcmread(series.files[0], stop_before_pixels=True)
+            notice = results.build_notice(
+                header, reason, self.session.identity, revision=revision, started=series.started
+            )
+            return _result_files(notice, results.write(notice, folder))
+        except Exception as error:  # noqa: BLE001  # as above: what made the series fail may be in the header
+            log.error("no_notice", reason=type(error).__name__)  # noqa: TRY400
+            return ()
 
     def _close(
         self, series: Series, folder: Path, revision: int, missing: Sequence[str], predecessor: Path | None
@@ -324,12 +370,9 @@ def _refusals(refused: Sequence[NotAnalysed]) -> tuple[list[str], list[str]]:
 
 
 def _result_files(objects: results.ResultSet, paths: dict[str, Path]) -> tuple[ResultFile, ...]:
-    datasets = {"sr": objects.sr, **{f"sc-{i}": image for i, image in enumerate(objects.sc, start=1)}}
-    if objects.seg is not None:
-        datasets["seg"] = objects.seg
     roles: dict[str, Role] = {name: name.partition("-")[0] for name in paths}
     files = [
-        ResultFile(roles[name], path, str(datasets[name].SOPClassUID), str(datasets[name].SOPInstanceUID))
-        for name, path in paths.items()
+        ResultFile(roles[name], paths[name], str(dataset.SOPClassUID), str(dataset.SOPInstanceUID))
+        for name, dataset in objects.named().items()
     ]
     return tuple(sorted(files, key=lambda file: get_args(Role).index(file.role)))

@@ -53,6 +53,8 @@ class Assembly:
     missing : set when it closes: why the report is provisional
     closed : the worker has been told to close it
     set_aside : images that no worker is told of any more
+    rank : the lower, the sooner its slices are analysed (`dicom_node.kernel`); what nobody has seen yet comes first
+    given_up : why no worker is told of it any more but to make a notice
 
     """
 
@@ -71,6 +73,8 @@ class Assembly:
     missing: tuple[str, ...] = ()
     closed: bool = False
     set_aside: set[Path] = field(default_factory=set)
+    rank: tuple[float, ...] = (0.0,)
+    given_up: str | None = None
     _partial: tuple[int, bool] = (0, False)  # for how many planes it was last asked, and the answer
 
     @property
@@ -90,6 +94,10 @@ class Assembly:
         """Its folder in the spool, whose last two parts are safe names for study and series."""
         return next(iter(self.paths)).parent
 
+    def forget_partial(self) -> None:
+        """Have `is_partial` look again."""
+        self._partial = (0, False)
+
     @property
     def was_released(self) -> bool | None:
         """Whether the last association that tells something was released, not aborted; None where none tells.
@@ -100,10 +108,6 @@ class Assembly:
             if not released or sum(max(1, len(self.planes.get(path, ()))) for path in self.brought[association]) > 1:
                 return released
         return None
-
-    def forget_partial(self) -> None:
-        """Have `is_partial` look again."""
-        self._partial = (0, False)
 
     def is_partial(self, min_coverage_mm: float) -> bool:
         """Whether slices are missing between or beyond those there are; what makes no stack is not waited for."""

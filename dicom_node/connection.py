@@ -11,6 +11,7 @@ from __future__ import annotations
 import socket
 import ssl
 import struct
+import time
 from contextlib import suppress
 from threading import Thread, current_thread
 from typing import TYPE_CHECKING, Any
@@ -36,10 +37,11 @@ if TYPE_CHECKING:
     from dicom_node.services import Message
 
 ARTIM_S = 30  # from the connection to the request for an association, and to its end after a release (PS3.8 9.1.5)
-STALL_S = 30  # silence in the middle of a PDU or of an image: the cable is out
+STALL_S = 30  # for a PDU, and between two of a message: the cable is out, or a peer holds its place on purpose
 LONGEST_REQUEST = 1 << 20  # bytes of an association request: 128 contexts of 40 transfer syntaxes are 150 kB
+MOST_CONTEXTS = 128  # odd numbers up to 255 name them (PS3.8 section 9.3.2.2)
 PIECE = 1 << 17  # bytes to take in at once
-LINGER_S, MOST_IGNORED = 1.0, 64  # after an end: for so long a silence, and so many pieces, is the peer waited for
+LINGER_S, MOST_IGNORED = 1.0, 64  # after an end: for so long, and so many pieces, is the peer waited for
 
 # PDU types, PS3.8 section 9.3.1
 _ASSOCIATE_RQ, _DATA, _RELEASE_RQ, _RELEASE_RP, _ABORT = 0x01, 0x04, 0x05, 0x06, 0x07
@@ -54,12 +56,21 @@ class _Ended(Exception):
 
 
 class Connection(Thread):
-    """One TCP connection, from its first byte to its last."""
+    """One TCP connection, from its first byte to its last.
+
+    Attributes
+    ----------
+    address : the peer's
+    is_asking : it has sent something, and has no answer to it yet
+
+    """
 
     def __init__(self, acceptor: Acceptor, accepted: socket.socket, address: str, port: int, tls: Any) -> None:
         super().__init__(name=f"association-{address}:{port}", daemon=True)
         self._acceptor, self._socket, self._tls = acceptor, accepted, tls
-        self._remote = address, port
+        self.address, self._port = address, port
+        self.is_asking = False
+        self._until = 0.0  # when waiting for bytes is over
         self._peer: Peer | None = None
         self._command = bytearray()  # fragments of a command set that is not complete
         self._message: tuple[int, Command, Message] | None = None  # whose data set is coming
@@ -96,15 +107,19 @@ class Connection(Thread):
         try:
             self._end(released=released)
         finally:
-            self._acceptor.ended(self)
+            self._acceptor.gone(self)
 
     @property
     def who(self) -> str:
-        return self._peer.name if self._peer else self._remote[0]
+        return self._peer.name if self._peer else self.address
 
     def _open(self) -> None:
+        self._allow(ARTIM_S)
         self._socket.settimeout(ARTIM_S)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if not self._socket.recv(1, socket.MSG_PEEK):
+            raise _Ended
+        self.is_asking = True
         if self._tls:
             self._socket = self._tls.wrap_socket(self._socket, server_side=True, do_handshake_on_connect=False)
             if self._acceptor.is_stopping:  # and has cut the socket that was wrapped
@@ -115,16 +130,18 @@ class Connection(Thread):
     def _end(self, *, released: bool) -> None:
         """Tell the end, and then leave closing to the peer: closing at once may destroy what it has not read yet."""
         message, self._message = self._message, None
+        self.is_asking = False
         if message:
             message[2].discard()
-        self._acceptor.left(self)
         if self._peer:
             self._acceptor.services.ended(self._peer, released=released and message is None)
+        self._acceptor.left(self)  # after that: who has no place has told all
         with suppress(OSError):
             if self._lingers:  # PS3.8 state 13
-                self._socket.settimeout(LINGER_S)
+                self._allow(LINGER_S)
+                ignored = memoryview(bytearray(PIECE))
                 for _ in range(MOST_IGNORED):
-                    if not self._socket.recv(PIECE):
+                    if not self._receive(ignored):
                         break
         cut(self._socket)
         self._socket.close()
@@ -142,7 +159,35 @@ class Connection(Thread):
         first = self._header()
         if first is None:
             raise _Ended
-        kind, length = first
+        request, accepted, acceptance = self._requested(*first)
+        calling_ae = request.calling_ae_title.strip()
+        rejection = self._acceptor.admit(self, calling_ae)
+        if rejection:
+            answer = A_ASSOCIATE()
+            answer.result, answer.result_source, answer.diagnostic = rejection
+            self._socket.sendall(A_ASSOCIATE_RJ(answer).encode())
+            log.warning("association_rejected", calling_ae=calling_ae, address=self.address, reason=answer.reason_str)
+            self._lingers = True
+            raise _Ended
+        self._socket.sendall(acceptance)
+        contexts = {
+            one.context_id: (str(one.abstract_syntax), str(one.transfer_syntax[0]))
+            for one in accepted.presentation_context_definition_results_list
+            if one.result == 0
+        }
+        self._peer = Peer(calling_ae, self.address, self._port, contexts)
+        self._longest = max(min(PIECE, request.maximum_length_received or PIECE) - 6, 1)
+        current_thread().name = f"association-{self._peer.name}"
+        self._acceptor.services.accepted(self._peer)
+
+    def _requested(self, kind: int, length: int) -> tuple[A_ASSOCIATE, A_ASSOCIATE, bytes]:
+        """Read what the peer asks for, its acceptance, and that encoded.
+
+        Raises
+        ------
+        _Ended : it asks for nothing that can be accepted
+
+        """
         if kind != _ASSOCIATE_RQ or length > LONGEST_REQUEST:
             self._abort(_UNEXPECTED_PDU)
             raise _Ended(f"a PDU of type {kind:02X} and {length} bytes instead of a request for an association")
@@ -152,32 +197,13 @@ class Connection(Thread):
             pdu = A_ASSOCIATE_RQ()
             pdu.decode(struct.pack(">BxL", kind, length) + bytes(body))
             request = pdu.to_primitive()
-            calling_ae = request.calling_ae_title.strip()
+            if len(request.presentation_context_definition_list) > MOST_CONTEXTS:
+                raise ValueError  # noqa: TRY301 (as much is wrong as where pynetdicom raises one)
+            accepted = self._accept(request)
+            return request, accepted, A_ASSOCIATE_AC(accepted).encode()
         except Exception as error:  # pynetdicom raises anything on what is no request
             self._abort(_INVALID_PARAMETER)
             raise _Ended(f"a request for an association that can't be read ({type(error).__name__})") from error
-
-        rejection = self._acceptor.admit(self, calling_ae)
-        if rejection:
-            answer = A_ASSOCIATE()
-            answer.result, answer.result_source, answer.diagnostic = rejection
-            self._socket.sendall(A_ASSOCIATE_RJ(answer).encode())
-            log.warning(
-                "association_rejected", calling_ae=calling_ae, address=self._remote[0], reason=answer.reason_str
-            )
-            self._lingers = True
-            raise _Ended
-        accepted = self._accept(request)
-        self._socket.sendall(A_ASSOCIATE_AC(accepted).encode())
-        contexts = {
-            one.context_id: (str(one.abstract_syntax), str(one.transfer_syntax[0]))
-            for one in accepted.presentation_context_definition_results_list
-            if one.result == 0
-        }
-        self._peer = Peer(calling_ae, *self._remote, contexts)
-        self._longest = max(min(PIECE, request.maximum_length_received or PIECE) - 6, 1)
-        current_thread().name = f"association-{self._peer.name}"
-        self._acceptor.services.accepted(self._peer)
 
     def _accept(self, request: A_ASSOCIATE) -> A_ASSOCIATE:
         """The acceptance of a request (PS3.8 section 7.1.1, PS3.7 annex D.3.3)."""
@@ -207,6 +233,7 @@ class Connection(Thread):
 
     def _abort(self, reason: int) -> None:
         """Send an A-ABORT of the service provider, if the peer still hears it."""
+        self._lingers = True
         with suppress(OSError):
             self._socket.sendall(struct.pack(">BxLxxBB", _ABORT, 4, 2, reason))
 
@@ -216,7 +243,7 @@ class Connection(Thread):
         """Serve messages to the association's end; True when the peer released it."""
         while True:
             busy = self._message or self._command
-            self._socket.settimeout(STALL_S if busy else self._acceptor.idle_timeout_s)
+            self._allow(STALL_S if busy else self._acceptor.idle_timeout_s)
             try:
                 kind, length = self._header() or (_ABORT, 0)
             except TimeoutError as error:
@@ -236,7 +263,9 @@ class Connection(Thread):
 
     def _data(self, length: int) -> None:
         """Take a P-DATA-TF PDU: presentation data values, each a fragment of a command set or of a data set."""
-        self._socket.settimeout(STALL_S)
+        if length > self._acceptor.max_pdu:
+            raise self._malformed(f"a PDU of {length} bytes, {self._acceptor.max_pdu} were agreed upon")
+        self._allow(STALL_S)
         head = memoryview(bytearray(6))
         while length:
             if length < 6:
@@ -258,7 +287,7 @@ class Connection(Thread):
             if is_last:
                 self._begin(context_id)
             return
-        if self._message is None:
+        if self._message is None or self._message[0] != context_id:
             raise self._malformed("a data set without a command set")
         if not len(self._piece):
             self._piece = memoryview(bytearray(PIECE))
@@ -319,26 +348,34 @@ class Connection(Thread):
     def _header(self) -> tuple[int, int] | None:
         """Type and length of the next PDU; None where the peer has closed the connection."""
         header = memoryview(bytearray(6))
-        _acknowledge(self._socket)
-        count = self._socket.recv_into(header)
+        count = self._receive(header)
         if count == 0:
             return None
         self._fill(header[count:])
         return struct.unpack(">BxL", header)
 
     def _fill(self, buffer: memoryview) -> None:
-        """Read until `buffer` is full.
+        """Read until `buffer` is full."""
+        while len(buffer):
+            count = self._receive(buffer)
+            if count == 0:
+                raise _Ended
+            buffer = buffer[count:]
+
+    def _receive(self, buffer: memoryview) -> int:
+        """Read what has come, or comes first.
 
         DCMTK writes a PDU's header and its body one after the other with Nagle's algorithm on: the body waits until the
         header has been acknowledged, which Linux puts off for 40 ms, unless it is asked to be quick about it. That
         holds for a few segments only and has to be set again and again.
         """
-        while len(buffer):
-            _acknowledge(self._socket)
-            count = self._socket.recv_into(buffer)
-            if count == 0:
-                raise _Ended
-            buffer = buffer[count:]
+        _acknowledge(self._socket)
+        self._socket.settimeout(max(self._until - time.monotonic(), 0.001))  # what is here is taken in any case
+        return self._socket.recv_into(buffer)
+
+    def _allow(self, seconds: float) -> None:
+        """Begin to wait: for all that comes before the next such call, in drips or at once."""
+        self._until = time.monotonic() + seconds
 
 
 def _acknowledge(connection: socket.socket) -> None:

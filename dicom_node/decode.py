@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from pydicom.pixels import get_decoder, pixel_array
-from pydicom.pixels.utils import get_expected_length
 
 from dicom_node import frames, gate, source
 from dicom_node.gate import NotAnalysed, Reason
+from dicom_node.part10 import DataSetExcessive
 from runtime.types import Slice
 
 SOP_CLASS_UID = 0x0008_0016
-MOST_PIXELS = 4096 * 4096  # no scanner has a larger matrix; what claims one would have memory allocated for it
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,6 +56,7 @@ def _slice(image: Dataset, max_lossy_ratio: float) -> tuple[Dataset, Slice] | No
         gate.check_kind(image, max_lossy_ratio)
         where = _plane(image)
         gate.check_plane(where)
+        gate.check_size(image)
         slice_ = Slice(source.slice_key(image), where, hounsfield(image))
     except Exception as error:  # noqa: BLE001  # as above, and decoders
         refusal = error if isinstance(error, NotAnalysed) else _refusal(image, error)
@@ -71,12 +71,10 @@ def hounsfield(image: Dataset) -> NDArray[np.int16]:
 
     Raises
     ------
-    NotAnalysed : the pixels are no greyscale image or too many, or the rescale is no number
+    NotAnalysed : the pixels are no greyscale image, or the rescale is no number
     Exception : whatever the decoder of the transfer syntax raises
 
     """
-    if image.Rows * image.Columns > MOST_PIXELS:
-        raise NotAnalysed(Reason.UNREADABLE, f"it claims {image.Rows} x {image.Columns} pixels")
     stored = pixel_array(image)
     slope, intercept = float(image.RescaleSlope), float(image.RescaleIntercept)
     if stored.ndim != 2:
@@ -101,14 +99,14 @@ def _check_whole(image: Dataset) -> None:
 
 def _refusal(image: Dataset | None, error: Exception) -> NotAnalysed:
     """Why a file can't be decoded: it lacks its end, a decoder is not installed, or it is damaged."""
+    if isinstance(error, DataSetExcessive | MemoryError):
+        return NotAnalysed(Reason.TOO_LARGE, str(error))
     if isinstance(error, EOFError) or (isinstance(error, zlib.error) and "truncated" in str(error)):
         return NotAnalysed(Reason.TRUNCATED)
     if image is not None and "PixelData" in image:
         syntax = image.file_meta.get("TransferSyntaxUID")
         if syntax and not _is_decoded(syntax):
             return NotAnalysed(Reason.NO_DECODER, syntax.name)
-        if syntax and not syntax.is_encapsulated and len(image.PixelData) < _native_length(image):
-            return NotAnalysed(Reason.TRUNCATED)
     return NotAnalysed(Reason.UNREADABLE, type(error).__name__)
 
 
@@ -117,14 +115,6 @@ def _is_decoded(syntax: UID) -> bool:
         return get_decoder(syntax).is_available
     except NotImplementedError:
         return False
-
-
-def _native_length(image: Dataset) -> int:
-    """Bytes that uncompressed pixels take; 0 where the header doesn't tell."""
-    try:
-        return get_expected_length(image)
-    except (AttributeError, TypeError, ValueError):
-        return 0
 
 
 def _plane(image: Dataset) -> Plane:

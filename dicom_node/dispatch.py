@@ -12,6 +12,8 @@ import json
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 UNDER_WAY = 32  # requests at a time; more would wait in the worker instead of here
 HANG_S = 120.0  # a request that takes longer has hung its worker
 MOST_DEATHS = 3  # workers that one request may take with it
+
+_FIRST = (-1.0,)  # lower than any rank
 
 log = structlog.get_logger(__name__)
 
@@ -98,7 +102,8 @@ class Dispatch:
         self._results = results
         self._record, self._metrics = record, metrics
         self._worker: int | None = None  # which one is ready
-        self._waiting: deque[_Request] = deque()
+        self._waiting: list[tuple[tuple[float, ...], int, _Request]] = []  # a heap
+        self._numbers = count()
         self._owed: deque[_Request] = deque()
         self._progress_at = 0.0  # when the worker last answered, or was given work after none
         self._deaths: Counter[str] = Counter()
@@ -106,7 +111,8 @@ class Dispatch:
     def feed(self, assembly: Assembly, paths: Iterable[Path]) -> None:
         """Have slices analysed."""
         if self._worker:  # the next one is told everything when it is ready
-            self._waiting += [_Request(assembly, path) for path in paths]
+            for path in paths:
+                self._queue(_Request(assembly, path), assembly.rank)
 
     @property
     def is_ready(self) -> bool:
@@ -116,7 +122,7 @@ class Dispatch:
     def close(self, assembly: Assembly) -> None:
         """Have results made, before any slice that still waits: all of this series' slices have been seen."""
         if self._worker:
-            self._waiting.appendleft(_Request(assembly, None))
+            self._queue(_Request(assembly, None), _FIRST)
 
     def pump(self, now: float) -> None:
         """Pass on what may be under way; end a worker that has not answered for `HANG_S`."""
@@ -129,7 +135,7 @@ class Dispatch:
         while self._worker and self._waiting and len(self._owed) < most:
             if not self._owed:
                 self._progress_at = now
-            request = self._waiting.popleft()
+            _, _, request = heappop(self._waiting)
             self._owed.append(request)
             self._supervisor.send(self._message(request), worker=self._worker)
 
@@ -155,6 +161,7 @@ class Dispatch:
                 self._metrics.stage("analysis", time.monotonic() - request.since)
                 planes = tuple(_plane(plane) if plane else None for plane in message["planes"])
                 self._assembler.seen(message["series"], Path(message["path"]), planes)
+                request.assembly.rank = tuple(message["rank"] or request.assembly.rank)
                 for code, refusal in message["refusals"]:
                     self._metrics.image_not_analysed(code)
                     log.info("image_not_analysed", series=message["series"], reason=refusal)
@@ -179,9 +186,15 @@ class Dispatch:
     def _start_over(self) -> None:
         """Tell a new worker everything that has no result yet."""
         for assembly in self._assembler.restarted():
-            self._waiting += [_Request(assembly, path) for path in assembly.paths if path not in assembly.set_aside]
+            if assembly.given_up is None:
+                for path in assembly.paths:
+                    if path not in assembly.set_aside:
+                        self._queue(_Request(assembly, path), assembly.rank)
             if assembly.closed:
-                self._waiting.append(_Request(assembly, None))
+                self._queue(_Request(assembly, None), assembly.rank)  # behind its slices
+
+    def _queue(self, request: _Request, rank: tuple[float, ...]) -> None:
+        heappush(self._waiting, (rank, next(self._numbers), request))
 
     def _suspect(self) -> None:
         """Count a death against the request that the worker was at, if it was at work at all."""
@@ -201,7 +214,10 @@ class Dispatch:
             victim.assembly.set_aside.add(victim.path)
             return
         reason = f"the worker died {MOST_DEATHS} times while it made the results; the slices are kept"
-        self._record(victim.assembly, Result(SeriesState.FAILED, reason))
+        if victim.assembly.given_up is None:
+            victim.assembly.given_up = reason  # the next worker makes a notice of it
+        else:
+            self._record(victim.assembly, Result(SeriesState.FAILED, reason))
 
     def _message(self, request: _Request) -> dict[str, Any]:
         assembly = request.assembly
@@ -216,6 +232,8 @@ class Dispatch:
             "folder": str(folder / f"revision-{assembly.revision}"),
             "predecessor": _last_report(folder),
             "missing": [*assembly.missing, *lost],
+            "given_up": assembly.given_up,
+            "path": str(next(iter(assembly.paths))),
         }
 
 

@@ -136,7 +136,8 @@ def analyse(
             (seen,) = analyser.feed(state, [path])
             refused += [(path, str(one)) for one in seen.refusals]
             on_image(1)
-        outcome = analyser.close(state, targets[key], revision=1, missing=())
+        others = [files for other, files in series.items() if other[0] == key[0] and other != key]
+        outcome = analyser.close(state, targets[key], revision=1, missing=(), siblings=others)
         done.append(Analysed(key[1], len(paths), outcome, targets[key], tuple(refused)))
     return done
 

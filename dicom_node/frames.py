@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, BinaryIO
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.filereader import dcmread, read_partial
 from pydicom.tag import Tag
 
 from dicom_node.gate import MULTI_FRAME, NotAnalysed, Reason
+from dicom_node.part10 import opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,12 +61,14 @@ def read(path: Path, only: int | None = None) -> Iterator[Dataset | NotAnalysed]
 
     """
     stop = _Stop()
-    with path.open("rb") as file:
-        image = read_partial(file, stop)
+    with path.open("rb", buffering=0) as file:
+        image, source = opened(file, stop)
         if image.get("SOPClassUID") not in MULTI_FRAME:
-            yield dcmread(path) if stop.has_groups else image
+            if stop.has_groups:
+                file.seek(0)
+                image, _ = opened(file, lambda *_: False)
+            yield image
             return
-        source = image.buffer or file  # the one where it was deflated
         groups = _groups(image)
         pixels = _Pixels(source, image, len(groups))
         shared = (image.get(_GROUPS[0]) or [Dataset()])[0]

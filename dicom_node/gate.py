@@ -9,17 +9,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydicom import uid
 
+from dicom_node import codestream
+from dicom_node.part10 import LARGEST
 from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pydicom.dataset import Dataset
 
     from runtime.types import Plane
 
 MULTI_FRAME = (uid.EnhancedCTImageStorage, uid.LegacyConvertedEnhancedCTImageStorage)
 CT_IMAGES = (uid.CTImageStorage, *MULTI_FRAME)
+SHAPE = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")
 ALWAYS_LOSSY = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit)
 PERHAPS_LOSSY = (uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K)
+MOST_PIXELS = 1 << 22  # of a frame: 2048 x 2048 is the largest matrix of any CT
 AXIAL_COSINE = 0.8  # a gantry tilts by 30 degrees (0.87); a coronal or sagittal reformat is far below
 
 
@@ -36,17 +42,28 @@ class Reason(StrEnum):
     NO_FUNCTIONAL_GROUPS = "a multi-frame image without functional groups of each of its frames"
     NO_GEOMETRY = "no ImagePositionPatient, ImageOrientationPatient or PixelSpacing"
     TRUNCATED = "a truncated file: it ends before its pixels do"
+    TOO_LARGE = "larger, or nested deeper, than any CT image"
     NO_DECODER = "compressed in a way that no installed decoder reads"
     UNREADABLE = "a file or pixels that are damaged"
     LETHAL = "its analysis ended the worker three times"
     BAD_GEOMETRY = "slices that make no stack"
     MIXED_SIZES = "slices of different matrix sizes"
     TOO_FEW_SLICES = "too few slices"
+    BONE_KERNEL = "a bone kernel, and the study has the same slices for soft tissue"
 
     @property
     def of_another_kind(self) -> bool:
         """True where the image was never a slice of the head: leaving it out leaves nothing out."""
         return self in (Reason.NOT_CT, Reason.LOCALIZER, Reason.DERIVED, Reason.NOT_AXIAL)
+
+    def leaves_out_a_head(self, missing: Sequence[str]) -> bool:
+        """Whether somebody may take the series for a head that was analysed: then the archive gets a notice.
+
+        A few slices are a scanner's test or a contrast bolus, unless some of the series are `missing`.
+        """
+        if self is Reason.TOO_FEW_SLICES:
+            return bool(missing)
+        return not self.of_another_kind and self is not Reason.BONE_KERNEL
 
 
 class NotAnalysed(ScansideError):
@@ -91,6 +108,34 @@ def check_kind(image: Dataset, max_lossy_ratio: float = 1.0) -> None:
         raise NotAnalysed(Reason.NO_RESCALE)
     if str(image.get("RescaleType") or "HU").upper() not in ("HU", "US"):  # US: unspecified, as older scanners write it
         raise NotAnalysed(Reason.DERIVED, f"RescaleType {image.RescaleType}")
+
+
+def check_size(image: Dataset) -> None:
+    """Turn away pixels that are not there or would fill the memory, before anything is decoded.
+
+    A decoder allocates what a compressed frame claims, and only then finds out that nothing follows.
+
+    Raises
+    ------
+    NotAnalysed
+    Exception : whatever pydicom raises on numbers that are none
+
+    """
+    rows, columns, samples, bits = (int(image[name].value) for name in SHAPE)
+    frames = int(image.get("NumberOfFrames") or 1)
+    size = f"{frames} frame{'s' * (frames != 1)} of {columns} x {rows}"
+    needed = (frames * rows * columns * samples * bits + 7) // 8
+    if rows * columns > MOST_PIXELS or needed > LARGEST:
+        raise NotAnalysed(Reason.TOO_LARGE, size)
+    if samples != 1:  # PS3.3 C.8.2.1.1
+        raise NotAnalysed(Reason.NOT_CT, f"{samples} samples per pixel")
+    if not image.file_meta.TransferSyntaxUID.is_encapsulated:
+        if len(image.PixelData) < needed:
+            raise NotAnalysed(Reason.TRUNCATED)
+        return
+    claimed = {codestream.size(frame, image.file_meta.TransferSyntaxUID) for frame in codestream.frames(image, frames)}
+    if claimed - {None, (rows, columns, samples)}:
+        raise NotAnalysed(Reason.UNREADABLE, "a compressed frame of another size than the image says")
 
 
 def _is_lossy(image: Dataset) -> bool:

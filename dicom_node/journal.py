@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     Execute = Callable[..., sqlite3.Cursor]
 
-Role = Literal["sr", "sc", "seg"]  # in the order of sending: what a reader needs first, and the largest last
+# in the order of sending: what a reader needs first, and the largest last
+Role = Literal["notice", "sr", "sc", "seg"]
 
 
 class JournalError(ScansideError):

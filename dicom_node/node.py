@@ -360,6 +360,7 @@ def _opening(config: Config) -> dict[str, Any]:
         "min_slices": config.series.min_slices,
         "min_coverage_mm": config.series.min_coverage_mm,
         "max_lossy_ratio": config.series.max_lossy_ratio,
+        "bone_kernels": config.series.bone_kernels,
         "triage": [rule.model_dump(mode="json") for rule in config.triage],
         "log_level": config.log.level,
         "log_format": config.log.format,

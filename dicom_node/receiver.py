@@ -47,9 +47,10 @@ STATUSES = {
     SUCCESS: "the instance is on the disk, or the same content was already",
     OUT_OF_RESOURCES: "less than node.free_floor_gb is free, the object is larger than node.max_instance_mb, or the "
     "disk failed; it may be sent again later",
-    DOES_NOT_MATCH: "StudyInstanceUID, SeriesInstanceUID or SOPInstanceUID is missing, or SOPInstanceUID is not that "
-    "of the request",
-    CANNOT_UNDERSTAND: "the bytes are no data set in the transfer syntax that was agreed upon",
+    DOES_NOT_MATCH: "StudyInstanceUID, SeriesInstanceUID or SOPInstanceUID is missing from the first 4 MiB, or "
+    "SOPInstanceUID is not that of the request",
+    CANNOT_UNDERSTAND: "the bytes are no data set in the transfer syntax that was agreed upon, or sequences nested "
+    "without end",
     UID_TAKEN: "the SOPInstanceUID is taken by another content: this one is kept in quarantine, the first is analysed",
     INTERNAL_ERROR: "a fault of the node, in its log",
     UNRECOGNISED_OPERATION: "the service has no such operation",

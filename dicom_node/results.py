@@ -12,7 +12,7 @@ import structlog
 from pydicom import dcmwrite
 from pydicom.config import disable_value_validation
 
-from dicom_node import capture, seg, source, sr
+from dicom_node import capture, notice, seg, source, sr
 from dicom_node.uids import Issue
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
-    from runtime.types import Report
+    from runtime.types import ModelIdentity, Report
 
 log = structlog.get_logger(__name__)
 
@@ -38,12 +38,20 @@ class ResultSet:
     seg : Segmentation; None for a negative study, since viewers hang on an empty one
     sr : Comprehensive 3D SR, TID 1500
     sc : Secondary Captures of key slices, the most telling first
+    notice : in place of all these: a page that says why the series was not analysed
 
     """
 
-    seg: Dataset | None
-    sr: Dataset
-    sc: tuple[Dataset, ...]
+    seg: Dataset | None = None
+    sr: Dataset | None = None
+    sc: tuple[Dataset, ...] = ()
+    notice: Dataset | None = None
+
+    def named(self) -> dict[str, Dataset]:
+        """What there is: ``"notice"``, ``"seg"``, ``"sr"``, ``"sc-1"`` and so on."""
+        one_each = {"notice": self.notice, "seg": self.seg, "sr": self.sr}
+        pictures = {f"sc-{number}": image for number, image in enumerate(self.sc, start=1)}
+        return {name: dataset for name, dataset in one_each.items() if dataset is not None} | pictures
 
 
 def build(
@@ -96,17 +104,23 @@ def build(
     return ResultSet(seg=segmentation, sr=document, sc=tuple(images))
 
 
+def build_notice(header: Dataset, reason: str, model: ModelIdentity, *, revision: int, started: datetime) -> ResultSet:
+    """Build what a series gets that was not analysed (`dicom_node.notice`)."""
+    with _quoting_nobody():
+        image = notice.build(header, reason, model, revision=revision, started=started)
+    _forget_the_clock(image)
+    return ResultSet(notice=image)
+
+
 def write(results: ResultSet, folder: Path) -> dict[str, Path]:
     """Write each result to a file of its own: temporary file, fsync, rename, and one fsync of the folder at the end.
 
     Returns
     -------
-    paths by role: ``"seg"`` where there is one, ``"sr"``, ``"sc-1"`` and so on
+    paths by the names of `ResultSet.named`
 
     """
-    datasets = {"seg": results.seg} if results.seg else {}
-    datasets["sr"] = results.sr
-    datasets |= {f"sc-{number}": image for number, image in enumerate(results.sc, start=1)}
+    datasets = results.named()
     folder.mkdir(parents=True, exist_ok=True)
     paths = {}
     with _quoting_nobody():

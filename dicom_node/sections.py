@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from dicom_node.journal import Role
+from dicom_node.kernel import BONE_KERNELS
 
 Confirm = Literal["no", "commitment", "query"]
 Level = Literal["critical", "urgent", "routine"]
@@ -43,6 +44,14 @@ def _legal_path(path: Any) -> Any:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise ValueError("names a home folder that is not there") from error
+
+
+def _legal_pattern(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"is not a regular expression: {error}") from error
+    return pattern
 
 
 def _any_stands_alone(classes: tuple[str, ...]) -> tuple[str, ...]:
@@ -147,6 +156,12 @@ class Series(Section):
         1.0, ge=1, description="Images that were compressed lossily by more are not analysed, and say so. 1: none is."
     )
 
+    bone_kernels: tuple[Annotated[str, AfterValidator(_legal_pattern)], ...] = Field(
+        BONE_KERNELS,
+        description="ConvolutionKernel of series for bone, as regular expressions. They are analysed last, and not at "
+        "all where the study has the same slices for soft tissue.",
+    )
+
 
 class Tls(Section):
     """PEM files."""
@@ -167,7 +182,8 @@ class Destination(Section):
     results: tuple[Role, ...] = Field(
         get_args(Role),
         min_length=1,
-        description="What it gets: sr (measurements), sc (a picture), seg (masks). Always sent in this order.",
+        description="What it gets: notice (a page instead of results: why a head was not analysed), sr (measurements), "
+        "sc (pictures), seg (masks). Always sent in this order.",
     )
     levels: tuple[Level, ...] = Field(get_args(Level), min_length=1, description="Of which decisions it gets results.")
     confirm: Confirm = Field(

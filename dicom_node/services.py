@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from io import BytesIO
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
-from pydicom.uid import UID
-from pynetdicom.dsutils import decode
 
 from dicom_node.dimse import PROCESSING_FAILURE, RESOURCE_LIMITATION
 from dicom_node.journal import JournalError
+from dicom_node.part10 import read_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -124,7 +122,7 @@ class Gathered:
     """
 
     def __init__(self, peer: Peer, transfer_syntax: str, serve: Callable[[Dataset], Answer]) -> None:
-        self._peer, self._transfer_syntax, self._serve = peer, UID(transfer_syntax), serve
+        self._peer, self._transfer_syntax, self._serve = peer, transfer_syntax, serve
         self._encoded = bytearray()
 
     def write(self, piece: memoryview) -> None:
@@ -134,11 +132,8 @@ class Gathered:
     def finish(self) -> Answer:
         if len(self._encoded) > LONGEST_DATA_SET:
             return Answer(RESOURCE_LIMITATION, f"more than {LONGEST_DATA_SET} bytes")
-        syntax = self._transfer_syntax
         try:
-            return self._serve(
-                decode(BytesIO(self._encoded), syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated)
-            )
+            return self._serve(read_whole(bytes(self._encoded), self._transfer_syntax))
         except (JournalError, OSError) as error:
             log.warning("request_not_kept", association=self._peer.name, reason=str(error))
             return Answer(PROCESSING_FAILURE, "the journal or the spool can't be used")

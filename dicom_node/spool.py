@@ -314,7 +314,9 @@ class Incoming:
         except DataSetError:
             if self._size <= HEAD:
                 raise
-        return part10.identity(self._path.read_bytes()[self._begins :], self._transfer_syntax_uid)
+        with self._path.open("rb") as file:
+            file.seek(self._begins)
+            return part10.identity(file.read(part10.LONGEST_HEAD), self._transfer_syntax_uid)
 
 
 def count(root: Path) -> dict[tuple[str, str], tuple[int, float]]:
@@ -359,8 +361,7 @@ def _claim(incoming: Path, path: Path, sha256: str) -> Outcome:
     try:
         os.link(incoming, path)
     except FileExistsError:
-        _, present = part10.split(path)
-        return Outcome.REPEATED if hashlib.sha256(present).hexdigest() == sha256 else Outcome.CONFLICT
+        return Outcome.REPEATED if part10.digest(path) == sha256 else Outcome.CONFLICT
     return Outcome.NEW
 
 
@@ -374,17 +375,15 @@ def _by_arrival(folder: Path) -> list[Path]:
 
 def _series_of(path: Path) -> tuple[str, str]:
     """StudyInstanceUID and SeriesInstanceUID of a file of ours."""
-    meta, data_set = part10.split(path)
-    return part10.identity(data_set, part10.file_meta(meta)[1])[:2]
+    with path.open("rb") as file:
+        return part10.names(file)[2:4]
 
 
 def read(path: Path) -> Instance:
     """A file of the spool back into its instance."""
-    meta, data_set = part10.split(path)
-    sop_class_uid, transfer_syntax_uid = part10.file_meta(meta)
-    study_uid, series_uid, sop_uid = part10.identity(data_set, transfer_syntax_uid)
-    sha256 = hashlib.sha256(data_set).hexdigest()
-    return Instance(study_uid, series_uid, sop_class_uid, sop_uid, transfer_syntax_uid, path, sha256)
+    with path.open("rb") as file:
+        sop_class_uid, transfer_syntax_uid, *uids = part10.names(file)
+    return Instance(*uids[:2], sop_class_uid, uids[2], transfer_syntax_uid, path, part10.digest(path))
 
 
 def _counts(study: Path) -> dict[str, int]:

@@ -11,8 +11,9 @@ series again.
     -> {"do": "reload", ...}                              as "open"; triage, limits and logging change, nothing else
     -> {"do": "slice", "series": ID, "path": ...}
     <- {"is": "going", "series": ID}     now and then, before the answer on many frames
-    <- {"is": "slice", "series": ID, "path": ..., "planes": [{...} or null], "refusals": [[code, why]]}
-    -> {"do": "close", "series": ID, "folder": ..., "revision": 1, "missing": [...], "predecessor": path or null}
+    <- {"is": "slice", "series": ID, "rank": ..., "path": ..., "planes": [{...} or null], "refusals": [[code, why]]}
+    -> {"do": "close", "series": ID, "folder": ..., "revision": 1, "missing": [...], "predecessor": path or null,
+        "given_up": why no more is tried than a notice, or null, "path": for that}
     <- {"is": "result", "series": ID, "state": ..., "reason": ..., "code": ..., "report": ..., "files": [...]}
 """
 
@@ -39,6 +40,9 @@ from runtime.triage import Rule, check_rules
 
 if TYPE_CHECKING:
     from runtime.bundle import Bundle
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def main() -> None:
@@ -88,7 +92,7 @@ def _rules(opening: dict[str, Any], bundle: Bundle) -> list[Rule]:
 
 
 def _limits(opening: dict[str, Any]) -> dict[str, Any]:
-    return {name: opening[name] for name in ("min_slices", "min_coverage_mm", "max_lossy_ratio")}
+    return {name: opening[name] for name in ("min_slices", "min_coverage_mm", "max_lossy_ratio", "bone_kernels")}
 
 
 def _read(source: IO[str], requests: queue.SimpleQueue[dict[str, Any] | None]) -> None:
@@ -113,7 +117,8 @@ def _serve(analyser: Analyser, requests: queue.SimpleQueue[dict[str, Any] | None
             continue
         name = request["series"]
         if request["do"] == "close":
-            outcome = _close(analyser, open_series.pop(name, Series()), request)
+            series = open_series.pop(name, Series())
+            outcome = _given_up(analyser, request) if request["given_up"] else _close(analyser, series, request)
             _say(answers, {"is": "result", "series": name, **_outcome(outcome)})
             continue
         paths = [Path(request["path"])]
@@ -121,7 +126,7 @@ def _serve(analyser: Analyser, requests: queue.SimpleQueue[dict[str, Any] | None
             paths.append(Path(waiting.popleft()["path"]))  # what waits already goes together; nothing is waited for
         series = open_series.setdefault(name, Series())
         for seen in analyser.feed(series, paths, lambda name=name: _say(answers, {"is": "going", "series": name})):
-            _say(answers, {"is": "slice", "series": name, **_seen(seen)})
+            _say(answers, {"is": "slice", "series": name, **_seen(seen, series)})
 
 
 def _is_slice(request: dict[str, Any], series: str) -> bool:
@@ -135,11 +140,25 @@ def _close(analyser: Analyser, series: Series, request: dict[str, Any]) -> Outco
         revision=request["revision"],
         missing=request["missing"],
         predecessor=Path(request["predecessor"]) if request["predecessor"] else None,
+        siblings=_siblings(series),
     )
 
 
-def _seen(seen: Seen) -> dict[str, Any]:
+def _siblings(series: Series) -> Iterator[list[Path]]:
+    """Files of the other series of a study in the spool."""
+    for here in {path.parent for path in series.files}:
+        yield from (list(folder.glob("*.dcm")) for folder in here.parent.iterdir() if folder != here)
+
+
+def _given_up(analyser: Analyser, request: dict[str, Any]) -> Outcome:
+    return analyser.give_up(
+        request["given_up"], [Path(request["path"])], Path(request["folder"]), revision=request["revision"]
+    )
+
+
+def _seen(seen: Seen, series: Series) -> dict[str, Any]:
     return {
+        "rank": series.rank,
         "path": str(seen.path),
         "planes": [None if isinstance(one, NotAnalysed) else dataclasses.asdict(one) for one in seen.images],
         "refusals": [(refusal.reason.name, str(refusal)) for refusal in seen.refusals],

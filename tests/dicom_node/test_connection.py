@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 from hypothesis import given, settings
@@ -19,7 +19,7 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotific
 from pynetdicom.sop_class import CTImageStorage, StorageCommitmentPushModel, Verification
 from structlog.testing import capture_logs
 
-from dicom_node import acceptor, dimse
+from dicom_node import acceptor, connection, dimse
 from dicom_node.dimse import Command, CommandError, Request
 from tests.dicom_node.storage import SERIES, Recorder, encoded, image, receiving
 
@@ -50,6 +50,10 @@ def request(*sop_classes) -> bytes:
     length.maximum_length_received, implementation.implementation_class_uid = 16384, "1.2.3"
     asked.user_information = [length, implementation]
     return A_ASSOCIATE_RQ(asked).encode()
+
+
+def items(kind: int, body: bytes, times: int = 1) -> bytes:
+    return (struct.pack(">BxH", kind, len(body)) + body) * times
 
 
 class Peer:
@@ -154,10 +158,11 @@ def test_messages_follow_one_another_in_pieces_of_any_size(receiver, intake):
         b"GET / HTTP/1.1\r\nHost: scanside\r\n\r\n",
         struct.pack(">BxL", 1, 1 << 30),
         struct.pack(">BxL", 1, 40) + bytes(40),
+        request(CTImageStorage).replace(b"\x30\0\0\x19", b"\x40\0\0\x19"),
         struct.pack(">BxL", 4, 10) + bytes(10),
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500),
     ],
-    ids=["HTTP", "a request of a gigabyte", "a request of zeros", "data at once", "TLS"],
+    ids=["HTTP", "a request of a gigabyte", "a request of zeros", "a context of nothing", "data at once", "TLS"],
 )
 def test_what_asks_for_no_association_is_aborted_and_named(receiver, intake, sent):
     with capture_logs() as events:
@@ -202,6 +207,134 @@ def test_what_is_no_message_ends_the_association_and_no_other(receiver, intake, 
     (event,) = [event for event in events if event["event"] == "connection_ended"]
     assert event["peer"].startswith("CT01@127.0.0.1:")
     assert re.search(reason, event["reason"])
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        (struct.pack(">BxL", 4, 0xFFFFFFFF) + value(b"x" * 100_000, 3), 6),
+        (struct.pack(">BxL", 4, 131073), 6),
+        (struct.pack(">BxL", 4, 100) + value(bytes(200), 1), 6),
+        (struct.pack(">BxL", 0x63, 4) + bytes(4), 2),
+        (struct.pack(">BxL", 2, 1 << 31), 2),
+        (struct.pack(">BxL", 4, 6) + value(b"", 3, context=5), 6),
+        (struct.pack(">BxL", 4, 0x7FFF) + value(store(), 3, context=1) + value(b"pixels", 2, context=3), 6),
+        (struct.pack(">BxL", 4, 0x7FFF) + value(b"pixels", 2) + value(store(), 3), 6),
+    ],
+    ids=[
+        "4 GB", "one byte more than agreed", "a value across the PDU's end", "an unknown type", "an answer of 2 GB",
+        "a context that was not accepted", "data in another context", "data before its command",
+    ],
+)  # fmt: skip
+def test_every_bad_pdu_is_answered_with_an_abort_that_says_why(receiver, intake, sent, code):
+    """Also where the peer goes on sending: what is closed with bytes unread destroys what the other side has not."""
+    with capture_logs() as events, associated(receiver, CTImageStorage, Verification) as peer:
+        peer.socket.sendall(sent + bytes(1 << 20))
+        assert peer.receive() == (ABORT, bytes([0, 0, 2, code]))
+        intake.wait(lambda intake: intake.ended() == [False])
+        with associated(receiver) as other:
+            other.message(asked(Request.C_ECHO), context=3)
+            assert other.answer().field == 0x8030
+    assert {event["event"] for event in events if event["log_level"] in ("warning", "error")} == {"connection_ended"}
+
+
+@pytest.mark.parametrize("place", ["request", "PDU", "data set"])
+def test_what_breaks_off_leaves_nothing(receiver, intake, tmp_path, place):
+    with capture_logs() as events:
+        if place == "request":
+            peer = Peer(receiver.port)
+            peer.socket.sendall(request(CTImageStorage)[:-1])
+            peer.socket.shutdown(socket.SHUT_WR)
+            assert peer.receive() == (0, b"")
+            peer.socket.close()
+        else:
+            with associated(receiver) as peer:
+                peer.send(4, value(store(), 3))
+                whole = struct.pack(">BxL", 4, 5006) + value(bytes(5000), 2)
+                peer.socket.sendall(whole[: 5 if place == "PDU" else 500])
+                peer.socket.shutdown(socket.SHUT_WR)
+                assert peer.receive() == (0, b"")
+            intake.wait(lambda intake: intake.ended() == [False])
+    assert {event["log_level"] for event in events} <= {"info"}
+    assert not list((tmp_path / "spool" / "incoming").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("contexts", "syntaxes", "users", "answer"),
+    [(128, 100, 10_000, 2), (128, 1, 0, 2), (15_000, 1, 1, ABORT), (1, 40_000, 1, ABORT)],
+    ids=["128 contexts, 10,000 sub-items", "no user information", "15,000 contexts", "more than a megabyte"],
+)
+def test_requests_of_any_length_are_answered(receiver, contexts, syntaxes, users, answer):
+    """PS3.8 section 9.3.2: contexts have odd numbers up to 255."""
+    wanted = items(0x30, CTImageStorage.encode()) + items(0x40, ExplicitVRLittleEndian.encode(), min(syntaxes, 2000))
+    body = struct.pack(">Hxx16s16s32x", 1, b"SCANSIDE".ljust(16), b"CT01".ljust(16)) + items(
+        0x10, b"1.2.840.10008.3.1.1.1"
+    )
+    body += b"".join(items(0x20, bytes([2 * n + 1 & 0xFF, 0, 0, 0]) + wanted) for n in range(contexts))
+    about = items(0x51, struct.pack(">L", 16384)) + items(0x52, b"1.2.3") + items(0x55, b"x", users)
+    body += items(0x50, about) if users else b""
+    with capture_logs() as events:
+        peer = Peer(receiver.port)
+        peer.send(1, body + bytes(1 << 20 if syntaxes == 40_000 else 0))
+        kind, told = peer.receive()
+        peer.socket.close()
+    assert kind == answer
+    if kind == 2:
+        accepted = A_ASSOCIATE_AC()
+        accepted.decode(struct.pack(">BxL", kind, len(told)) + told)
+        assert len(accepted.to_primitive().presentation_context_definition_results_list) == contexts
+    assert not [event for event in events if event["log_level"] == "error"]
+
+
+def test_drips_hold_no_place(receiver, intake, monkeypatch):
+    """A byte now and then is no sign of life: a request, and then a PDU, has to be here in time."""
+    monkeypatch.setattr(connection, "ARTIM_S", 0.4)
+    monkeypatch.setattr(connection, "STALL_S", 0.4)
+    with capture_logs() as events:
+        peer = Peer(receiver.port)
+        assert drip(peer, request(CTImageStorage)) < len(request(CTImageStorage))
+        assert peer.receive() == (0, b"")
+        peer.socket.close()
+        with associated(receiver) as peer:
+            pdu = struct.pack(">BxL", 4, len(store()) + 6) + value(store(), 3)
+            assert drip(peer, pdu) < len(pdu)
+            assert peer.receive() == (ABORT, bytes([0, 0, 2, 0]))
+        intake.wait(lambda intake: intake.ended() == [False])
+    assert [event["reason"] for event in events if event["event"] == "connection_ended"] == [
+        "silent in the middle of a message"
+    ]
+
+
+def drip(peer, content: bytes) -> int:
+    """Send byte by byte, each long before the last would have timed out; how many until the other side had enough."""
+    for count in range(len(content)):
+        peer.socket.sendall(content[count : count + 1])
+        peer.socket.settimeout(0.02)
+        with suppress(TimeoutError):
+            if len(peer.socket.recv(1, socket.MSG_PEEK)) in (0, 1):
+                peer.socket.settimeout(10)
+                return count
+    return len(content)
+
+
+def test_who_waits_for_the_end_is_counted_and_told_to_leave(receiver, intake, monkeypatch):
+    """A peer that never closes what was rejected or aborted keeps a thread for a moment, and never more than some."""
+    monkeypatch.setattr(acceptor, "MOST_WAITING", 8)
+    monkeypatch.setattr(connection, "LINGER_S", 30)
+    before = threading.active_count()
+    with ExitStack() as crowd:
+        for _ in range(40):
+            peer = Peer(receiver.port)
+            crowd.callback(peer.socket.close)
+            peer.socket.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert peer.receive()[0] == ABORT
+        deadline = time.monotonic() + 10
+        while threading.active_count() > before + 8 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert threading.active_count() <= before + 8
+        with associated(receiver) as peer:
+            peer.message(store(), encoded(image()))
+            assert peer.answer().number(dimse.STATUS) == 0
 
 
 def test_an_object_over_the_limit_is_refused_before_it_is_here(receiver, intake, tmp_path):

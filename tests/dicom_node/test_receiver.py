@@ -330,7 +330,7 @@ def test_other_content_under_a_taken_uid_fails_and_the_first_stays(tmp_path, rec
         (lambda data_set: data_set.replace(b"\x20\x00\x0d\x00UI", b"\x20\x00\x0c\x00UI"), 0xA900, "(0020,000D)"),
         (lambda data_set: data_set[:30], 0xA900, "(0020,000D)"),
         (lambda data_set: data_set[: data_set.index(b"\x20\x00\x0e\x00UI") + 12], 0xC000, "within (0020,000E)"),
-        (lambda _: NESTED, 0xC000, "no data set in Explicit VR Little Endian"),
+        (lambda _: NESTED, 0xC000, "sequences nested without end"),
     ],
     ids=[
         "another instance",

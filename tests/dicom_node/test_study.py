@@ -1,0 +1,170 @@
+"""Studies of several series: which comes first, which is left out, and what the archive is told of that."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from pydicom import dcmread
+from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
+
+from dicom_node import folder as folders
+from dicom_node.analysis import Analyser
+from dicom_node.journal import Journal, SeriesState
+from dicom_node.scanner import push
+from dicom_node.supervisor import Supervisor
+from runtime.bundle import open_bundle
+from runtime.session import open_session
+from tests.dicom_node.conftest import Pushable, config_for, running, wait_until
+
+if TYPE_CHECKING:
+    from dicom_node.journal import SeriesRecord
+    from dicom_node.node import Node
+    from dicom_node.pacs import Pacs
+
+
+def again(paths: list[Path], folder: Path, *, every: int = 1, **changed: object) -> list[Path]:
+    """The same slices as another series of the study; None takes an attribute away."""
+    folder.mkdir(parents=True)
+    series_uid = generate_uid()
+    written = []
+    for path in paths[::every]:
+        image = dcmread(path)
+        image.SeriesInstanceUID, image.SOPInstanceUID = series_uid, generate_uid()
+        image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
+        for keyword, value in changed.items():
+            if value is None:
+                delattr(image, keyword)
+            else:
+                setattr(image, keyword, value)
+        image.save_as(folder / path.name)
+        written.append(folder / path.name)
+    return written
+
+
+def scan(paths: list[Path], node: Node) -> None:
+    told = push(paths, ("127.0.0.1", node.port), calling_ae="CT1", called_ae="SCANSIDE")
+    assert not told.failed
+
+
+def series_uid(paths: list[Path]) -> str:
+    return str(dcmread(paths[0], stop_before_pixels=True).SeriesInstanceUID)
+
+
+def records(node: Node, count: int) -> dict[str, SeriesRecord]:
+    """By SeriesInstanceUID, once there are so many."""
+
+    def read() -> dict[str, SeriesRecord]:
+        journal = Journal(node.config.node.folder / "journal.sqlite", read_only=True)
+        try:
+            return {record.series_uid: record for record in journal.series()}
+        finally:
+            journal.close()
+
+    wait_until(lambda: len(read()) == count, f"{count} results")
+    return read()
+
+
+def test_a_series_for_bone_is_not_analysed_where_the_study_has_it_for_soft_tissue(
+    bleeding: Pushable, node: Node, pacs: Pacs, tmp_path: Path
+):
+    bone = again(bleeding.paths, tmp_path / "bone", ConvolutionKernel="H60s")
+    scan([path for pair in zip(bone, bleeding.paths, strict=True) for path in pair], node)
+    found = records(node, 2)
+    assert found[series_uid(bleeding.paths)].state is SeriesState.ANALYSED
+    turned_away = found[series_uid(bone)]
+    assert (turned_away.state, turned_away.reason) == (
+        SeriesState.NOT_ANALYSED,
+        "a bone kernel, and the study has the same slices for soft tissue",
+    )
+    wait_until(lambda: len(pacs.received) > 3, "results for soft tissue")
+    assert notices(pacs) == []
+
+
+@pytest.mark.parametrize("other", ["half of the head", "another frame of reference", "reformatted"])
+def test_a_series_for_bone_is_analysed_where_nothing_replaces_it(
+    bleeding: Pushable, node: Node, tmp_path: Path, other: str
+):
+    bone = again(bleeding.paths, tmp_path / "bone", ConvolutionKernel="BONEPLUS")
+    half = bleeding.paths[: len(bleeding.paths) // 2]
+    soft = {
+        "half of the head": lambda: again(half, tmp_path / "soft"),
+        "another frame of reference": lambda: again(bleeding.paths, tmp_path / "soft", FrameOfReferenceUID="1.2.3"),
+        "reformatted": lambda: again(bleeding.paths, tmp_path / "soft", ImageType=["DERIVED", "SECONDARY", "MPR"]),
+    }[other]()
+    scan(soft + bone, node)
+    assert records(node, 2)[series_uid(bone)].state is SeriesState.ANALYSED
+
+
+def test_the_same_rule_without_a_network(bleeding: Pushable, tmp_path: Path):
+    again(bleeding.paths, tmp_path / "in" / "a bone", ConvolutionKernel="FC81")
+    again(bleeding.paths, tmp_path / "in" / "b soft", ConvolutionKernel="FC26")
+    bundle = open_bundle()
+    session = open_session(bundle, "onnxruntime")
+    analyser = Analyser(bundle, session, (), min_slices=5, min_coverage_mm=0, max_batch=4)
+    series, _ = folders.find(tmp_path / "in")
+    done = folders.analyse(analyser, series, tmp_path / "out", lambda _: None)
+    assert {one.outcome.code for one in done} == {None, "BONE_KERNEL"}
+
+
+def test_soft_tissue_and_thick_slices_are_analysed_first(bleeding: Pushable, node: Node, tmp_path: Path):
+    """Sent last, and done first: the others wait in the queue meanwhile."""
+    bone = again(bleeding.paths, tmp_path / "bone", ConvolutionKernel="H60s", FrameOfReferenceUID="1.2.3")
+    thin = again(bleeding.paths, tmp_path / "thin", SliceThickness="1")
+    thick = again(bleeding.paths, tmp_path / "thick", SliceThickness="5")
+    scan([*bone[:1], *thin[:1], *thick[:1], *bone[1:], *thin[1:], *thick[1:]], node)
+    found = records(node, 3)
+    order = sorted(found, key=lambda uid: found[uid].recorded)
+    assert order == [series_uid(thick), series_uid(thin), series_uid(bone)]
+
+
+def notices(pacs: Pacs) -> list[Path]:
+    images = [path for _, sop_class, path in pacs.received if sop_class == SecondaryCaptureImageStorage]
+    return [path for path in images if "Notice" in dcmread(path).DerivationDescription]
+
+
+def test_the_archive_is_told_of_a_head_that_was_not_analysed(
+    bleeding: Pushable, node: Node, pacs: Pacs, tmp_path: Path
+):
+    spoilt = again(bleeding.paths, tmp_path / "spoilt", RescaleSlope=None)
+    scan(spoilt, node)
+    record = records(node, 1)[series_uid(spoilt)]
+    assert record.state is SeriesState.NOT_ANALYSED
+    wait_until(lambda: notices(pacs), "the notice")
+    told = dcmread(notices(pacs)[0])
+    source = dcmread(spoilt[0])
+    assert (told.StudyInstanceUID, told.PatientID) == (source.StudyInstanceUID, source.PatientID)
+    assert len(pacs.received) == 1
+
+
+@pytest.mark.parametrize("reason", ["few", "derived"])
+def test_the_archive_is_not_told_of_what_nobody_takes_for_a_head(
+    bleeding: Pushable, node: Node, pacs: Pacs, tmp_path: Path, reason: str
+):
+    if reason == "few":
+        paths = again(bleeding.paths[:3], tmp_path / "bolus")
+    else:
+        paths = again(bleeding.paths, tmp_path / "mpr", ImageType=["DERIVED", "SECONDARY", "MPR"])
+    scan(paths, node)
+    assert records(node, 1)[series_uid(paths)].state is SeriesState.NOT_ANALYSED
+    scan(bleeding.paths, node)  # what comes after it is delivered, so it would have been
+    wait_until(lambda: len(pacs.received) > 3, "results of the head")
+    assert notices(pacs) == []
+
+
+def test_a_series_that_kills_three_workers_at_its_end_gets_a_notice(
+    bleeding: Pushable, tmp_path: Path, pacs: Pacs, monkeypatch: pytest.MonkeyPatch
+):
+    dying = (
+        "import os\nfrom dicom_node import results, worker\n"
+        "results.build = lambda *_, **__: os._exit(9)\nworker.main()\n"
+    )
+    monkeypatch.setattr(Supervisor, "command", (sys.executable, "-c", dying))
+    with running(config_for(tmp_path / "node", pacs.port)) as node:
+        scan(bleeding.paths, node)
+        record = records(node, 1)[series_uid(bleeding.paths)]
+        assert record.state is SeriesState.FAILED
+        assert "died 3 times" in record.reason
+        wait_until(lambda: notices(pacs), "the notice")
