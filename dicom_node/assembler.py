@@ -94,10 +94,6 @@ class Assembly:
         """Its folder in the spool, whose last two parts are safe names for study and series."""
         return next(iter(self.paths)).parent
 
-    def forget_partial(self) -> None:
-        """Have `is_partial` look again."""
-        self._partial = (0, False)
-
     @property
     def was_released(self) -> bool | None:
         """Whether the last association that tells something was released, not aborted; None where none tells.
@@ -108,6 +104,10 @@ class Assembly:
             if not released or sum(max(1, len(self.planes.get(path, ()))) for path in self.brought[association]) > 1:
                 return released
         return None
+
+    def forget_partial(self) -> None:
+        """Have `is_partial` look again."""
+        self._partial = (0, False)
 
     def is_partial(self, min_coverage_mm: float) -> bool:
         """Whether slices are missing between or beyond those there are; what makes no stack is not waited for."""
