@@ -166,11 +166,11 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def wait_for(condition) -> None:
-    deadline = time.monotonic() + DEADLINE_S
+def wait_for(condition, deadline_s: float = DEADLINE_S) -> None:
+    deadline = time.monotonic() + deadline_s
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.005)
+        time.sleep(0.02)
 
 
 def all_in(journal: Journal, state: DeliveryState, destination: str = "pacs"):
@@ -259,6 +259,32 @@ def test_a_destination_that_is_down_gets_everything_once_and_in_order_when_it_is
     assert archive.uids == first + second
     assert archive.associations == 1
     assert all_in(journal, DeliveryState.SENT)()
+
+
+def test_an_archive_that_was_down_for_200_studies_gets_each_result_once_over_one_association(journal, serve, run, owe):
+    port = free_port()
+    expected = [uid for number in range(200) for uid in owe(f"1.{number}", "pacs")]
+    run(to(port))
+    wait_for(all_in(journal, DeliveryState.WAITING))
+    archive = Archive()
+    serve(archive, port)
+    wait_for(all_in(journal, DeliveryState.SENT), 120)
+    assert archive.uids == expected
+    assert archive.associations == 1
+
+
+def test_a_slow_archive_delays_no_other_and_is_waited_for(journal, serve, run, owe):
+    def answer(_event) -> int:
+        time.sleep(0.5)
+        return 0x0000
+
+    slow, quick = Archive(answer=answer), Archive()
+    expected = [uid for number in (1, 2) for uid in owe(f"1.{number}", "pacs", "other")]
+    run(to(serve(slow)), to(serve(quick), "other"))
+    wait_for(all_in(journal, DeliveryState.SENT, "other"))
+    assert len(slow.uids) < len(expected)
+    wait_for(all_in(journal, DeliveryState.SENT))
+    assert slow.uids == quick.uids == expected
 
 
 def test_a_new_result_takes_along_what_waits(journal, serve, run, owe, monkeypatch):
