@@ -152,7 +152,7 @@ class _Pixels:
         begins, size = file.tell(), file.seek(0, 2)
         if self._is_encapsulated:
             file.seek(begins)
-            self._parts = _frames_of(file, _items(file, size), count)
+            self._parts = _frames_of(file, _items(file), count)
             return
         if length == _UNDEFINED:
             raise NotAnalysed(Reason.UNREADABLE, "pixel data that are not compressed and tell no length")
@@ -175,7 +175,7 @@ class _Pixels:
         )
 
 
-def _items(file: BinaryIO, size: int) -> list[tuple[int, int]]:
+def _items(file: BinaryIO) -> list[tuple[int, int]]:
     """Offset and length of each item of encapsulated pixel data: the basic offset table, then fragments (PS3.5 A.4)."""
     items = []
     while True:
@@ -189,8 +189,7 @@ def _items(file: BinaryIO, size: int) -> list[tuple[int, int]]:
         if tag != _ITEM or length == _UNDEFINED:
             raise NotAnalysed(Reason.UNREADABLE, "what should be a fragment of pixel data is none")
         items.append((file.tell(), length))
-        if file.seek(length, 1) > size:
-            raise NotAnalysed(Reason.TRUNCATED)
+        file.seek(length, 1)
     return items
 
 

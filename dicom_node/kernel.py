@@ -10,13 +10,12 @@ import re
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pydicom import dcmread
-from pydicom.uid import CTImageStorage
 
-from dicom_node.gate import NotAnalysed, Reason
+from dicom_node import frames
+from dicom_node.gate import CT_IMAGES, NotAnalysed, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from pydicom.dataset import Dataset
@@ -31,14 +30,6 @@ BONE_KERNELS = (
     r"D|E|F|L|Y[A-D]",  # Philips; UA to UC are for the brain
 )
 ENOUGH_MM = 5.0  # thicker is no better
-_LOOKED_AT = [
-    "SOPClassUID",
-    "ImageType",
-    "ConvolutionKernel",
-    "FrameOfReferenceUID",
-    "ImageOrientationPatient",
-    "ImagePositionPatient",
-]
 COVERED = 0.95  # of a bone series' extent: reconstructions of one scan differ by a slice
 
 
@@ -64,7 +55,7 @@ def check_needed(series: Series, siblings: Iterable[Sequence[Path]], patterns: S
     Parameters
     ----------
     series : for bone
-    siblings : files of each other series of the study; multi-frame images are not looked into
+    siblings : files of each other series of the study
     patterns : as of `is_bone`
 
     Raises
@@ -77,26 +68,26 @@ def check_needed(series: Series, siblings: Iterable[Sequence[Path]], patterns: S
     places = [float(normal @ np.asarray(one.origin_lps)) for one in series.planes.values()]
     frame_of_reference = header.get("FrameOfReferenceUID")
     for paths in siblings:
-        found = [at for path in paths if (at := _soft_place(path, frame_of_reference, normal, patterns)) is not None]
+        found = [at for path in paths for at in _soft_places(path, frame_of_reference, normal, patterns)]
         if len(found) > 1:
             both = min(max(found), max(places)) - max(min(found), min(places))
             if both >= COVERED * (max(places) - min(places)):
                 raise NotAnalysed(Reason.BONE_KERNEL)
 
 
-def _soft_place(
+def _soft_places(
     path: Path, frame_of_reference: str | None, normal: np.ndarray, patterns: Sequence[str]
-) -> float | None:
-    """Where an original slice for soft tissue lies along a normal, in mm; None for any other file."""
+) -> Iterator[float]:
+    """Where the original slices for soft tissue of a file lie along a normal, in mm."""
     try:
-        image = dcmread(path, stop_before_pixels=True, specific_tags=_LOOKED_AT)
-        orientation = np.array(image.ImageOrientationPatient, dtype=float)
-        position = np.array(image.ImagePositionPatient, dtype=float)
-        kind = list(image.ImageType)
+        for image in frames.read(path):
+            orientation = np.array(image.ImageOrientationPatient, dtype=float)
+            position = np.array(image.ImagePositionPatient, dtype=float)
+            kind = list(image.ImageType)
+            measured = kind[0] not in ("DERIVED", "MIXED") and "LOCALIZER" not in kind
+            fits = image.SOPClassUID in CT_IMAGES and image.get("FrameOfReferenceUID") == frame_of_reference
+            parallel = np.allclose(np.cross(orientation[:3], orientation[3:]), normal, atol=1e-2)
+            if measured and fits and parallel and not is_bone(image, patterns):
+                yield float(normal @ position)
     except Exception:  # noqa: BLE001  # pydicom raises anything on bytes that are no DICOM: not a slice, then
-        return None
-    fits = image.get("SOPClassUID") == CTImageStorage and image.get("FrameOfReferenceUID") == frame_of_reference
-    parallel = orientation.shape == (6,) and np.allclose(np.cross(orientation[:3], orientation[3:]), normal, atol=1e-2)
-    if not fits or not parallel or kind[0] == "DERIVED" or "LOCALIZER" in kind or is_bone(image, patterns):
-        return None
-    return float(normal @ position)
+        return

@@ -10,16 +10,21 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 
+from dicom_node import decode, enhanced, kernel
 from dicom_node import folder as folders
-from dicom_node.analysis import Analyser
+from dicom_node.analysis import Analyser, Series
+from dicom_node.gate import NotAnalysed
 from dicom_node.journal import Journal, SeriesState
 from dicom_node.scanner import push
 from dicom_node.supervisor import Supervisor
 from runtime.bundle import open_bundle
 from runtime.session import open_session
+from tests.dicom_node import multiframe
 from tests.dicom_node.conftest import Pushable, config_for, running, wait_until
 
 if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
     from dicom_node.journal import SeriesRecord
     from dicom_node.node import Node
     from dicom_node.pacs import Pacs
@@ -107,6 +112,25 @@ def test_the_same_rule_without_a_network(bleeding: Pushable, tmp_path: Path):
     series, _ = folders.find(tmp_path / "in")
     done = folders.analyse(analyser, series, tmp_path / "out", lambda _: None)
     assert {one.outcome.code for one in done} == {None, "BONE_KERNEL"}
+
+
+def test_frames_for_bone_are_not_analysed_where_other_frames_are_for_soft_tissue(bleeding: Pushable, tmp_path: Path):
+    (soft,) = enhanced.write(bleeding.phantom.slices, tmp_path / "soft", tilt_deg=12)
+    (bone,) = enhanced.write(bleeding.phantom.slices, tmp_path / "bone", tilt_deg=12)
+
+    def sharpen(image: Dataset) -> None:
+        image.SeriesInstanceUID, image.SOPInstanceUID = "1.2.3.4", "1.2.3.5"
+        image.SharedFunctionalGroupsSequence[0].CTReconstructionSequence[0].ConvolutionKernel = "BONEPLUS"
+
+    multiframe.changed(bone, sharpen)
+    series = Series()
+    for header, slice_ in decode.read(bone):
+        series.add(bone, header, slice_)
+    kernel.check_needed(series, [[bone]], kernel.BONE_KERNELS)
+    with pytest.raises(NotAnalysed, match="a bone kernel"):
+        kernel.check_needed(series, [[soft]], kernel.BONE_KERNELS)
+    multiframe.changed(soft, lambda image: setattr(image, "FrameOfReferenceUID", "1.2.3"))
+    kernel.check_needed(series, [[soft]], kernel.BONE_KERNELS)
 
 
 def test_soft_tissue_and_thick_slices_are_analysed_first(bleeding: Pushable, node: Node, tmp_path: Path):
