@@ -32,6 +32,7 @@ class Code:
 APPLICATION_ACTIVITY = Code("110100", "Application Activity")
 BEGIN_TRANSFERRING = Code("110102", "Begin Transferring DICOM Instances")
 INSTANCES_TRANSFERRED = Code("110104", "DICOM Instances Transferred")
+STUDY_DELETED = Code("110105", "DICOM Study Deleted")
 SECURITY_ALERT = Code("110113", "Security Alert")
 # CID 401, Audit Event Type Code
 APPLICATION_START, APPLICATION_STOP = Code("110120", "Application Start"), Code("110121", "Application Stop")
@@ -127,8 +128,10 @@ def compose(
 
 
 def study(uid: str, classes: Mapping[str, int]) -> Element:
-    """A study, and how many instances by their SOP Class UIDs."""
+    """A study, and how many instances by their SOP Class UIDs, where that is known."""
     made = _object(uid, STUDY_UID, SYSTEM, OF_REPORT)
+    if not classes:
+        return made
     described = SubElement(made, "ParticipantObjectDescription")
     for sop_class, count in sorted(classes.items()):
         described.append(_element("SOPClass", UID=sop_class, NumberOfInstances=str(count)))

@@ -133,6 +133,7 @@ and A.7 (UDP): facility 10, severity 5, MSGID DICOM+RFC3881, no structured data.
   (R), and what went into quarantine (C, minor failure).
 - Begin Transferring DICOM Instances and DICOM Instances Transferred, for results that set out for a destination, and
   that it has (R) or has not taken (R, minor failure): one for each study of a batch.
+- DICOM Study Deleted: a study whose days (`node.keep_days`) are over.
 - Security Alert, Node Authentication: an AE title or an address that is not allowed, TLS that fails.
 - Security Alert, Security or Software Configuration: a reload that changes something.
 

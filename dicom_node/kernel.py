@@ -31,6 +31,7 @@ BONE_KERNELS = (
 )
 ENOUGH_MM = 5.0  # thicker is no better
 COVERED = 0.95  # of a bone series' extent: reconstructions of one scan differ by a slice
+WIDEST_STEP_MM = 10.5  # between slices for soft tissue; a wider one leaves something out
 
 
 def is_bone(header: Dataset, patterns: Iterable[str]) -> bool:
@@ -68,9 +69,9 @@ def check_needed(series: Series, siblings: Iterable[Sequence[Path]], patterns: S
     places = [float(normal @ np.asarray(one.origin_lps)) for one in series.planes.values()]
     frame_of_reference = header.get("FrameOfReferenceUID")
     for paths in siblings:
-        found = [at for path in paths for at in _soft_places(path, frame_of_reference, normal, patterns)]
-        if len(found) > 1:
-            both = min(max(found), max(places)) - max(min(found), min(places))
+        found = sorted(at for path in paths for at in _soft_places(path, frame_of_reference, normal, patterns))
+        if len(found) > 1 and np.diff(found).max() <= WIDEST_STEP_MM:
+            both = min(found[-1], max(places)) - max(found[0], min(places))
             if both >= COVERED * (max(places) - min(places)):
                 raise NotAnalysed(Reason.BONE_KERNEL)
 

@@ -90,7 +90,7 @@ class Node:
         self._commitments = Commitments(
             self._journal, self._spool, self._announced, config.scanners, config.node.ae_title, self._told, identity
         )
-        self._retention = Retention(self._spool, self._journal, folder / "results", config.node.keep_days)
+        self._retention = Retention(self._spool, self._journal, folder / "results", config.node.keep_days, self.trail)
         self._receiver = Receiver(
             ae_title=config.node.ae_title,
             address=config.node.address,

@@ -13,6 +13,7 @@ import structlog
 from dicom_node.journal import JournalError, SeriesState
 from dicom_node.outbox import DELIVERED, Outbox
 from dicom_node.spool import file_name
+from dicom_node.trail import Trail
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,11 +40,14 @@ class Retention:
     spool, journal : what is here, and what became of it
     results : folder of result files
     keep_days : since the last result of a study; None: nothing goes
+    trail : what is audited
 
     """
 
-    def __init__(self, spool: Spool, journal: Journal, results: Path, keep_days: float | None) -> None:
-        self._spool, self._journal, self._results = spool, journal, results
+    def __init__(
+        self, spool: Spool, journal: Journal, results: Path, keep_days: float | None, trail: Trail | None = None
+    ) -> None:
+        self._spool, self._journal, self._results, self._trail = spool, journal, results, trail or Trail()
         self.reload(keep_days)
         self._stopping = Event()
         self._thread = Thread(target=self._run, name="retention", daemon=True)
@@ -66,7 +70,9 @@ class Retention:
             return []
         removed = []
         for study_uid, counts in self._removable(now):
+            patient_id = self._trail.patient_of(self._spool.series(study_uid, next(iter(counts)))[0])
             if self._spool.remove(study_uid, counts):
+                self._trail.removed(study_uid, patient_id)
                 shutil.rmtree(self._results / file_name(study_uid), ignore_errors=True)
                 log.info("study_removed", study=study_uid, instances=sum(counts.values()))
                 removed.append(study_uid)

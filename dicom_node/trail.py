@@ -136,6 +136,14 @@ class Trail:
         for study_uid, transfer in _by_study(items).items():
             self._put(self._sent, audit.INSTANCES_TRANSFERRED, "R", destination, study_uid, transfer, failure)
 
+    def patient_of(self, path: Path) -> str:
+        """PatientID as a file has it; empty where it has none, or is gone: it is never invented. For `removed`."""
+        return _patient_id(path) if self._is_on else ""
+
+    def removed(self, study_uid: str, patient_id: str) -> None:
+        """Take note of a study that is not kept any longer."""
+        self._put(self._removed, study_uid, patient_id)
+
     # how it is told
 
     def _activity(self, when: datetime, kind: audit.Code) -> str:
@@ -175,6 +183,16 @@ class Trail:
             participants=[self._self(role=audit.SOURCE, is_requestor=True), receiver],
             objects=_whose(study_uid, transfer),
             failure=failure,
+        )
+
+    def _removed(self, when: datetime, study_uid: str, patient_id: str) -> str:
+        """Section A.5.3.8."""
+        return self._compose(
+            when,
+            audit.STUDY_DELETED,
+            action="D",
+            participants=[self._self(is_requestor=True)],
+            objects=[audit.study(study_uid, {}), audit.patient(patient_id)],
         )
 
     def _refused(self, when: datetime, address: str, calling_ae: str, reason: str) -> str:
@@ -268,7 +286,6 @@ def _whose(study_uid: str, transfer: _Transfer) -> Collection[Element]:
 
 
 def _patient_id(path: Path) -> str:
-    """PatientID as the file has it; empty where it has none, or is gone: it is never invented."""
     try:
         return str(dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"]).get("PatientID") or "")
     except Exception:  # noqa: BLE001 (pydicom raises anything on a damaged file, and the event is to be told all the same)

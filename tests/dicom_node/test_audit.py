@@ -7,6 +7,7 @@ import socket
 import ssl
 import stat
 import threading
+import time
 from base64 import b64decode
 from collections import Counter
 from collections.abc import Iterator
@@ -24,18 +25,20 @@ from structlog.testing import capture_logs
 
 from dicom_node import check, reload, syslog
 from dicom_node.config import Config, ConfigError, load
+from dicom_node.journal import Journal, SeriesState
 from dicom_node.metrics import Metrics
 from dicom_node.outbox import DeliveryState, OutboxItem
 from dicom_node.pacs import Pacs
+from dicom_node.retention import DAY_S, Retention
 from dicom_node.scanner import push
 from dicom_node.sections import Audit, Destination, Tls
 from dicom_node.services import Peer
-from dicom_node.spool import Instance, Outcome
+from dicom_node.spool import Instance, Outcome, Spool
 from dicom_node.tls import Identity
 from dicom_node.trail import Trail
 from tests.dicom_node.certificates import Authority, Files
 from tests.dicom_node.conftest import Pushable, config_for, running, wait_until
-from tests.dicom_node.storage import Recorder, image, receiving, write
+from tests.dicom_node.storage import SERIES, STUDY, Recorder, encoded, image, receiving, write
 
 SCHEMA = Path(__file__).with_name("audit_message.rng")
 FRAME = re.compile(r"<85>1 (\S+)T\S+\+00:00 \S+ scanside \d+ DICOM\+RFC3881 - \ufeff(<AuditMessage>.*</AuditMessage>)")
@@ -200,6 +203,28 @@ def test_a_message_for_each_association_study_and_outcome(tmp_path: Path):
         ("1.3", "", 1, "C", "4"),
     ]
     assert validated(file) == 6
+
+
+def test_a_study_that_is_removed_is_told_with_whose_it_was(tmp_path: Path):
+    file = tmp_path / "audit.log"
+    spool, journal = Spool(tmp_path / "spool", 0), Journal(tmp_path / "journal.sqlite")
+    slice_ = image(1, PatientID="P9")
+    spool.store(
+        encoded(slice_), sop_class_uid=CTImageStorage, sop_uid=slice_.SOPInstanceUID,
+        transfer_syntax_uid="1.2.840.10008.1.2.1", calling_ae="CT1",
+    )  # fmt: skip
+    journal.record_result(
+        STUDY, SERIES, 1, state=SeriesState.ANALYSED, reason=None, slices=1, report_json=None, files=(), destinations={}
+    )
+    with on(Audit(file=file)) as (trail, _):
+        retention = Retention(spool, journal, tmp_path / "results", keep_days=1, trail=trail)
+        assert retention.sweep(time.time()) == []
+        assert retention.sweep(time.time() + 2 * DAY_S) == [STUDY]
+    journal.close()
+    (removed,) = [one for one in messages(file) if told(one)[0] == "110105"]
+    assert removed.find("EventIdentification").get("EventActionCode") == "D"
+    assert objects(removed) == {"Study Instance UID": STUDY, "Patient Number": "P9"}
+    assert validated(file) == 3
 
 
 def test_what_peers_call_themselves_breaks_neither_line_nor_xml(tmp_path: Path):

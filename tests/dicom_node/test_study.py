@@ -88,7 +88,9 @@ def test_a_series_for_bone_is_not_analysed_where_the_study_has_it_for_soft_tissu
     assert notices(pacs) == []
 
 
-@pytest.mark.parametrize("other", ["half of the head", "another frame of reference", "reformatted"])
+@pytest.mark.parametrize(
+    "other", ["half of the head", "every third slice", "another frame of reference", "reformatted"]
+)
 def test_a_series_for_bone_is_analysed_where_nothing_replaces_it(
     bleeding: Pushable, node: Node, tmp_path: Path, other: str
 ):
@@ -96,6 +98,7 @@ def test_a_series_for_bone_is_analysed_where_nothing_replaces_it(
     half = bleeding.paths[: len(bleeding.paths) // 2]
     soft = {
         "half of the head": lambda: again(half, tmp_path / "soft"),
+        "every third slice": lambda: again(bleeding.paths, tmp_path / "soft", every=3),
         "another frame of reference": lambda: again(bleeding.paths, tmp_path / "soft", FrameOfReferenceUID="1.2.3"),
         "reformatted": lambda: again(bleeding.paths, tmp_path / "soft", ImageType=["DERIVED", "SECONDARY", "MPR"]),
     }[other]()
