@@ -34,7 +34,7 @@ UNDER_WAY = 32  # requests at a time; more would wait in the worker instead of h
 HANG_S = 120.0  # a request that takes longer has hung its worker
 MOST_DEATHS = 3  # workers that one request may take with it
 
-_FIRST = (-1.0,)  # lower than any rank
+_FIRST = (-1.0,)  # before any rank
 
 log = structlog.get_logger(__name__)
 
@@ -122,7 +122,7 @@ class Dispatch:
     def close(self, assembly: Assembly) -> None:
         """Have results made, before any slice that still waits: all of this series' slices have been seen."""
         if self._worker:
-            self._queue(_Request(assembly, None), _FIRST)
+            self._queue(_Request(assembly, None), (*_FIRST, *assembly.rank))
 
     def pump(self, now: float) -> None:
         """Pass on what may be under way; end a worker that has not answered for `HANG_S`."""

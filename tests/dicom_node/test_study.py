@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +12,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 
-from dicom_node import decode, enhanced, kernel
+from dicom_node import decode, dispatch, enhanced, kernel
 from dicom_node import folder as folders
 from dicom_node.analysis import Analyser, Series
 from dicom_node.gate import NotAnalysed
@@ -136,12 +138,26 @@ def test_frames_for_bone_are_not_analysed_where_other_frames_are_for_soft_tissue
     kernel.check_needed(series, [[soft]], kernel.BONE_KERNELS)
 
 
-def test_soft_tissue_and_thick_slices_are_analysed_first(bleeding: Pushable, node: Node, tmp_path: Path):
-    """Sent last, and done first: the others wait in the queue meanwhile."""
+def test_soft_tissue_and_thick_slices_are_analysed_first(
+    bleeding: Pushable, node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Sent last, and done first: a worker that stands still once it has seen one slice of each finds all waiting."""
+    monkeypatch.setattr(dispatch, "UNDER_WAY", 1)
     bone = again(bleeding.paths, tmp_path / "bone", ConvolutionKernel="H60s", FrameOfReferenceUID="1.2.3")
     thin = again(bleeding.paths, tmp_path / "thin", SliceThickness="1")
     thick = again(bleeding.paths, tmp_path / "thick", SliceThickness="5")
-    scan([*bone[:1], *thin[:1], *thick[:1], *bone[1:], *thin[1:], *thick[1:]], node)
+    sent = []
+
+    def halt(one: object) -> None:
+        sent.append(one)
+        if len(sent) == 3:
+            wait_until(lambda: list(node.progress().values()) == [(1, 1)] * 3, "a slice of each")
+            os.kill(node.supervisor.pid, signal.SIGSTOP)
+
+    paths = [*bone[:1], *thin[:1], *thick[:1], *bone[1:], *thin[1:], *thick[1:]]
+    told = push(paths, ("127.0.0.1", node.port), calling_ae="CT1", called_ae="SCANSIDE", on_slice=halt)
+    assert not told.failed
+    os.kill(node.supervisor.pid, signal.SIGCONT)
     found = records(node, 3)
     order = sorted(found, key=lambda uid: found[uid].recorded)
     assert order == [series_uid(thick), series_uid(thin), series_uid(bone)]
