@@ -30,7 +30,7 @@ from dicom_node.dimse import (
     UNRECOGNISED_OPERATION,
     Request,
 )
-from dicom_node.outbox import Outbox, back_off_s
+from dicom_node.outbox import LONGEST_WAIT_S, Outbox, back_off_s
 from dicom_node.sender import PeerError, associate
 from dicom_node.services import Answer, Gathered, Ignored
 
@@ -236,9 +236,12 @@ class Commitments:
             )
 
     def _due(self) -> list[Report]:
+        """Reports to be told now; one that is further away than any wait is: the clock has been set back since."""
+        now = time.time()
         with self._journal.statements() as execute:
             rows = execute(
-                "SELECT * FROM commitment WHERE told IS NULL AND next_try <= ? ORDER BY created", (time.time(),)
+                "SELECT * FROM commitment WHERE told IS NULL AND NOT next_try BETWEEN ? AND ? ORDER BY created",
+                (now, now + LONGEST_WAIT_S),
             ).fetchall()
         return [
             Report(

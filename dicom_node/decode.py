@@ -89,12 +89,13 @@ def hounsfield(image: Dataset) -> NDArray[np.int16]:
 
 
 def _check_whole(image: Dataset) -> None:
-    """Turn away a data set that has ended before its SOP Class UID, which its file meta information has.
+    """Turn away a data set without the SOP Class UID that its file meta information has: it ended before, or is none.
 
     pydicom gives an empty one for a file that breaks off within compressed pixels: without this, no CT image.
     """
-    if max(image.keys(), default=0) < SOP_CLASS_UID and "MediaStorageSOPClassUID" in image.file_meta:
-        raise NotAnalysed(Reason.TRUNCATED)
+    if "SOPClassUID" not in image and "MediaStorageSOPClassUID" in image.file_meta:
+        is_cut = max(image.keys(), default=0) < SOP_CLASS_UID
+        raise NotAnalysed(Reason.TRUNCATED if is_cut else Reason.UNREADABLE)
 
 
 def _refusal(image: Dataset | None, error: Exception) -> NotAnalysed:

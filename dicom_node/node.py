@@ -261,7 +261,7 @@ class Node:
         self._events.put(lambda: self._assembler.announced(series_uids))
 
     def _on_worker(self, message: dict[str, Any]) -> None:
-        if message["worker"] == 1:
+        if message["worker"] == 1 and message["is"] in ("ready", "broken", "died"):
             self._first_answer.put(message)
         if message["is"] == "broken":
             log.error("worker_broken", error=message["error"])

@@ -156,12 +156,15 @@ class Spool:
                 paths = _by_arrival(folder)
                 for path in paths:
                     try:
-                        study_uid, series_uid = _series_of(path)
+                        uids = _series_of(path)
                     except (DataSetError, OSError) as error:
                         log.warning("spool_file_unreadable", path=str(path), reason=str(error))
                         continue
-                    yield study_uid, series_uid, len(paths)
+                    yield *uids, len(paths)
                     break
+                else:  # all are damaged: its names on disk have to do, so that it is told
+                    if paths and not any(name.startswith(HASHED) for name in (study.name, folder.name)):
+                        yield study.name, folder.name, len(paths)
 
     def series(self, study_uid: str, series_uid: str) -> list[Path]:
         """Files of one series, in order of arrival."""

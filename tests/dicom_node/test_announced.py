@@ -280,6 +280,22 @@ def test_a_scanner_with_a_port_of_its_own_is_told_there_until_it_listens(tmp_pat
     assert json.loads(bench.reports()[0]["report"])["failed"] == [[CTImageStorage, "9.9", 0x0112]]
 
 
+@pytest.mark.parametrize("jump_s", [86400, -86400])
+def test_a_clock_that_jumps_by_a_day_holds_no_report_up(tmp_path: Path, monkeypatch, jump_s: int):
+    """Its next try is tomorrow, or was yesterday: it is told now."""
+    bench = Bench(tmp_path, (Scanner(ae_title="CT01", host="127.0.0.1", port=9),))
+    report = commitment.Report("1.2.3", "CT01", (), (("1.2", "1.2.4", 0x0112),))
+    with monkeypatch.context() as patched:
+        patched.setattr(commitment.time, "time", lambda: before + jump_s)
+        before = 1.8e9
+        bench.commitments._keep(report)
+        bench.commitments._postpone(report, "no answer")
+        assert bench.commitments._due() == []
+        patched.setattr(commitment.time, "time", lambda: before)
+        assert [one.transaction_uid for one in bench.commitments._due()] == ["1.2.3"]
+    bench.journal.close()
+
+
 def test_who_leaves_before_its_report_is_owed_it(bench: Bench, held: list[str]):
     """Nobody knows its port, so it has to ask again; the journal says that it was not told."""
     command = dimse.encode(

@@ -17,7 +17,9 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import Comprehensive3DSRStorage, CTImageStorage, SecondaryCaptureImageStorage, SegmentationStorage
 from pynetdicom import AE
+from structlog.testing import capture_logs
 
+from dicom_node.gate import Reason
 from dicom_node.journal import Journal, SeriesState
 from dicom_node.lock import LockedError
 from dicom_node.node import Node
@@ -73,6 +75,7 @@ def faults(path: Path) -> list[str]:
 def test_a_bleed_pushed_by_our_own_scanner_comes_back_as_seg_sr_and_sc(bleeding: Pushable, node: Node, pacs: Pacs):
     scan(bleeding.paths, node)
     report = result(pacs)
+    assert node._first_answer.empty(), "who keeps every answer of a worker grows with every slice"
     assert report["slices"] == len(bleeding.paths)
     assert not report["provisional"], report["missing"]
     assert report["decision"]["level"] == "critical"
@@ -225,6 +228,37 @@ def test_a_node_killed_in_mid_series_resumes_from_the_spool(bleeding: Pushable, 
         assert result(pacs)["slices"] == len(bleeding.paths)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
+
+
+def test_files_that_are_damaged_when_a_node_starts_again_are_told(bleeding: Pushable, tmp_path: Path, pacs: Pacs):
+    """One empty, one garbage, of a whole other series all: the rest is analysed, and nothing goes without a word."""
+    config = config_for(tmp_path / "node", pacs.port, idle_timeout_s=30)
+    half = len(bleeding.paths) // 2
+    alone = dcmread(bleeding.paths[0])
+    alone.SeriesInstanceUID, alone.SOPInstanceUID = "1.2.3.4", "1.2.3.4.1"
+    alone.file_meta.MediaStorageSOPInstanceUID = alone.SOPInstanceUID
+    alone.save_as(tmp_path / "alone.dcm")
+    with running(config) as node:
+        scan([*bleeding.paths[:half], tmp_path / "alone.dcm"], node)
+    kept = sorted((tmp_path / "node" / "spool").glob("*/*/*.dcm"), key=lambda path: path.stat().st_mtime_ns)
+    (other,) = [path for path in kept if path.parent.name == "1.2.3.4"]
+    kept.remove(other)
+    kept[3].write_bytes(b"")
+    kept[5].write_bytes(kept[5].read_bytes()[:400] + bytes(range(256)) * 1000)
+    other.write_bytes(b"garbage")
+    config = config_for(tmp_path / "node", pacs.port, idle_timeout_s=3)
+    with capture_logs() as events, running(config) as node:
+        scan(bleeding.paths[half:], node)
+        report = result(pacs)
+        wait_until(lambda: len(_records(node)) == 2, "a record of both series")
+        records = {record.series_uid: record for record in _records(node)}
+    assert report["slices"] == len(bleeding.paths) - 2
+    assert report["provisional"]
+    for reason in (Reason.TRUNCATED, Reason.UNREADABLE):
+        assert any(f"1 image not analysed: {reason.value}" in one for one in report["missing"]), report["missing"]
+    assert records["1.2.3.4"].state is SeriesState.NOT_ANALYSED
+    assert "damaged" in records["1.2.3.4"].reason
+    assert [event["path"] for event in events if event["event"] == "spool_file_unreadable"] == [str(other)]
 
 
 class serving:  # noqa: N801  # used as a function

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import signal
 import socket
@@ -27,7 +28,7 @@ from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.sop_class import CTImageStorage, Verification
 from structlog.testing import capture_logs
 
-from dicom_node import wire
+from dicom_node import spool, wire
 from dicom_node.receiver import Receiver, ReceiverError
 from dicom_node.scanner import push
 from dicom_node.spool import Spool
@@ -372,6 +373,27 @@ def test_a_full_disk_is_out_of_resources(tmp_path, intake):
     assert [each.status for each in answer.failed] == [0xA700]
     assert "below the floor" in answer.failed[0].reason
     assert intake.stored() == []
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_slice_is_out_of_resources(tmp_path, receiver, intake, monkeypatch):
+    """Half of it is written: nothing stays, the scanner is told, and the next one has room again."""
+    genuine, pieces = spool._write, []
+
+    def full(file, piece):
+        pieces.append(len(piece))
+        if len(pieces) == 4:  # the head of the file is the first
+            file.write(piece[: len(piece) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        genuine(file, piece)
+
+    monkeypatch.setattr(spool, "_write", full)
+    with capture_logs() as events:
+        answer = sent(write(tmp_path / "scanner", image(1, side=512), image(2, side=512)), receiver)
+    assert [(each.sop_uid, each.status) for each in answer.failed] == [(f"{SERIES}.1", 0xA700)]
+    assert [instance.sop_uid for instance in intake.stored()] == [f"{SERIES}.2"]
+    assert len(list((tmp_path / "spool").rglob("*.dcm"))) == 1
+    assert not list((tmp_path / "spool" / "incoming").iterdir())
+    assert "disk_failed" in [event["event"] for event in events]
 
 
 @pytest.mark.parametrize(

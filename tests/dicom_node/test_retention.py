@@ -87,6 +87,17 @@ def test_what_is_delivered_goes_after_its_time_and_not_before(done: Bench):
     assert len(done.journal.series()) == 2  # what became of it stays known
 
 
+def test_a_clock_that_jumps_by_a_day_removes_nothing_that_is_owed(bench: Bench):
+    bench.record()
+    bench.record(f"{SERIES}.9", slices=1)
+    assert bench.sweep(LATER + DAY_S) == []
+    bench.deliver()
+    assert bench.sweep(-DAY_S) == []
+    assert bench.sweep(DAY_S) == []
+    assert bench.kept() == 4
+    assert bench.sweep(LATER) == [STUDY]
+
+
 def test_a_study_that_is_sent_again_begins_anew(done: Bench):
     """Its record is of as many slices and old enough, and not of these."""
     done.sweep()
