@@ -164,7 +164,8 @@ class Dispatch:
                 request.assembly.rank = tuple(message["rank"] or request.assembly.rank)
                 for code, refusal in message["refusals"]:
                     self._metrics.image_not_analysed(code)
-                    log.info("image_not_analysed", series=message["series"], reason=refusal)
+                    image = Path(message["path"]).stem
+                    log.info("image_not_analysed", series=message["series"], image=image, reason=refusal)
             case "result":
                 request = self._answered(message, None)
                 files = [ResultFile(**{**file, "path": Path(file["path"])}) for file in message["files"]]
