@@ -170,18 +170,21 @@ class Node:
         self._receiver.close()
 
     def unfinished(self, within_s: float) -> dict[str, Any]:
-        """What a stop may wait for: open associations, series that are being analysed, results that are due by then."""
-        by = time.time() + within_s
-        try:
-            due = {each.name: self._outbox.next_due(each.name) for each in self.config.destinations}
-        except JournalError:
-            due = {}
-        found = {
-            "associations": self._receiver.associations(),
-            "series": self._ask_desk(self._assembler.unfinished),
-            "destinations": [name for name, at in due.items() if at is not None and at <= by],
-        }
+        """What a stop may wait for: open associations, series that are being analysed, results that are due by then.
+
+        Asked in this order: what has just become the next is found there.
+        """
+        found: dict[str, Any] = {"associations": self._receiver.associations()}
+        found["series"] = self._ask_desk(self._assembler.unfinished)
+        found["destinations"] = [each.name for each in self.config.destinations if self._is_due(each.name, within_s)]
         return {what: waiting for what, waiting in found.items() if waiting}
+
+    def _is_due(self, destination: str, within_s: float) -> bool:
+        try:
+            due = self._outbox.next_due(destination)
+        except JournalError:  # a disk that fails is not waited for
+            return False
+        return due is not None and due <= time.time() + within_s
 
     def stop(self) -> None:
         """Stop taking slices, finish what the worker has been told, keep the rest for the next start."""

@@ -29,6 +29,7 @@ from dicom_node.journal import Journal, SeriesState
 from dicom_node.metrics import Metrics
 from dicom_node.outbox import DeliveryState, OutboxItem
 from dicom_node.pacs import Pacs
+from dicom_node.refusal import Refusal
 from dicom_node.retention import DAY_S, Retention
 from dicom_node.scanner import push
 from dicom_node.sections import Audit, Destination, Tls
@@ -234,6 +235,41 @@ def test_what_peers_call_themselves_breaks_neither_line_nor_xml(tmp_path: Path):
     alert = messages(file)[1]
     assert who(alert)[1][0] == 'AETITLES=A<"&???B'
     assert validated(file) == 3
+
+
+def test_who_may_not_get_in_is_an_alert_and_who_finds_no_place_is_none(tmp_path: Path, authority: Authority):
+    file, metrics = tmp_path / "audit.log", Metrics()
+    intake = Recorder()
+    with on(Audit(file=file)) as (trail, _):
+        told_of = {"trail": trail, "metrics": metrics}
+        with receiving(tmp_path / "a", intake, allowed_addresses=("192.0.2.0/24",), **told_of) as receiver:
+            socket.create_connection(("127.0.0.1", receiver.port)).close()
+            wait_until(lambda: rejections(metrics, "address") == 1, "the refusal of an address")
+        with (
+            receiving(tmp_path / "b", intake, identity=identity(authority), **told_of) as receiver,
+            socket.create_connection(("127.0.0.1", receiver.port)) as plain,
+        ):
+            plain.sendall(b"no TLS, and longer than the head of a record of it")
+            wait_until(lambda: rejections(metrics, "tls") == 1, "the refusal of a plain connection")
+        with receiving(tmp_path / "c", intake, max_associations=1, **told_of) as receiver:
+            one, other = (AE("CT1") for _ in range(2))
+            one.add_requested_context(Verification)
+            other.add_requested_context(Verification)
+            first = one.associate("127.0.0.1", receiver.port)
+            assert other.associate("127.0.0.1", receiver.port).is_rejected
+            assert rejections(metrics, "limit") == 1
+            first.release()
+    alerts = [one for one in messages(file) if told(one)[0] == "110113"]
+    assert [told(one)[1:] for one in alerts] == [("Node Authentication", "4")] * 2
+    assert [b64decode(one.find(".//ParticipantObjectDetail").get("value")).decode() for one in alerts] == [
+        Refusal.ADDRESS.why,
+        Refusal.TLS.why,
+    ]
+    assert validated(file) == 4
+
+
+def rejections(metrics: Metrics, reason: str) -> float:
+    return metrics.registry.get_sample_value("scanside_rejections_total", {"reason": reason}) or 0
 
 
 def test_what_an_archive_did_not_take_is_told_apart(tmp_path: Path):
