@@ -121,7 +121,7 @@ class _Bounded(BufferedReader):
     """Bytes that are read so often, and so many at once, and no more: what is read, a parser keeps many times over."""
 
     left, longest = MOST_READS, LONGEST_VALUE
-    excess = ""  # of which pydicom may make another error
+    excess, is_cut = "", False  # of which pydicom may make another error
 
     def read(self, size: int | None = -1) -> bytes:
         if size == -1:
@@ -130,7 +130,7 @@ class _Bounded(BufferedReader):
         if self.left < 0:
             self.excess = "more elements than any image has"
         if size > self.longest:
-            self.excess = f"a value of {size} bytes"
+            self.excess, self.is_cut = f"a value of {size} bytes", size > len(self.getbuffer()) - self.tell()
         if self.excess:
             raise DataSetExcessive(self.excess)
         return super().read(size)
@@ -164,12 +164,15 @@ def _parsed(stream: _Bounded, parse: Callable[[_Bounded], Dataset]) -> Dataset:
     Raises
     ------
     DataSetExcessive : they have more or longer elements, or are nested deeper, than an image
+    EOFError : they end within an element that would be too long
     Exception : whatever pydicom raises
 
     """
     try:
         return parse(stream)
     except Exception as error:
+        if stream.is_cut:
+            raise EOFError(f"{stream.excess}, of which not all are there") from error
         if stream.excess:
             raise DataSetExcessive(stream.excess) from error
         if isinstance(error, RecursionError) or isinstance(error.__context__, RecursionError):

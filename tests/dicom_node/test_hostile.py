@@ -66,6 +66,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(part10._Bounded, "left", 1 << 14)
     monkeypatch.setattr(part10, "LARGEST", 1 << 22)
     monkeypatch.setattr(part10, "LONGEST_HEAD", 1 << 18)
+    monkeypatch.setattr(part10, "LONGEST_VALUE", 1 << 20)
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def slice_file(tmp_path: Path) -> Path:
     [
         (CT + b"\x40\x00\x75\x02" + SEQUENCE * 10_000, ExplicitVRLittleEndian, "nested without end"),
         (CT + long(8, 0x1140, b"SQ", ITEM * 10_000, UNDEFINED), ExplicitVRLittleEndian, "more elements"),
-        (long(0x40, 0x275, b"OB", b"x", 0xFFFFFFF0), ExplicitVRLittleEndian, "a value of 4294967280 bytes"),
+        (long(9, 0x1010, b"OB", bytes(1 << 21)), ExplicitVRLittleEndian, "a value of 2097152 bytes"),
         (implicit(0x20, 0x37, b"1\\" * 40_000), ImplicitVRLittleEndian, "a value of 80000 bytes"),
         (implicit(8, 5, b"\\" * 80_000), ImplicitVRLittleEndian, "a value of 80000 bytes"),
         (
@@ -97,7 +98,7 @@ def slice_file(tmp_path: Path) -> Path:
         (bytes(1 << 22), ExplicitVRLittleEndian, "a file of 0.0 GB"),
     ],
     ids=[
-        "nested", "empty items", "a length of 4 GB", "numbers", "character sets", "nested character sets",
+        "nested", "empty items", "a long value", "numbers", "character sets", "nested character sets",
         "inflates", "inflates to items", "large",
     ],
 )  # fmt: skip
@@ -115,6 +116,23 @@ def test_what_would_fill_the_memory_is_turned_away_by_name(tmp_path: Path, data_
     assert caught.value.reason is Reason.TOO_LARGE
     assert not caught.value.reason.of_another_kind, "its slice would be missing from the report without a word"
     assert peak < 32e6
+
+
+@pytest.mark.parametrize("length", [0x7FFFFFFF, 0xFFFFFFF0])
+@pytest.mark.parametrize("tag", [(8, 0x1140), (9, 0x1010), (0x7FE0, 0x10)], ids=["header", "private", "pixels"])
+def test_lengths_beyond_the_end_are_told_and_not_allocated(tmp_path: Path, tag: tuple[int, int], length: int):
+    path = tmp_path / "x.dcm"
+    head = part10.file_head(CTImageStorage, "1.2.3", ExplicitVRLittleEndian, "CT01")
+    path.write_bytes(head + CT + long(*tag, b"OB", bytes(1000), length))
+    tracemalloc.start()
+    try:
+        with pytest.raises(NotAnalysed) as caught:
+            decode.read(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert caught.value.reason is Reason.TRUNCATED
+    assert peak < 1e6
 
 
 def test_a_deflated_image_is_what_it_was(slice_file: Path):
