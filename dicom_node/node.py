@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from dicom_node.config import Config
     from dicom_node.dispatch import Result
+    from dicom_node.journal import Role
     from dicom_node.outbox import OutboxItem
     from dicom_node.spool import Instance
     from dicom_node.web import Web
@@ -311,9 +312,7 @@ class Node:
                 slices=len(assembly.paths),
                 report_json=result.report_json,
                 files=result.files,
-                destinations={
-                    each.name: each.results for each in self.config.destinations if result.level in (None, *each.levels)
-                },
+                destinations=self._receivers(assembly, result.level),
             )
         except JournalError as error:  # the disk is full: results and slices are there, so it can be said again
             log.warning("result_not_recorded", series=assembly.name, reason=str(error), retry_s=JOURNAL_RETRY_S)
@@ -326,6 +325,15 @@ class Node:
         self.metrics.series(result.state, result.code, result.level)
         self._sender.wake()
         log.info("series_finished", series=assembly.name, state=result.state, reason=result.reason, **result.summary())
+
+    def _receivers(self, assembly: Assembly, level: str | None) -> dict[str, tuple[Role, ...]]:
+        """Who gets what: also what corrects a result that has been sent, whatever it says now."""
+        before = self._outbox.destinations_of(assembly.study_uid, assembly.series_uid)
+        return {
+            each.name: each.results
+            for each in self.config.destinations
+            if level in (None, *each.levels) or each.name in before
+        }
 
     # the disk
 

@@ -226,6 +226,17 @@ class Outbox:
         """Every item, in the order of sending."""
         return [_item(row) for row in self._rows("TRUE")]
 
+    def destinations_of(self, study_uid: str, series_uid: str) -> set[str]:
+        """Who has got, or is owed, a result of a series."""
+        with self._journal.statements() as execute:
+            return {
+                row[0]
+                for row in execute(
+                    "SELECT DISTINCT destination FROM outbox WHERE study_uid = ? AND series_uid = ?",
+                    (study_uid, series_uid),
+                )
+            }
+
     def undelivered(self) -> Counter[tuple[str, DeliveryState]]:
         """How many have not arrived, or not for certain, by destination and state."""
         with self._journal.statements() as execute:

@@ -74,6 +74,7 @@ _CONFIRMATION = (
     "ALTER TABLE outbox ADD COLUMN asked INTEGER NOT NULL DEFAULT 0",
     "ALTER TABLE outbox ADD COLUMN confirmed REAL",
     "CREATE INDEX outbox_by_transaction ON outbox (transaction_uid)",
+    "CREATE INDEX outbox_by_series ON outbox (study_uid, series_uid)",
     "PRAGMA user_version = 4",
 )
 

@@ -13,7 +13,7 @@ from dicom_node.journal import Role
 from dicom_node.kernel import BONE_KERNELS
 
 Confirm = Literal["no", "commitment", "query"]
-Level = Literal["critical", "urgent", "routine"]
+Level = Literal["critical", "urgent", "incomplete", "routine"]
 
 
 def _legal_ae_title(title: str) -> str:
@@ -191,7 +191,12 @@ class Destination(Section):
         description="What it gets: notice (a page instead of results: why a head was not analysed), sr (measurements), "
         "sc (pictures), seg (masks). Always sent in this order.",
     )
-    levels: tuple[Level, ...] = Field(get_args(Level), min_length=1, description="Of which decisions it gets results.")
+    levels: tuple[Level, ...] = Field(
+        get_args(Level),
+        min_length=1,
+        description="Of which decisions it gets results; what corrects a result that it has got it gets in any case. "
+        "incomplete: nothing found, and slices are missing.",
+    )
     confirm: Confirm = Field(
         "no",
         description="How to make sure that it keeps what it took. commitment: it is asked to commit itself (storage "

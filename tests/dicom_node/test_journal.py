@@ -263,6 +263,7 @@ def of_version_1(path: Path) -> None:
         for table in ("step", "announced", "commitment"):
             connection.execute(f"DROP TABLE {table}")
         connection.execute("DROP INDEX outbox_by_transaction")
+        connection.execute("DROP INDEX outbox_by_series")
         for column in ("tries", "transaction_uid", "asked", "confirmed"):
             connection.execute(f"ALTER TABLE outbox DROP COLUMN {column}")
         connection.execute("PRAGMA user_version = 1")

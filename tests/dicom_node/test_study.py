@@ -17,6 +17,7 @@ from dicom_node import folder as folders
 from dicom_node.analysis import Analyser, Series
 from dicom_node.gate import NotAnalysed
 from dicom_node.journal import Journal, SeriesState
+from dicom_node.outbox import Outbox
 from dicom_node.scanner import push
 from dicom_node.supervisor import Supervisor
 from runtime.bundle import open_bundle
@@ -211,3 +212,29 @@ def test_a_series_that_kills_three_workers_at_its_end_gets_a_notice(
         assert record.state is SeriesState.FAILED
         assert "died 3 times" in record.reason
         wait_until(lambda: notices(pacs), "the notice")
+
+
+def test_a_destination_gets_the_levels_it_wants_and_whatever_corrects_what_it_has_got(
+    bleeding: Pushable, healthy: Pushable, tmp_path: Path, pacs: Pacs
+):
+    """30 ml are critical; what has no blood and lacks slices is incomplete, which is a level of its own."""
+    config = config_for(tmp_path / "node", pacs.port)
+    (everything,) = config.destinations
+    bleeds = everything.model_copy(update={"name": "bleeds", "levels": ("critical", "urgent")})
+    with running(config.model_copy(update={"destinations": (everything, bleeds)})) as node:
+        scan([*healthy.paths[:10], *healthy.paths[11:]], node)
+        scan(bleeding.paths[:-1], node)
+        records(node, 2)
+        scan(bleeding.paths[-1:], node)
+
+        def owed(paths: list[Path]) -> dict[str, set[int]]:
+            journal = Journal(node.config.node.folder / "journal.sqlite", read_only=True)
+            try:
+                items = [item for item in Outbox(journal).items() if item.series_uid == series_uid(paths)]
+            finally:
+                journal.close()
+            return {name: {item.revision for item in items if item.destination == name} for name in ("pacs", "bleeds")}
+
+        wait_until(lambda: owed(bleeding.paths)["pacs"] == {1, 2}, "the second revision")
+        assert owed(bleeding.paths)["bleeds"] == {1, 2}
+        assert owed(healthy.paths) == {"pacs": {1}, "bleeds": set()}
