@@ -178,6 +178,16 @@ class Journal:
             ).fetchone()
         return _series_record(row) if row else None
 
+    def last_told(self, study_uid: str, series_uid: str) -> SeriesRecord | None:
+        """The highest revision of a series of which a destination has got, or is owed, something."""
+        with self.statements() as execute:
+            row = execute(
+                "SELECT series.* FROM series JOIN outbox USING (study_uid, series_uid, revision)"
+                " WHERE study_uid = ? AND series_uid = ? ORDER BY revision DESC LIMIT 1",
+                (study_uid, series_uid),
+            ).fetchone()
+        return _series_record(row) if row else None
+
     def series(self) -> list[SeriesRecord]:
         """Every revision of every series, in the order they were recorded."""
         with self.statements() as execute:

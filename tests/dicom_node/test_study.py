@@ -221,14 +221,18 @@ def test_the_archive_is_told_of_a_head_that_was_not_analysed(
     bleeding: Pushable, node: Node, pacs: Pacs, tmp_path: Path
 ):
     spoilt = again(bleeding.paths, tmp_path / "spoilt", RescaleSlope=None)
-    scan(spoilt, node)
+    scan(spoilt[:-2], node)
     record = records(node, 1)[series_uid(spoilt)]
     assert record.state is SeriesState.NOT_ANALYSED
     wait_until(lambda: notices(pacs), "the notice")
     told = dcmread(notices(pacs)[0])
     source = dcmread(spoilt[0])
     assert (told.StudyInstanceUID, told.PatientID) == (source.StudyInstanceUID, source.PatientID)
-    assert len(pacs.received) == 1
+    scan(spoilt[-2:], node)
+    wait_until(lambda: records(node, 1)[series_uid(spoilt)].revision == 2, "a second revision")
+    scan(bleeding.paths, node)
+    wait_until(lambda: len(pacs.received) > 3, "results of another series")
+    assert len(notices(pacs)) == 1, "what the archive knows it is not told again"
 
 
 @pytest.mark.parametrize("reason", ["few", "derived"])
