@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Event, Thread
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ from dicom_node.dimse import (
     UNRECOGNISED_OPERATION,
     Request,
 )
+from dicom_node.journal import JournalError
 from dicom_node.outbox import LONGEST_WAIT_S, Outbox, back_off_s
 from dicom_node.sender import PeerError, associate
 from dicom_node.services import Answer, Gathered, Ignored
@@ -156,7 +158,8 @@ class Commitments:
         """Take the answer to a report that was sent on the peer's own association."""
         transaction_uid = peer.asked.pop(command.number(dimse.MESSAGE_ID_BEING_RESPONDED_TO), None)
         if transaction_uid and command.number(dimse.STATUS) == SUCCESS:
-            self._mark_told(transaction_uid, peer.ae_title)
+            with suppress(JournalError):  # it is told all the same, and the association goes on
+                self._mark_told(transaction_uid, peer.ae_title)
 
     def _commit(self, peer: Peer, request: Dataset, transfer_syntax: str) -> Answer:
         transaction_uid = str(request.get("TransactionUID") or "")
@@ -186,7 +189,7 @@ class Commitments:
         if peer.ae_title in self._scanners:
             self._news.set()
             return Answer(SUCCESS)
-        peer.asked[message_id := 1 + len(peer.asked)] = transaction_uid
+        peer.asked[message_id := 1 + max(peer.asked, default=0)] = transaction_uid
         return Answer(SUCCESS, then=_event_report(report, message_id, transfer_syntax))
 
     # what scanners are told
@@ -216,6 +219,9 @@ class Commitments:
             status, _ = association.send_n_event_report(
                 report.data_set(), report.event_type, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
             )
+        except Exception as error:  # noqa: BLE001 (ValueError where it does not let us be the SCP; the next is not to wait for it)
+            self._postpone(report, str(error))
+            return
         finally:
             association.release()
         if status.get("Status") == SUCCESS:

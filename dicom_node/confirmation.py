@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 from pynetdicom import build_context, evt
 from pynetdicom.sop_class import (
@@ -113,7 +112,10 @@ class Confirmation:
             request, REQUEST_COMMITMENT, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
         )
         if status.get("Status") != SUCCESS:
-            asked.warning("commitment_not_promised", reason=_hex(status.get("Status")), retry_s=wait_s)
+            reason = _hex(status.get("Status"))
+            asked.warning("commitment_not_promised", reason=reason, retry_s=wait_s)
+            reason = f"it does not promise to commit itself: {reason}"
+            self._outbox.ask_later([item.id for item in items], time.time() + wait_s, reason)
             return
         (asked.warning if items[0].asked else asked.info)("commitment_asked", retry_s=wait_s)
         deadline = time.monotonic() + SAME_ASSOCIATION_S
@@ -158,7 +160,7 @@ def _query(association: Association, outbox: Outbox, items: Sequence[OutboxItem]
     for item in items:
         try:
             series.setdefault(_place(item), []).append(item)
-        except (OSError, InvalidDicomError, AttributeError) as error:
+        except Exception as error:  # noqa: BLE001 (a damaged file makes pydicom raise anything; it must hold up no other)
             outbox.refused(item, f"{item.path}: {error}")
     for place, members in series.items():
         status, found = _found(association, place, members)

@@ -297,7 +297,12 @@ class Node:
                 log.exception("event_failed")
 
     def _take(self, association: str, instance: Instance) -> None:
-        assembly, new = self._assembler.stored(association, instance, time.monotonic())
+        try:
+            assembly, new = self._assembler.stored(association, instance, time.monotonic())
+        except (JournalError, OSError) as error:  # it was acknowledged: not to be forgotten until the next start
+            log.warning("instance_not_noted", path=str(instance.path), reason=str(error), retry_s=JOURNAL_RETRY_S)
+            self._later(lambda: self._take(association, instance))
+            return
         self._dispatch.feed(assembly, new)
 
     def _record(self, assembly: Assembly, result: Result) -> None:
@@ -319,15 +324,18 @@ class Node:
             )
         except JournalError as error:  # the disk is full: results and slices are there, so it can be said again
             log.warning("result_not_recorded", series=assembly.name, reason=str(error), retry_s=JOURNAL_RETRY_S)
-            again = threading.Timer(JOURNAL_RETRY_S, self._events.put, [lambda: self._record(assembly, result)])
-            again.daemon = True
-            again.start()
+            self._later(lambda: self._record(assembly, result))
             return
         self._assembler.finished(assembly.name)
         self.metrics.stage("results", time.monotonic() - assembly.last_arrival)
         self.metrics.series(result.state, result.code, result.level)
         self._sender.wake()
         log.info("series_finished", series=assembly.name, state=result.state, reason=result.reason, **result.summary())
+
+    def _later(self, event: Callable[[], None]) -> None:
+        timer = threading.Timer(JOURNAL_RETRY_S, self._events.put, [event])
+        timer.daemon = True
+        timer.start()
 
     def _receivers(self, assembly: Assembly, level: str | None) -> dict[str, tuple[Role, ...]]:
         """Who gets what: also what corrects a result that has been sent, whatever it says now."""

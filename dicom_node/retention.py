@@ -15,7 +15,7 @@ import structlog
 
 from dicom_node.journal import JournalError, SeriesState
 from dicom_node.outbox import DELIVERED, Outbox
-from dicom_node.spool import file_name
+from dicom_node.spool import count, file_name
 from dicom_node.trail import Trail
 
 if TYPE_CHECKING:
@@ -86,23 +86,23 @@ class Retention:
 
     def _removable(self, now: float) -> Iterator[tuple[str, dict[str, int]]]:
         studies: dict[str, dict[str, int]] = {}
-        for study_uid, series_uid, count in self._spool.contents():
-            studies.setdefault(study_uid, {})[series_uid] = count
+        for study_uid, series_uid, here in self._spool.contents():
+            studies.setdefault(study_uid, {})[series_uid] = here
         owed = {item.study_uid for item in Outbox(self._journal).items() if item.state not in DELIVERED}
         for study_uid, counts in studies.items():
             if study_uid in owed or self._stopping.is_set():
                 continue
             latest = [
-                (self._journal.latest(study_uid, one), count, self._spool.last_arrival(study_uid, one))
-                for one, count in counts.items()
+                (self._journal.latest(study_uid, one), here, self._spool.last_arrival(study_uid, one))
+                for one, here in counts.items()
             ]
             if all(
                 record is not None
                 and record.state is not SeriesState.FAILED
-                and record.slices >= count
+                and record.slices >= here
                 and record.recorded >= arrived  # or it was removed before, and has been sent again
                 and record.recorded + self._keep_s < now
-                for record, count, arrived in latest
+                for record, here, arrived in latest
             ):
                 yield study_uid, counts
 
@@ -110,7 +110,7 @@ class Retention:
         while not self._stopping.is_set():
             try:
                 self.sweep(time.time())
-                self._journal.forget(time.time() - JOURNAL_S, {study_uid for study_uid, *_ in self._spool.contents()})
+                self._journal.forget(time.time() - JOURNAL_S, {study_uid for study_uid, _ in count(self._spool.root)})
             except (JournalError, OSError) as error:
                 log.warning("nothing_removed", reason=str(error))
             except Exception:  # a bug in one study must not end all removal: the disk would fill

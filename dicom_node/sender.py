@@ -171,12 +171,11 @@ class _Courier(Thread):
         if self._after:
             self._after.join()
             self._after = None
-        if self.destination.confirm == "no":
-            with suppress(JournalError):  # or else at the next start
-                self._outbox.believe(self.destination.name)
         while not self._stopping:
             self._news.clear()  # before the journal is read: what is recorded from here on cuts the sleep short
             try:
+                if self.destination.confirm == "no":
+                    self._outbox.believe(self.destination.name)  # what was taken when it was asked still
                 items = self._outbox.claim(self.destination.name, time.time())
                 unconfirmed = self._outbox.unconfirmed(self.destination.name, time.time())
                 if items or unconfirmed:
@@ -218,6 +217,7 @@ class _Courier(Thread):
             taken = self._outbox.unconfirmed(self.destination.name, time.time())
             if taken and association.is_established and not self._stopping:
                 confirmation.ask(association, taken)
+                self._fruitless = 0  # it is there: what fails next is tried again soon
             association.release()
         finally:
             if association.is_established:  # something above raised

@@ -101,7 +101,7 @@ class Spool:
     """
 
     def __init__(self, root: Path, free_floor_gb: float, max_instance_mb: float = 4000) -> None:
-        self._root = root
+        self.root = root
         self.reload(free_floor_gb, max_instance_mb)
         self._making_directory = Lock()
         for directory in (root, root / INCOMING, root / QUARANTINE, root / LEAVING):
@@ -135,7 +135,7 @@ class Spool:
         """
         self._require_space()
         head = part10.file_head(sop_class_uid, sop_uid, transfer_syntax_uid, calling_ae)
-        return Incoming(self, self._root / INCOMING / uuid4().hex, head, sop_class_uid, sop_uid, transfer_syntax_uid)
+        return Incoming(self, self.root / INCOMING / uuid4().hex, head, sop_class_uid, sop_uid, transfer_syntax_uid)
 
     def store(self, data_set: bytes | memoryview, **request: str) -> tuple[Outcome, Instance]:
         """Keep a data set that is here whole: `incoming`, with its parameters, `Incoming.write` and `commit`."""
@@ -151,7 +151,7 @@ class Spool:
 
         Reads one file of each series: a start must not take longer the more was ever received.
         """
-        for study in sorted(_studies(self._root)):
+        for study in sorted(_studies(self.root)):
             for folder in sorted(study.iterdir()):
                 paths = _by_arrival(folder)
                 for path in paths:
@@ -166,11 +166,11 @@ class Spool:
 
     def series(self, study_uid: str, series_uid: str) -> list[Path]:
         """Files of one series, in order of arrival."""
-        return _by_arrival(self._root / file_name(study_uid) / file_name(series_uid))
+        return _by_arrival(self.root / file_name(study_uid) / file_name(series_uid))
 
     def last_arrival(self, study_uid: str, series_uid: str) -> float:
         """When the last instance of a series got its name, in seconds since the epoch."""
-        return (self._root / file_name(study_uid) / file_name(series_uid)).stat().st_mtime
+        return (self.root / file_name(study_uid) / file_name(series_uid)).stat().st_mtime
 
     def remove(self, study_uid: str, counts: Mapping[str, int]) -> bool:
         """Delete a study that holds, by SeriesInstanceUID, just so many instances; False where it holds others.
@@ -178,28 +178,28 @@ class Spool:
         An instance that is acknowledged while this goes on is never deleted: the study is taken away from where new
         ones are put, looked at again, and put back if there is one more.
         """
-        study = self._root / file_name(study_uid)
+        study = self.root / file_name(study_uid)
         wanted = {file_name(series_uid): count for series_uid, count in counts.items()}
         if _counts(study) != wanted:
             return False
-        leaving = study.rename(self._root / LEAVING / study.name)
+        leaving = study.rename(self.root / LEAVING / study.name)
         if _counts(leaving) != wanted:
             self._put_back(leaving)
             return False
-        shutil.rmtree(leaving.rename(self._root / INCOMING / uuid4().hex))
+        shutil.rmtree(leaving.rename(self.root / INCOMING / uuid4().hex))
         return True
 
     def _put_back(self, leaving: Path) -> None:
         """Undo the beginning of a removal; what has come anew meanwhile keeps its name: a worker may read it."""
         for series in leaving.iterdir():
-            place = self._root / leaving.name / series.name
+            place = self.root / leaving.name / series.name
             place.mkdir(parents=True, exist_ok=True)
             for path in series.iterdir():
                 sha256 = part10.digest(path)
                 if _claim(path, place / path.name, sha256) is Outcome.CONFLICT:
-                    path.rename(self._root / QUARANTINE / f"{path.stem}.{sha256}.dcm")
+                    path.rename(self.root / QUARANTINE / f"{path.stem}.{sha256}.dcm")
             _sync_directory(place)
-        for directory in (self._root / leaving.name, self._root / QUARANTINE, self._root):
+        for directory in (self.root / leaving.name, self.root / QUARANTINE, self.root):
             _sync_directory(directory)
         shutil.rmtree(leaving)
 
@@ -207,7 +207,7 @@ class Spool:
         """Which of these SOP Instance UIDs are kept, and can be read; what came last is looked through first."""
         wanted = {f"{file_name(uid)}.dcm": uid for uid in sop_uids}
         found: dict[str, Instance] = {}
-        folders = [series for study in _studies(self._root) for series in study.iterdir()]
+        folders = [series for study in _studies(self.root) for series in study.iterdir()]
         for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime_ns, reverse=True):
             for name in wanted.keys() & set(os.listdir(folder)):  # noqa: PTH208 (names, and nothing looked up)
                 with suppress(DataSetError, OSError):
@@ -220,27 +220,27 @@ class Spool:
         """Give a file that is written and synced its place."""
         outcome = _claim(incoming, instance.path, instance.sha256)
         if outcome is Outcome.CONFLICT:
-            apart = self._root / QUARANTINE / f"{instance.path.stem}.{instance.sha256}.dcm"
+            apart = self.root / QUARANTINE / f"{instance.path.stem}.{instance.sha256}.dcm"
             instance = replace(instance, path=incoming.rename(apart))
         _sync_directory(instance.path.parent)  # after a repeat too: whoever stored the first may not have come so far
         return outcome, instance
 
     def place(self, study_uid: str, series_uid: str, sop_uid: str) -> Path:
         """Where an instance belongs, in a directory that is itself durable."""
-        series = self._root / file_name(study_uid) / file_name(series_uid)
+        series = self.root / file_name(study_uid) / file_name(series_uid)
         with self._making_directory:  # nobody uses it before it is
             if not series.is_dir():
                 series.mkdir(parents=True, exist_ok=True)
                 _sync_directory(series.parent)
-                _sync_directory(self._root)
+                _sync_directory(self.root)
         return series / f"{file_name(sop_uid)}.dcm"
 
     def _require_space(self) -> None:
-        free_gb = shutil.disk_usage(self._root).free / 1e9
+        free_gb = shutil.disk_usage(self.root).free / 1e9
         if free_gb < self._free_floor_gb:
             raise SpoolFull(
                 f"{free_gb:.1f} GB free is below the floor of {self._free_floor_gb:g} GB: "
-                f"make room in {self._root} or lower free_floor_gb"
+                f"make room in {self.root} or lower free_floor_gb"
             )
 
 

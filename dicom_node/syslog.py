@@ -103,9 +103,9 @@ class Server:
                 first = self._waiting[0]
             try:
                 self._send(first)
-            except OSError as error:
+            except (OSError, ValueError) as error:  # ValueError: a name that can't be a host's
                 self._disconnect()
-                if not self._failed(error.strerror or str(error)):
+                if not self._failed(getattr(error, "strerror", None) or str(error)):
                     break
                 continue
             with self._news:

@@ -280,6 +280,36 @@ def test_a_scanner_with_a_port_of_its_own_is_told_there_until_it_listens(tmp_pat
     assert json.loads(bench.reports()[0]["report"])["failed"] == [[CTImageStorage, "9.9", 0x0112]]
 
 
+def test_a_scanner_that_can_not_be_told_holds_up_no_other(tmp_path: Path, monkeypatch):
+    """Sending raises ValueError where a context is not accepted in our role, RuntimeError where the peer has gone."""
+    monkeypatch.setattr(commitment, "LONGEST_SLEEP_S", 0.05)
+
+    class Association:
+        def __init__(self, peer: Scanner, *_: object, **__: object) -> None:
+            self._peer = peer
+
+        def send_n_event_report(self, *_: object) -> tuple[Dataset, None]:
+            if self._peer.ae_title == "CT01":
+                raise ValueError("no context has been accepted")
+            status = Dataset()
+            status.Status = 0
+            return status, None
+
+        def release(self) -> None:
+            pass
+
+    monkeypatch.setattr(commitment, "associate", Association)
+    bench = Bench(tmp_path, tuple(Scanner(ae_title=name, host="127.0.0.1", port=9) for name in ("CT01", "CT02")))
+    for name in ("CT01", "CT02"):
+        bench.commitments._keep(commitment.Report(f"1.2.{name[-1]}", name, (), (("1.2", "1.2.4", 0x0112),)))
+    bench.start()
+    try:
+        wait_until(lambda: bench.reports()[1]["told"], "the second scanner's report")
+        assert bench.reports()[0]["last_error"] == "no context has been accepted"
+    finally:
+        bench.stop()
+
+
 @pytest.mark.parametrize("jump_s", [86400, -86400])
 def test_a_clock_that_jumps_by_a_day_holds_no_report_up(tmp_path: Path, monkeypatch, jump_s: int):
     """Its next try is tomorrow, or was yesterday: it is told now."""

@@ -424,6 +424,18 @@ def test_a_server_of_a_stranger_gets_nothing(tmp_path: Path, authority: Authorit
     assert collector.frames == []
 
 
+def test_a_name_that_can_be_no_host_s_is_an_unreachable_server():
+    """Python raises no OSError for it."""
+    lost = []
+    server = syslog.Server(Audit(host="a..b", transport="udp"), None, lost.append)
+    server.start()
+    with capture_logs() as events:
+        server.put(b"frame")
+        wait_until(lambda: any(e["event"] == "audit_server_unreachable" for e in events), "a warning")
+        server.stop()
+    assert lost == [1]
+
+
 def test_datagrams_are_frames():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from pynetdicom.sop_class import (
 from dicom_node import commitment, confirmation, outbox, sender
 from dicom_node.announced import Announced
 from dicom_node.commitment import Commitments
-from dicom_node.journal import Journal, ResultFile, SeriesState
+from dicom_node.journal import Journal, JournalError, ResultFile, SeriesState
 from dicom_node.outbox import Outbox
 from dicom_node.sections import Destination
 from dicom_node.sender import Sender
@@ -74,13 +75,13 @@ class Archive:
         self._threads: list[threading.Thread] = []
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[int]:
+    def running(self, port: int = 0) -> Iterator[int]:
         handlers = [
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_N_ACTION, self._commit),
             (evt.EVT_C_FIND, self._find),
         ]
-        server = self._ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+        server = self._ae.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)
         try:
             yield server.server_address[1]
         finally:
@@ -173,12 +174,12 @@ class Bench:
         return ResultFile(role, folder / f"{role}.dcm", sop_class, dataset.SOPInstanceUID)
 
     @contextlib.contextmanager
-    def sending(self, port: int, confirm: str) -> Iterator[None]:
+    def sending(self, port: int, confirm: str) -> Iterator[Sender]:
         destination = Destination(name="pacs", ae_title="ARCHIVE", host="127.0.0.1", port=port, confirm=confirm)
         running = Sender(self.outbox, [destination], "NODE")
         running.start()
         try:
-            yield
+            yield running
         finally:
             running.stop()
 
@@ -276,12 +277,59 @@ def test_an_archive_that_does_not_commit_keeps_what_it_took_unconfirmed(bench, c
     archive.promise = promise
     with archive.running() as port, bench.sending(port, "commitment"):
         bench.wait_for("unconfirmed", "unconfirmed", "unconfirmed")
+        wait_until(lambda: all("commit" in (item.last_error or "").lower() for item in bench.outbox.items()))
         time.sleep(0.5)
         assert bench.states() == ["unconfirmed"] * 3
     assert len(archive.stored) == 3
     with archive.running() as port, bench.sending(port, "no"):  # whoever configures that takes its word
         bench.wait_for("sent", "sent", "sent")
     assert len(archive.stored) == 3
+
+
+def test_whose_word_is_taken_is_believed_when_the_disk_has_room_again(bench, monkeypatch):
+    archive = Archive(StorageCommitmentPushModel)
+    archive.is_silent = True
+    with archive.running() as port:
+        with bench.sending(port, "commitment"):
+            bench.wait_for("unconfirmed", "unconfirmed", "unconfirmed")
+        genuine, failures = bench.outbox.believe, iter([JournalError("the disk is full")] * 2)
+
+        def believe(destination: str) -> None:
+            for failure in failures:
+                raise failure
+            genuine(destination)
+
+        monkeypatch.setattr(bench.outbox, "believe", believe)
+        with bench.sending(port, "no"):
+            bench.wait_for("sent", "sent", "sent")
+
+
+def test_a_destination_that_can_be_asked_again_is_up(bench):
+    """After a night without the archive the next result is tried soon where its first attempt fails."""
+    archive = Archive(StorageCommitmentPushModel)
+    archive.is_silent = True
+    with archive.running() as port, bench.sending(port, "commitment"):
+        bench.wait_for("unconfirmed", "unconfirmed", "unconfirmed")
+    bench.outbox.hurry("pacs")
+    with bench.sending(port, "commitment") as running:
+        (courier,) = running._couriers
+        wait_until(lambda: courier._fruitless > 3)
+        with archive.running(port):
+            wait_until(lambda: len(archive.requests) > 1 and courier._fruitless == 0)
+
+
+def test_a_query_for_a_damaged_file_holds_up_no_other(bench, monkeypatch):
+    archive = Archive(StudyRootQueryRetrieveInformationModelFind)
+    genuine = confirmation.dcmread
+
+    def read(path: Path, **how: object) -> Dataset:
+        if path.name == "sr.dcm":
+            raise struct.error
+        return genuine(path, **how)
+
+    monkeypatch.setattr(confirmation, "dcmread", read)
+    with archive.running() as port, bench.sending(port, "query"):
+        bench.wait_for("parked", "confirmed", "confirmed")
 
 
 def test_a_query_confirms(bench):

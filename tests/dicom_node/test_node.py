@@ -19,8 +19,10 @@ from pydicom.uid import Comprehensive3DSRStorage, CTImageStorage, SecondaryCaptu
 from pynetdicom import AE
 from structlog.testing import capture_logs
 
+from dicom_node import node as nodes
+from dicom_node.assembler import Assembler
 from dicom_node.gate import Reason
-from dicom_node.journal import Journal, SeriesState
+from dicom_node.journal import Journal, JournalError, SeriesState
 from dicom_node.lock import LockedError
 from dicom_node.node import Node
 from dicom_node.outbox import Outbox
@@ -298,6 +300,23 @@ def test_a_late_slice_makes_a_second_revision_that_names_the_first(bleeding: Pus
     old, new = (dcmread(path) for path in received(pacs, Comprehensive3DSRStorage))
     reference = new.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence[0]
     assert reference.ReferencedSOPInstanceUID == old.SOPInstanceUID
+
+
+def test_slices_that_can_not_be_noted_are_not_forgotten(
+    bleeding: Pushable, node: Node, pacs: Pacs, monkeypatch: pytest.MonkeyPatch
+):
+    """They were acknowledged; the journal can't be read while they come."""
+    monkeypatch.setattr(nodes, "JOURNAL_RETRY_S", 0.2)
+    genuine, failures = Assembler.stored, iter([JournalError("a disk that fails")] * len(bleeding.paths))
+
+    def stored(self: Assembler, *told: object) -> object:
+        for failure in failures:
+            raise failure
+        return genuine(self, *told)
+
+    monkeypatch.setattr(Assembler, "stored", stored)
+    scan(bleeding.paths, node)
+    wait_until(lambda: len(pacs.received) >= 3, "results")
 
 
 def test_the_same_push_again_changes_nothing(bleeding: Pushable, node: Node, pacs: Pacs):
