@@ -6,11 +6,11 @@ Nothing is decoded that need not be: what a peer sent is kept as it came, whatev
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 import zlib
 from contextlib import contextmanager
 from io import BufferedReader, BytesIO
-from os import fstat
 from typing import TYPE_CHECKING
 
 from pydicom import FileDataset
@@ -130,7 +130,8 @@ class _Bounded(BufferedReader):
         if self.left < 0:
             self.excess = "more elements than any image has"
         if size > self.longest:
-            self.excess, self.is_cut = f"a value of {size} bytes", size > len(self.getbuffer()) - self.tell()
+            self.excess = f"a value of {size} bytes"
+            self.is_cut = self.tell() + size > self.seek(0, os.SEEK_END)
         if self.excess:
             raise DataSetExcessive(self.excess)
         return super().read(size)
@@ -216,7 +217,7 @@ def opened(file: FileIO, stop: Callable[[BaseTag, str | None, int], bool]) -> tu
     Exception : whatever pydicom raises on what is no DICOM file
 
     """
-    size = fstat(file.fileno()).st_size
+    size = os.fstat(file.fileno()).st_size
     if size > LARGEST:
         raise DataSetExcessive(f"a file of {size / 1e9:.1f} GB")
     stream = _Bounded(file)
