@@ -260,8 +260,14 @@ class Analyser:
 
         """
         try:
-            if series.rank and series.rank[0]:
-                kernel.check_needed(series, siblings, self._bone_kernels)
+            if series.rank and series.rank[0] and not predecessor:  # what has results gets those that replace them
+                kernel.check_needed(
+                    series,
+                    siblings,
+                    self._bone_kernels,
+                    min_slices=self._min_slices,
+                    max_lossy_ratio=self._max_lossy_ratio,
+                )
             return self._close(series, folder, revision, missing, predecessor)
         except NotAnalysed as refusal:
             # a series of another kind lacks nothing, whatever ended it

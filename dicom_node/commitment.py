@@ -203,7 +203,7 @@ class Commitments:
 
     def _tell(self, report: Report) -> None:
         """Bring a report to the scanner's port, in the role of the SCP that we are (PS3.4 J.3.3)."""
-        context = build_context(StorageCommitmentPushModel)
+        context = build_context(StorageCommitmentPushModel, list(confirmation.SYNTAXES))
         role = build_role(StorageCommitmentPushModel, scp_role=True)
         try:
             association = associate(

@@ -13,7 +13,7 @@ import structlog
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.uid import generate_uid
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 from pynetdicom import build_context, evt
 from pynetdicom.sop_class import (
     StorageCommitmentPushModel,
@@ -42,6 +42,7 @@ FIRST_QUERY_S = 5.0  # after a query that did not find it: archives index what t
 MOST_QUERIES = 6  # about five minutes; what is not found then is sent again
 
 CONTEXTS = {"commitment": StorageCommitmentPushModel, "query": StudyRootQueryRetrieveInformationModelFind}
+SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)  # proposed, as for results
 
 STATUSES = {
     SUCCESS: "the report is in the journal",
@@ -68,7 +69,7 @@ class Confirmation:
 
     def contexts(self) -> list[PresentationContext]:
         """What has to be proposed to it."""
-        return [build_context(CONTEXTS[self._confirm])] if self._confirm in CONTEXTS else []
+        return [build_context(CONTEXTS[self._confirm], list(SYNTAXES))] if self._confirm in CONTEXTS else []
 
     def handlers(self) -> list[tuple[Any, Any]]:
         """Who takes a report that comes on the association of its request."""

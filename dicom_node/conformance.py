@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 
 from pydicom.uid import (
     Comprehensive3DSRStorage,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
     SecondaryCaptureImageStorage,
     SegmentationStorage,
 )
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
 
 SERVICES = (mpps.SOP_CLASS, commitment.SOP_CLASS)
 RESULTS = (Comprehensive3DSRStorage, SecondaryCaptureImageStorage, SegmentationStorage)
-PROPOSED = (ExplicitVRLittleEndian.name, ImplicitVRLittleEndian.name)
 
 PAGE = """# DICOM conformance statement
 
@@ -41,7 +38,7 @@ A node is one application entity. It takes what a scanner sends, analyses head C
 | Addresses | any, or those of `node.allowed_addresses`; others are closed at once |
 | Associations at a time | `node.max_associations`, from one address `node.max_associations_per_peer` |
 | One more | rejected, transient, local limit exceeded |
-| Largest PDU | 131,072 bytes |
+| Largest PDU | {largest_pdu:,} bytes |
 | Asynchronous operations | none |
 | Silence | aborted after {artim_s} s without a request, {stall_s} s within a message, {idle_s} s between two |
 | Slowness | aborted where a PDU takes longer than {stall_s} s |
@@ -80,8 +77,8 @@ many are missing.
 
 N-ACTION; the N-EVENT-REPORT goes to the port that `[[scanners]]` names for the calling AE title, on an association
 that the node asks for in the role of the SCP, until it is taken; to others on the association of the N-ACTION. An
-instance is committed when its file is on the disk and can be read. It stays there until somebody removes it
-([operations](operations.md)); the node is no archive.
+instance is committed when its file is on the disk and can be read. It stays there until its study's days
+(`node.keep_days`) are over, or somebody removes it ([operations](operations.md)); the node is no archive.
 
 | status | reason |
 |---|---|
@@ -151,6 +148,7 @@ def compose() -> str:
     return PAGE.format(
         uid=PYNETDICOM_IMPLEMENTATION_UID,
         version=PYNETDICOM_IMPLEMENTATION_VERSION,
+        largest_pdu=receiver.LARGEST_PDU,
         artim_s=connection.ARTIM_S,
         stall_s=connection.STALL_S,
         idle_s=receiver.IDLE_TIMEOUT_S,
@@ -171,7 +169,7 @@ def compose() -> str:
         reports=_statuses(services.STATUSES | confirmation.STATUSES),
         reasons="\n".join(f"- {reason.value}" for reason in Reason),
         results="\n".join(
-            f"| {one.name} | {one} | SCU | {', '.join(PROPOSED)} |"
+            f"| {one.name} | {one} | SCU | {', '.join(syntax.name for syntax in confirmation.SYNTAXES)} |"
             for one in (*RESULTS, *confirmation.CONTEXTS.values())
         ),
         final=", ".join(f"{status:04X}" for status in sorted(sender.FINAL_STATUSES) if status < 0xA900) + " and A9xx",

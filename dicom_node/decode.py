@@ -52,11 +52,7 @@ def read(
 
 def _slice(image: Dataset, max_lossy_ratio: float) -> tuple[Dataset, Slice] | NotAnalysed:
     try:
-        _check_whole(image)
-        gate.check_kind(image, max_lossy_ratio)
-        where = _plane(image)
-        gate.check_plane(where)
-        gate.check_size(image)
+        where = check(image, max_lossy_ratio)
         slice_ = Slice(source.slice_key(image), where, hounsfield(image))
     except Exception as error:  # noqa: BLE001  # as above, and decoders
         refusal = error if isinstance(error, NotAnalysed) else _refusal(image, error)
@@ -64,6 +60,23 @@ def _slice(image: Dataset, max_lossy_ratio: float) -> tuple[Dataset, Slice] | No
         return refusal if frame is None else refusal.of(frame)
     del image.PixelData
     return image, slice_
+
+
+def check(image: Dataset, max_lossy_ratio: float) -> Plane:
+    """All that can be said against an image before it is decoded; where it lies, if there is nothing.
+
+    Raises
+    ------
+    NotAnalysed
+    Exception : whatever pydicom raises
+
+    """
+    _check_whole(image)
+    gate.check_kind(image, max_lossy_ratio)
+    where = _plane(image)
+    gate.check_plane(where)
+    gate.check_size(image)
+    return where
 
 
 def hounsfield(image: Dataset) -> NDArray[np.int16]:

@@ -46,7 +46,7 @@ _ITEM, _DELIMITER, _UNDEFINED = 0xFFFEE000, 0xFFFEE0DD, 0xFFFFFFFF
 _END_OF_IMAGE = b"\xff\xd9"  # closes a frame of JPEG, JPEG-LS and JPEG 2000; a byte of padding may follow
 
 
-def read(path: Path, only: int | None = None) -> Iterator[Dataset | NotAnalysed]:
+def read(path: Path, only: int | None = None) -> Iterator[Dataset]:
     """Each image of a file, whole: the one that it is, or its frames in their order.
 
     Parameters

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dicom_node import frames
-from dicom_node.gate import CT_IMAGES, NotAnalysed, Reason
+from dicom_node import decode, frames
+from dicom_node.gate import NotAnalysed, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
     from dicom_node.analysis import Series
+    from runtime.types import Plane
 
 # Whole values of ConvolutionKernel, whatever their case. A site with others says so in `series.bone_kernels`.
 BONE_KERNELS = (
@@ -30,7 +31,7 @@ BONE_KERNELS = (
     r"D|E|F|L|Y[A-D]",  # Philips; UA to UC are for the brain
 )
 ENOUGH_MM = 5.0  # thicker is no better
-COVERED = 0.95  # of a bone series' extent: reconstructions of one scan differ by a slice
+COVERED = 0.95  # of a bone series' extent in each direction: reconstructions of one scan differ by a slice
 WIDEST_STEP_MM = 10.5  # between slices for soft tissue; a wider one leaves something out
 
 
@@ -50,7 +51,14 @@ def rank(header: Dataset, patterns: Iterable[str]) -> tuple[bool, float]:
     return is_bone(header, patterns), -min(thickness_mm, ENOUGH_MM)
 
 
-def check_needed(series: Series, siblings: Iterable[Sequence[Path]], patterns: Sequence[str]) -> None:
+def check_needed(
+    series: Series,
+    siblings: Iterable[Sequence[Path]],
+    patterns: Sequence[str],
+    *,
+    min_slices: int = 2,
+    max_lossy_ratio: float = 1.0,
+) -> None:
     """Turn away a series for bone where another one of the study shows the same for soft tissue.
 
     Parameters
@@ -58,37 +66,55 @@ def check_needed(series: Series, siblings: Iterable[Sequence[Path]], patterns: S
     series : for bone
     siblings : files of each other series of the study
     patterns : as of `is_bone`
+    min_slices, max_lossy_ratio : without which the other one would not be analysed itself
 
     Raises
     ------
     NotAnalysed
 
     """
-    header, plane = next(iter(series.headers.values())), next(iter(series.planes.values()))
-    normal = plane.normal_lps
-    places = [float(normal @ np.asarray(one.origin_lps)) for one in series.planes.values()]
-    frame_of_reference = header.get("FrameOfReferenceUID")
+    header, first = next(iter(series.headers.values())), next(iter(series.planes.values()))
+    if not header.get("FrameOfReferenceUID"):  # then nothing says that two series show the same place
+        return
+    axes = np.array([first.row_lps, first.column_lps, first.normal_lps])
+    low, high = _extent([_corners(plane, header, axes) for plane in series.planes.values()])
     for paths in siblings:
-        found = sorted(at for path in paths for at in _soft_places(path, frame_of_reference, normal, patterns))
-        if len(found) > 1 and np.diff(found).max() <= WIDEST_STEP_MM:
-            both = min(found[-1], max(places)) - max(found[0], min(places))
-            if both >= COVERED * (max(places) - min(places)):
+        soft = [
+            _corners(plane, image, axes)
+            for path in paths
+            for plane, image in _soft_slices(path, patterns, max_lossy_ratio)
+            if image.get("FrameOfReferenceUID") == header.FrameOfReferenceUID
+            and np.allclose(plane.normal_lps, first.normal_lps, atol=1e-2)
+        ]
+        if len(soft) < max(min_slices, 2):
+            continue
+        places = sorted(corners[0, 2] for corners in soft)
+        if np.diff(places).max() <= WIDEST_STEP_MM:
+            soft_low, soft_high = _extent(soft)
+            if (np.minimum(high, soft_high) - np.maximum(low, soft_low) >= COVERED * (high - low)).all():
                 raise NotAnalysed(Reason.BONE_KERNEL)
 
 
-def _soft_places(
-    path: Path, frame_of_reference: str | None, normal: np.ndarray, patterns: Sequence[str]
-) -> Iterator[float]:
-    """Where the original slices for soft tissue of a file lie along a normal, in mm."""
+def _corners(plane: Plane, image: Dataset, axes: np.ndarray) -> np.ndarray:
+    """The first and the last pixel of a slice, ``(2, 3)``: places along its series' row, column and normal, in mm."""
+    first = np.asarray(plane.origin_lps)
+    row_mm, column_mm = plane.spacing_mm
+    across = (int(image.Columns) - 1) * column_mm * np.asarray(plane.row_lps)
+    down = (int(image.Rows) - 1) * row_mm * np.asarray(plane.column_lps)
+    return np.array([first, first + across + down]) @ axes.T
+
+
+def _extent(corners: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    places = np.concatenate(corners)
+    return places.min(axis=0), places.max(axis=0)
+
+
+def _soft_slices(path: Path, patterns: Sequence[str], max_lossy_ratio: float) -> Iterator[tuple[Plane, Dataset]]:
+    """Slices of a file that would be analysed, and say that they are for soft tissue."""
     try:
         for image in frames.read(path):
-            orientation = np.array(image.ImageOrientationPatient, dtype=float)
-            position = np.array(image.ImagePositionPatient, dtype=float)
-            kind = list(image.ImageType)
-            measured = kind[0] not in ("DERIVED", "MIXED") and "LOCALIZER" not in kind
-            fits = image.SOPClassUID in CT_IMAGES and image.get("FrameOfReferenceUID") == frame_of_reference
-            parallel = np.allclose(np.cross(orientation[:3], orientation[3:]), normal, atol=1e-2)
-            if measured and fits and parallel and not is_bone(image, patterns):
-                yield float(normal @ position)
+            plane = decode.check(image, max_lossy_ratio)
+            if image.get("ConvolutionKernel") and not is_bone(image, patterns):
+                yield plane, image
     except Exception:  # noqa: BLE001  # pydicom raises anything on bytes that are no DICOM: not a slice, then
         return

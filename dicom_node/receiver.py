@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from dicom_node.spool import Incoming, Instance, Spool
     from dicom_node.tls import Identity
 
+LARGEST_PDU = 1 << 17  # bytes that a peer may send in one
 IDLE_TIMEOUT_S = 300  # scanners hold an association open while they reconstruct; a dead one's place is free after that
 
 # of a C-STORE, PS3.4 table B.2-1
@@ -131,7 +132,7 @@ class Receiver:
         allowed_addresses: tuple[str, ...] = (),
         max_associations: int = 10,
         max_associations_per_peer: int | None = None,
-        max_pdu: int = 131072,
+        max_pdu: int = LARGEST_PDU,
         sop_classes: Sequence[UID] = FROM_CT_SCANNERS,
         services: Mapping[UID, Service] = MappingProxyType({}),
         identity: Identity | None = None,

@@ -156,12 +156,10 @@ class Spool:
                 paths = _by_arrival(folder)
                 for path in paths:
                     try:
-                        uids = _series_of(path)
+                        yield *_series_of(path), len(paths)
+                        break
                     except (DataSetError, OSError) as error:
                         log.warning("spool_file_unreadable", path=str(path), reason=str(error))
-                        continue
-                    yield *uids, len(paths)
-                    break
                 else:  # all are damaged: its names on disk have to do, so that it is told
                     if paths and not any(name.startswith(HASHED) for name in (study.name, folder.name)):
                         yield study.name, folder.name, len(paths)
@@ -192,15 +190,16 @@ class Spool:
         return True
 
     def _put_back(self, leaving: Path) -> None:
-        """Undo the beginning of a removal; a study of that name may have been made anew meanwhile."""
+        """Undo the beginning of a removal; what has come anew meanwhile keeps its name: a worker may read it."""
         for series in leaving.iterdir():
             place = self._root / leaving.name / series.name
             place.mkdir(parents=True, exist_ok=True)
             for path in series.iterdir():
-                if not (place / path.name).exists():
-                    path.rename(place / path.name)
+                sha256 = part10.digest(path)
+                if _claim(path, place / path.name, sha256) is Outcome.CONFLICT:
+                    path.rename(self._root / QUARANTINE / f"{path.stem}.{sha256}.dcm")
             _sync_directory(place)
-        for directory in (self._root / leaving.name, self._root):
+        for directory in (self._root / leaving.name, self._root / QUARANTINE, self._root):
             _sync_directory(directory)
         shutil.rmtree(leaving)
 
@@ -221,9 +220,8 @@ class Spool:
         """Give a file that is written and synced its place."""
         outcome = _claim(incoming, instance.path, instance.sha256)
         if outcome is Outcome.CONFLICT:
-            name = f"{file_name(instance.sop_uid)}.{instance.sha256}.dcm"
-            instance = replace(instance, path=self._root / QUARANTINE / name)
-            incoming.rename(instance.path)
+            apart = self._root / QUARANTINE / f"{instance.path.stem}.{instance.sha256}.dcm"
+            instance = replace(instance, path=incoming.rename(apart))
         _sync_directory(instance.path.parent)  # after a repeat too: whoever stored the first may not have come so far
         return outcome, instance
 

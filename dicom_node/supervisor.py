@@ -27,8 +27,7 @@ class Supervisor:
     ----------
     opening : the first message to each worker
     on_message : told of every answer, and of ``{"is": "died"}`` when a worker ended, on a thread of this class. Each
-        message
-        says under ``"worker"`` which one it is from: 1 is the first
+        message says under ``"worker"`` which one it is from: 1 is the first
 
     """
 

@@ -39,10 +39,9 @@ from runtime.session import open_session, self_test
 from runtime.triage import Rule, check_rules
 
 if TYPE_CHECKING:
-    from runtime.bundle import Bundle
-
-if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from runtime.bundle import Bundle
 
 
 def main() -> None:
@@ -140,14 +139,16 @@ def _close(analyser: Analyser, series: Series, request: dict[str, Any]) -> Outco
         revision=request["revision"],
         missing=request["missing"],
         predecessor=Path(request["predecessor"]) if request["predecessor"] else None,
-        siblings=_siblings(series),
+        siblings=_siblings(series, Path(request["folder"]).parents[1]),
     )
 
 
-def _siblings(series: Series) -> Iterator[list[Path]]:
-    """Files of the other series of a study in the spool."""
+def _siblings(series: Series, results: Path) -> Iterator[list[Path]]:
+    """Files of the other series of a study in the spool, without those that got a notice instead of results."""
     for here in {path.parent for path in series.files}:
-        yield from (list(folder.glob("*.dcm")) for folder in here.parent.iterdir() if folder != here)
+        for folder in here.parent.iterdir():
+            if folder != here and not any((results / folder.name).glob("revision-*/notice.dcm")):
+                yield list(folder.glob("*.dcm"))
 
 
 def _given_up(analyser: Analyser, request: dict[str, Any]) -> Outcome:

@@ -18,6 +18,13 @@ def test_the_statement_in_docs_is_the_one_that_the_code_makes():
     assert STATEMENT.read_text() == compose(), "run `scanside conformance > docs/conformance.md`"
 
 
+@pytest.mark.parametrize("confirm", ["commitment", "query"])
+def test_destinations_are_asked_in_the_transfer_syntaxes_that_the_statement_names(confirm):
+    (context,) = confirmation.Confirmation(None, confirm, lambda: False).contexts()
+    names = ", ".join(syntax.name for syntax in context.transfer_syntax)
+    assert f"| {context.abstract_syntax} | SCU | {names} |" in compose()
+
+
 @pytest.mark.parametrize(
     "module", [receiver, mpps, commitment, confirmation, services], ids=lambda module: module.__name__
 )

@@ -11,8 +11,9 @@ from pydicom.uid import CTImageStorage
 
 from dicom_node.journal import Journal, ResultFile, SeriesState
 from dicom_node.outbox import Outbox
+from dicom_node.part10 import digest
 from dicom_node.retention import DAY_S, Retention
-from dicom_node.spool import LEAVING, Outcome, Spool
+from dicom_node.spool import LEAVING, QUARANTINE, Outcome, Spool
 from tests.dicom_node.storage import SERIES, STUDY, encoded, image
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ class Bench:
             self.store(number)
         self.store(9, series=f"{SERIES}.9")
 
-    def store(self, number: int, series: str = SERIES) -> Outcome:
-        slice_ = image(number, SeriesInstanceUID=series)
+    def store(self, number: int, series: str = SERIES, **changed: str) -> Outcome:
+        slice_ = image(number, SeriesInstanceUID=series, **changed)
         request = {"sop_class_uid": CTImageStorage, "sop_uid": slice_.SOPInstanceUID, "calling_ae": "CT01"}
         outcome, _ = self.spool.store(encoded(slice_), transfer_syntax_uid="1.2.840.10008.1.2.1", **request)
         return outcome
@@ -169,6 +170,21 @@ def test_a_removal_that_a_crash_broke_off_is_undone(done: Bench):
     shutil.copytree(spool / STUDY, spool / "incoming" / "being deleted")
     Spool(spool, 0)
     assert not list((spool / "incoming").iterdir())
+
+
+def test_a_removal_that_is_undone_drops_neither_of_two_contents(done: Bench):
+    """Both were acknowledged: what came anew keeps its name, the other goes where second contents go."""
+    spool = done.folder / "spool"
+    before = {path.name: path.read_bytes() for path in (spool / STUDY / SERIES).iterdir()}
+    (spool / STUDY).rename(spool / LEAVING / STUDY)
+    assert done.store(1, PatientName="Corrected") is Outcome.NEW
+    assert done.store(2) is Outcome.NEW
+    Spool(spool, 0)
+    after = {path.name: path.read_bytes() for path in (spool / STUDY / SERIES).iterdir()}
+    (apart,) = (spool / QUARANTINE).iterdir()
+    (changed,) = (name for name in before if before[name] != after[name])
+    assert apart.read_bytes() == before[changed]
+    assert apart.name == f"{changed.removesuffix('.dcm')}.{digest(apart)}.dcm"
 
 
 def test_it_runs_by_itself(done: Bench, monkeypatch):

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from pydicom import dcmread
-from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
+from pydicom.encaps import encapsulate
+from pydicom.uid import RLELossless, SecondaryCaptureImageStorage, generate_uid
 
 from dicom_node import decode, dispatch, enhanced, kernel
 from dicom_node import folder as folders
@@ -98,11 +99,18 @@ def test_a_series_for_bone_is_not_analysed_where_the_study_has_it_for_soft_tissu
 
 
 @pytest.mark.parametrize(
-    "other", ["half of the head", "every third slice", "another frame of reference", "reformatted"]
+    "other",
+    [
+        "half of the head",
+        "every third slice",
+        "another frame of reference",
+        "reformatted",
+        "lossy",
+        "no kernel",
+        "a small field of view",
+    ],
 )
-def test_a_series_for_bone_is_analysed_where_nothing_replaces_it(
-    head: list[Path], node: Node, tmp_path: Path, other: str
-):
+def test_a_series_for_bone_is_analysed_where_nothing_replaces_it(head: list[Path], tmp_path: Path, other: str):
     bone = again(head, tmp_path / "bone", ConvolutionKernel="BONEPLUS")
     half = head[: len(head) // 2]
     soft = {
@@ -110,9 +118,17 @@ def test_a_series_for_bone_is_analysed_where_nothing_replaces_it(
         "every third slice": lambda: again(head, tmp_path / "soft", every=3),
         "another frame of reference": lambda: again(head, tmp_path / "soft", FrameOfReferenceUID="1.2.3"),
         "reformatted": lambda: again(head, tmp_path / "soft", ImageType=["DERIVED", "SECONDARY", "MPR"]),
+        "lossy": lambda: again(head, tmp_path / "soft", LossyImageCompression="01"),
+        "no kernel": lambda: again(head, tmp_path / "soft", ConvolutionKernel=None),
+        "a small field of view": lambda: again(head, tmp_path / "soft", PixelSpacing=["0.2", "0.2"]),
     }[other]()
-    scan(soft + bone, node)
-    assert records(node, 2)[series_uid(bone)].state is SeriesState.ANALYSED
+    series = Series()
+    for path in bone:
+        ((header, slice_),) = decode.read(path)
+        series.add(path, header, slice_)
+    kernel.check_needed(series, [soft], kernel.BONE_KERNELS)
+    with pytest.raises(NotAnalysed):
+        kernel.check_needed(series, [soft, head], kernel.BONE_KERNELS)
 
 
 def test_the_same_rule_without_a_network(head: list[Path], tmp_path: Path):
@@ -141,8 +157,43 @@ def test_frames_for_bone_are_not_analysed_where_other_frames_are_for_soft_tissue
     kernel.check_needed(series, [[bone]], kernel.BONE_KERNELS)
     with pytest.raises(NotAnalysed, match="a bone kernel"):
         kernel.check_needed(series, [[soft]], kernel.BONE_KERNELS)
+    kernel.check_needed(series, [[soft]], kernel.BONE_KERNELS, min_slices=len(bleeding.phantom.slices) + 1)
     multiframe.changed(soft, lambda image: setattr(image, "FrameOfReferenceUID", "1.2.3"))
     kernel.check_needed(series, [[soft]], kernel.BONE_KERNELS)
+    multiframe.changed(soft, lambda image: delattr(image, "FrameOfReferenceUID"))
+    for header in series.headers.values():
+        del header.FrameOfReferenceUID
+    kernel.check_needed(series, [[soft]], kernel.BONE_KERNELS)
+
+
+def test_a_series_for_bone_is_analysed_where_that_for_soft_tissue_could_not_be(
+    bleeding: Pushable, node: Node, tmp_path: Path
+):
+    """Its pixels are seen to be damaged only when they are decoded."""
+    soft = again(bleeding.paths, tmp_path / "soft")
+    for path in soft:
+        image = dcmread(path)
+        image.compress(RLELossless)
+        image.PixelData = encapsulate([b"\xff" * 200])
+        image.save_as(path)
+    scan(soft, node)
+    assert records(node, 1)[series_uid(soft)].reason == "a file or pixels that are damaged"
+    bone = again(bleeding.paths, tmp_path / "bone", ConvolutionKernel="H60s")
+    scan(bone, node)
+    assert records(node, 2)[series_uid(bone)].state is SeriesState.ANALYSED
+
+
+def test_a_series_for_bone_that_has_results_gets_those_that_replace_them(
+    bleeding: Pushable, node: Node, tmp_path: Path
+):
+    bone = again(bleeding.paths, tmp_path / "bone", ConvolutionKernel="H60s")
+    scan(bone[:-1], node)
+    records(node, 1)
+    scan(bleeding.paths, node)
+    records(node, 2)
+    scan(bone[-1:], node)
+    wait_until(lambda: records(node, 2)[series_uid(bone)].revision == 2, "a second revision")
+    assert records(node, 2)[series_uid(bone)].state is SeriesState.ANALYSED
 
 
 def test_soft_tissue_and_thick_slices_are_analysed_first(
