@@ -271,7 +271,7 @@ class Analyser:
             return self._close(series, folder, revision, missing, predecessor)
         except NotAnalysed as refusal:
             # a series of another kind lacks nothing, whatever ended it
-            wanting = () if refusal.reason.of_another_kind else missing
+            wanting = () if refusal.reason.of_another_kind else (*missing, *_left_out_beside(series))
             reason = "; ".join((str(refusal), *wanting))
             files = self._notice(reason, series, folder, revision) if refusal.reason.leaves_out_a_head(wanting) else ()
             return Outcome(SeriesState.NOT_ANALYSED, reason, None, files, refusal.reason.name)
@@ -373,6 +373,11 @@ def _refusals(refused: Sequence[NotAnalysed]) -> tuple[list[str], list[str]]:
     ]
     incomplete = [text for reason, text in sentences if not reason.of_another_kind]
     return incomplete, [text for reason, text in sentences if reason.of_another_kind]
+
+
+def _left_out_beside(series: Series) -> list[str]:
+    """Slices that are why the others are not enough; without others the reason of the series says the same."""
+    return _refusals(series.refused)[0] if series.planes else []
 
 
 def _result_files(objects: results.ResultSet, paths: dict[str, Path]) -> tuple[ResultFile, ...]:

@@ -14,7 +14,7 @@ from io import BufferedReader, BytesIO
 from typing import TYPE_CHECKING
 
 from pydicom import FileDataset
-from pydicom.datadict import dictionary_has_tag, dictionary_VR
+from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_for_tag
 from pydicom.filereader import read_dataset, read_partial
 from pydicom.tag import Tag
 from pydicom.uid import (
@@ -301,7 +301,7 @@ def _uid(data_set: Dataset, tag: BaseTag) -> str:
     value = element.value if element else None  # raw: pydicom would complain of an illegal one
     uid = value.decode("latin-1").rstrip("\0 ") if isinstance(value, bytes) else ""
     if not uid:
-        raise DataSetMismatch(f"the data set has no {tag}: it can't be told which study, series and instance it is")
+        raise DataSetMismatch(f"{keyword_for_tag(tag)} {tag} is missing or empty")  # an ErrorComment has 64 characters
     if len(value) < element.length:
         raise DataSetUnreadable(f"the data set is cut off within {tag}")
     return uid

@@ -129,6 +129,17 @@ def test_a_series_of_another_kind_lacks_nothing(reason: Reason, verdict: str, tm
     assert outcome.reason == verdict
 
 
+def test_a_head_of_which_most_is_turned_away_is_no_test_of_a_few_slices(paths: list[Path], tmp_path: Path):
+    one, _ = analyser(View())
+    few = Series()
+    one.feed(few, paths[:2])
+    assert not one.close(few, tmp_path, revision=1, missing=()).files
+    few.refused += [NotAnalysed(Reason.LOSSY, "ratio 9")] * 7
+    outcome = one.close(few, tmp_path, revision=1, missing=())
+    assert outcome.reason == f"too few slices: 2, 5 needed; 7 images not analysed: {Reason.LOSSY.value}"
+    assert [file.role for file in outcome.files] == ["notice"]
+
+
 def test_an_engine_that_can_not_answer_ends_the_series_and_says_why(paths: list[Path], tmp_path: Path):
     one, engine = analyser(View(1))
     engine.infer = lambda _: (_ for _ in ()).throw(InferenceError("slices of 16 x 16, and plans for 512 x 512 alone"))
