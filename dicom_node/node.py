@@ -308,9 +308,7 @@ class Node:
                 slices=len(assembly.paths),
                 report_json=result.report_json,
                 files=result.files,
-                destinations={
-                    each.name: each.results for each in self.config.destinations if result.level in (None, *each.levels)
-                },
+                destinations={each.name: each.results for each in self.config.destinations if each.wants(result.level)},
             )
         except JournalError as error:  # the disk is full: results and slices are there, so it can be said again
             log.warning("result_not_recorded", series=assembly.name, reason=str(error), retry_s=JOURNAL_RETRY_S)

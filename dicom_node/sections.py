@@ -191,12 +191,23 @@ class Destination(Section):
         description="What it gets: notice (a page instead of results: why a head was not analysed), sr (measurements), "
         "sc (pictures), seg (masks). Always sent in this order.",
     )
-    levels: tuple[Level, ...] = Field(get_args(Level), min_length=1, description="Of which decisions it gets results.")
+    levels: tuple[Level, ...] = Field(
+        get_args(Level),
+        min_length=1,
+        description="Of which decisions it gets results. Notices, and incomplete heads without a finding, go to all.",
+    )
     confirm: Confirm = Field(
         "no",
         description="How to make sure that it keeps what it took. commitment: it is asked to commit itself (storage "
         "commitment), and may answer at this node's port; query: it is searched for each. no: its word is taken.",
     )
+
+    def wants(self, level: str | None) -> bool:
+        """Whether it gets results of a decision; None is a notice.
+
+        What is incomplete goes to all, as a notice does: whoever got nothing would take it for a routine head.
+        """
+        return level in (None, "incomplete", *self.levels)
 
 
 class Scanner(Section):
