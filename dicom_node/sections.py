@@ -194,8 +194,8 @@ class Destination(Section):
     levels: tuple[Level, ...] = Field(
         get_args(Level),
         min_length=1,
-        description="Of which decisions it gets results. In any case it gets notices, incomplete heads without a finding, "
-        "and what corrects a result that it has got.",
+        description="Of which decisions it gets results. In any case it gets notices, incomplete heads without a "
+        "finding, and what corrects a result that it has got.",
     )
     confirm: Confirm = Field(
         "no",
