@@ -271,9 +271,11 @@ class Analyser:
             return self._close(series, folder, revision, missing, predecessor)
         except NotAnalysed as refusal:
             # a series of another kind lacks nothing, whatever ended it
-            wanting = () if refusal.reason.of_another_kind else (*missing, *_left_out_beside(series))
+            lacking = (*missing, *(_refusals(series.refused)[0] if series.planes else ()))
+            wanting = () if refusal.reason.of_another_kind else lacking
             reason = "; ".join((str(refusal), *wanting))
-            files = self._notice(reason, series, folder, revision) if refusal.reason.leaves_out_a_head(wanting) else ()
+            is_told = refusal.reason.leaves_out_a_head(wanting)
+            files = self._notice(reason, series, folder, revision, predecessor) if is_told else ()
             return Outcome(SeriesState.NOT_ANALYSED, reason, None, files, refusal.reason.name)
         except DeviceLost:
             raise
@@ -283,19 +285,28 @@ class Analyser:
             frame = traceback.extract_tb(error.__traceback__)[-1]
             reason = f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
             log.error("series_failed", reason=reason)  # noqa: TRY400  # a traceback would quote the message
-        return Outcome(SeriesState.FAILED, reason, None, self._notice(reason, series, folder, revision))
+        return Outcome(SeriesState.FAILED, reason, None, self._notice(reason, series, folder, revision, predecessor))
 
-    def give_up(self, reason: str, files: list[Path], folder: Path, *, revision: int) -> Outcome:
+    def give_up(
+        self, reason: str, files: list[Path], folder: Path, *, revision: int, predecessor: Path | None = None
+    ) -> Outcome:
         """Say of a series that nothing could be made of it; the reason is the caller's."""
-        notice = self._notice(reason, Series(files=files), folder, revision)
+        notice = self._notice(reason, Series(files=files), folder, revision, predecessor)
         return Outcome(SeriesState.FAILED, reason, None, notice)
 
-    def _notice(self, reason: str, series: Series, folder: Path, revision: int) -> tuple[ResultFile, ...]:
+    def _notice(
+        self, reason: str, series: Series, folder: Path, revision: int, predecessor: Path | None
+    ) -> tuple[ResultFile, ...]:
         """A notice, if the series has an image that says whose it is."""
         try:
             header = next(iter(series.headers.values()), None) or dcmread(series.files[0], stop_before_pixels=True)
             notice = results.build_notice(
-                header, reason, self.session.identity, revision=revision, started=series.started
+                header,
+                reason,
+                self.session.identity,
+                revision=revision,
+                started=series.started,
+                has_results=predecessor is not None,
             )
             return _result_files(notice, results.write(notice, folder))
         except Exception as error:  # noqa: BLE001  # as above: what made the series fail may be in the header
@@ -341,7 +352,10 @@ class Analyser:
     def _stack(self, series: Series) -> SliceStack:
         if not series.planes:
             reasons = Counter(refusal.reason for refusal in series.refused)
-            raise NotAnalysed(reasons.most_common(1)[0][0] if reasons else Reason.TOO_FEW_SLICES)
+            # what may be a head decides, however few among reformats
+            raise NotAnalysed(
+                max(reasons, key=lambda one: (not one.of_another_kind, reasons[one]), default=Reason.TOO_FEW_SLICES)
+            )
         if len(series.planes) < self._min_slices:
             raise NotAnalysed(Reason.TOO_FEW_SLICES, f"{len(series.planes)}, {self._min_slices} needed")
         if len(series.sizes) > 1:
@@ -373,11 +387,6 @@ def _refusals(refused: Sequence[NotAnalysed]) -> tuple[list[str], list[str]]:
     ]
     incomplete = [text for reason, text in sentences if not reason.of_another_kind]
     return incomplete, [text for reason, text in sentences if reason.of_another_kind]
-
-
-def _left_out_beside(series: Series) -> list[str]:
-    """Slices that are why the others are not enough; without others the reason of the series says the same."""
-    return _refusals(series.refused)[0] if series.planes else []
 
 
 def _result_files(objects: results.ResultSet, paths: dict[str, Path]) -> tuple[ResultFile, ...]:

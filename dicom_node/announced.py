@@ -79,4 +79,5 @@ class Announced:
 def _announce(execute: Execute, series: Mapping[str, Collection[str]], source: Source) -> None:
     for series_uid, sop_uids in series.items():
         for one in sop_uids:
-            execute("INSERT OR IGNORE INTO announced VALUES (?, ?, ?)", (series_uid, one, source.value))
+            row = (series_uid, one, source.value, time.time())
+            execute("INSERT OR REPLACE INTO announced VALUES (?, ?, ?, ?)", row)

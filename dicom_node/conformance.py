@@ -76,8 +76,8 @@ many are missing.
 ### Storage Commitment Push Model
 
 N-ACTION; the N-EVENT-REPORT goes to the port that `[[scanners]]` names for the calling AE title, on an association
-that the node asks for in the role of the SCP, until it is taken; to others on the association of the N-ACTION. An
-instance is committed when its file is on the disk and can be read. It stays there until its study's days
+that the node asks for in the role of the SCP, until it is taken or 90 days old; to others on the association of the
+N-ACTION. An instance is committed when its file is on the disk and can be read. It stays there until its study's days
 (`node.keep_days`) are over, or somebody removes it ([operations](operations.md)); the node is no archive.
 
 | status | reason |

@@ -7,6 +7,7 @@ there or neither.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 import time
@@ -178,10 +179,55 @@ class Journal:
             ).fetchone()
         return _series_record(row) if row else None
 
+    def last_told(self, study_uid: str, series_uid: str) -> SeriesRecord | None:
+        """The highest revision of a series of which a destination has got, or is owed, something."""
+        with self.statements() as execute:
+            row = execute(
+                "SELECT series.* FROM series JOIN outbox USING (study_uid, series_uid, revision)"
+                " WHERE study_uid = ? AND series_uid = ? ORDER BY revision DESC LIMIT 1",
+                (study_uid, series_uid),
+            ).fetchone()
+        return _series_record(row) if row else None
+
     def series(self) -> list[SeriesRecord]:
         """Every revision of every series, in the order they were recorded."""
         with self.statements() as execute:
             return [_series_record(row) for row in execute("SELECT * FROM series ORDER BY recorded, rowid")]
+
+    def forget(self, before: float, studies_here: Collection[str]) -> None:
+        """Remove what nobody needs any more.
+
+        That is what scanners announced and asked for; and of studies that are not here any more what was delivered, the
+        reports, and all revisions but the last. The last one stays for ever: a series that is sent again must not give
+        new results the UIDs of old ones.
+
+        Parameters
+        ----------
+        before : what is younger stays, in seconds since the epoch
+        studies_here : StudyInstanceUIDs of the spool; of these all stays
+
+        """
+        said = {"before": before, "here": json.dumps(list(studies_here))}
+        gone = "study_uid NOT IN (SELECT value FROM json_each(:here))"
+        with self.transaction() as execute:
+            for table, since in (("announced", "announced"), ("step", "changed"), ("commitment", "created")):
+                execute(f"DELETE FROM {table} WHERE {since} < :before", said)  # noqa: S608 (constants, as below)
+            execute(
+                f"DELETE FROM outbox WHERE created < :before AND {gone} AND study_uid NOT IN"  # noqa: S608
+                " (SELECT study_uid FROM outbox WHERE state NOT IN ('sent', 'confirmed'))",
+                said,
+            )
+            execute(
+                f"DELETE FROM series WHERE recorded < :before AND {gone} AND NOT EXISTS (SELECT 1 FROM outbox"  # noqa: S608
+                " WHERE (study_uid, series_uid, revision) = (series.study_uid, series.series_uid, series.revision))"
+                " AND revision < (SELECT MAX(revision) FROM series AS every"
+                " WHERE (every.study_uid, every.series_uid) = (series.study_uid, series.series_uid))",
+                said,
+            )
+            execute(
+                f"UPDATE series SET report_json = NULL WHERE recorded < :before AND report_json IS NOT NULL AND {gone}",  # noqa: S608
+                said,
+            )
 
     # the file
 

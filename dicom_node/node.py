@@ -303,6 +303,9 @@ class Node:
     def _record(self, assembly: Assembly, result: Result) -> None:
         """Write a result and what is owed for it into the journal, and only then forget the series."""
         try:
+            told = self._journal.last_told(assembly.study_uid, assembly.series_uid)
+            # a series that fails at each start anew is no news
+            is_news = result.reason is None or told is None or told.reason != result.reason
             self._journal.record_result(
                 assembly.study_uid,
                 assembly.series_uid,
@@ -311,7 +314,7 @@ class Node:
                 reason=result.reason,
                 slices=len(assembly.paths),
                 report_json=result.report_json,
-                files=result.files,
+                files=result.files if is_news else (),
                 destinations=self._receivers(assembly, result.level),
             )
         except JournalError as error:  # the disk is full: results and slices are there, so it can be said again

@@ -22,9 +22,20 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 768, 432
 MARGIN = 36
+UNSEARCHED = (
+    "This series was not searched for haemorrhage: nothing follows from it, for or against. "
+    "Results of a later time replace this page."
+)
+# of which results may show blood: the page must not read as if there were none
+ANALYSED_BEFORE = (
+    "Results of an earlier time stand for the slices that they were made of. Slices that have come since were not "
+    "searched for haemorrhage: nothing follows from them, for or against."
+)
 
 
-def build(header: Dataset, reason: str, model: ModelIdentity, *, revision: int, started: datetime) -> SCImage:
+def build(
+    header: Dataset, reason: str, model: ModelIdentity, *, revision: int, started: datetime, has_results: bool = False
+) -> SCImage:
     """One Secondary Capture in the series of the pictures, in their place.
 
     Parameters
@@ -34,6 +45,7 @@ def build(header: Dataset, reason: str, model: ModelIdentity, *, revision: int, 
     model : what would have analysed it
     revision : as that of results
     started : when it would have begun; ContentDate and ContentTime
+    has_results : an earlier revision was analysed
 
     """
     shared, _ = source.common(header)
@@ -49,7 +61,9 @@ def build(header: Dataset, reason: str, model: ModelIdentity, *, revision: int, 
     )
     image = SCImage.from_ref_dataset(
         ref_dataset=shared,
-        pixel_array=render(reason, model, caption="" if number is None else f"Series {number}"),
+        pixel_array=render(
+            reason, model, caption="" if number is None else f"Series {number}", has_results=has_results
+        ),
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
@@ -62,7 +76,7 @@ def build(header: Dataset, reason: str, model: ModelIdentity, *, revision: int, 
     return image
 
 
-def render(reason: str, model: ModelIdentity, *, caption: str = "") -> NDArray[np.uint8]:
+def render(reason: str, model: ModelIdentity, *, caption: str = "", has_results: bool = False) -> NDArray[np.uint8]:
     """The page: ``(HEIGHT, WIDTH, 3)`` RGB."""
     small, normal, large = (ImageFont.load_default(points) for points in (15, 20, 34))
     page = Image.new("RGB", (WIDTH, HEIGHT), capture.BACKGROUND)
@@ -72,10 +86,17 @@ def render(reason: str, model: ModelIdentity, *, caption: str = "") -> NDArray[n
     draw.text((WIDTH - MARGIN, 38), caption, capture.WHITE, normal, anchor="rm")
     across = WIDTH - 2 * MARGIN
     y = capture.write(
-        draw, (MARGIN, 104), reason[:1].upper() + reason[1:], normal, capture.WHITE, lines=6, width=across
+        draw, (MARGIN, 104), reason[:1].upper() + reason[1:], normal, capture.WHITE, lines=5, width=across
     )
-    said = "This series was not searched for haemorrhage: nothing follows from it, for or against."
-    capture.write(draw, (MARGIN, y + 16), said, normal, capture.WHITE, lines=2, width=across)
+    capture.write(
+        draw,
+        (MARGIN, y + 16),
+        ANALYSED_BEFORE if has_results else UNSEARCHED,
+        normal,
+        capture.WHITE,
+        lines=3,
+        width=across,
+    )
     draw.text((MARGIN, HEIGHT - 76), f"AI: {model.name} {model.version}", capture.DIM, small)
     draw.text((MARGIN, HEIGHT - 50), "Research use only. Not a medical device", capture.WHITE, small)
     return np.asarray(page)

@@ -6,7 +6,7 @@ import os
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from pydicom import dcmwrite
@@ -104,10 +104,10 @@ def build(
     return ResultSet(seg=segmentation, sr=document, sc=tuple(images))
 
 
-def build_notice(header: Dataset, reason: str, model: ModelIdentity, *, revision: int, started: datetime) -> ResultSet:
-    """Build what a series gets that was not analysed (`dicom_node.notice`)."""
+def build_notice(header: Dataset, reason: str, model: ModelIdentity, **about: Any) -> ResultSet:
+    """Build what a series gets that was not analysed: parameters are those of `dicom_node.notice.build`."""
     with _quoting_nobody():
-        image = notice.build(header, reason, model, revision=revision, started=started)
+        image = notice.build(header, reason, model, **about)
     _forget_the_clock(image)
     return ResultSet(notice=image)
 

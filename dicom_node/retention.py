@@ -1,4 +1,7 @@
-"""Makes room: studies whose results have been where they belong for long enough are removed, and nothing else."""
+"""Makes room: studies whose results have been where they belong for long enough are removed, and nothing else.
+
+Of the journal goes what nobody needs any more, so that it does not grow for ever.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 
 INTERVAL_S = 3600.0
 DAY_S = 86400.0
+JOURNAL_S = (
+    90 * DAY_S
+)  # so long the journal knows all of a study that is not here any more, and what scanners announced
 
 log = structlog.get_logger(__name__)
 
@@ -104,6 +110,9 @@ class Retention:
         while not self._stopping.is_set():
             try:
                 self.sweep(time.time())
+                self._journal.forget(time.time() - JOURNAL_S, {study_uid for study_uid, *_ in self._spool.contents()})
             except (JournalError, OSError) as error:
                 log.warning("nothing_removed", reason=str(error))
+            except Exception:  # a bug in one study must not end all removal: the disk would fill
+                log.exception("removal_failed")
             self._stopping.wait(INTERVAL_S)

@@ -78,4 +78,11 @@ _CONFIRMATION = (
     "PRAGMA user_version = 4",
 )
 
-VERSIONS = (_TABLES, _TRIES, _ANNOUNCED, _CONFIRMATION)
+# When it was announced: what is old goes.
+_AGES = (
+    "ALTER TABLE announced ADD COLUMN announced REAL NOT NULL DEFAULT 0",
+    "UPDATE announced SET announced = CAST(strftime('%s', 'now') AS REAL)",
+    "PRAGMA user_version = 5",
+)
+
+VERSIONS = (_TABLES, _TRIES, _ANNOUNCED, _CONFIRMATION, _AGES)

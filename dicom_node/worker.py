@@ -138,7 +138,7 @@ def _close(analyser: Analyser, series: Series, request: dict[str, Any]) -> Outco
         Path(request["folder"]),
         revision=request["revision"],
         missing=request["missing"],
-        predecessor=Path(request["predecessor"]) if request["predecessor"] else None,
+        predecessor=_predecessor(request),
         siblings=_siblings(series, Path(request["folder"]).parents[1]),
     )
 
@@ -153,8 +153,16 @@ def _siblings(series: Series, results: Path) -> Iterator[list[Path]]:
 
 def _given_up(analyser: Analyser, request: dict[str, Any]) -> Outcome:
     return analyser.give_up(
-        request["given_up"], [Path(request["path"])], Path(request["folder"]), revision=request["revision"]
+        request["given_up"],
+        [Path(request["path"])],
+        Path(request["folder"]),
+        revision=request["revision"],
+        predecessor=_predecessor(request),
     )
+
+
+def _predecessor(request: dict[str, Any]) -> Path | None:
+    return Path(request["predecessor"]) if request["predecessor"] else None
 
 
 def _seen(seen: Seen, series: Series) -> dict[str, Any]:

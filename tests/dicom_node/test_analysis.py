@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dicom_node import notice
 from dicom_node import phantom as writer
 from dicom_node.analysis import Analyser, Series
 from dicom_node.gate import NotAnalysed, Reason
@@ -129,15 +130,36 @@ def test_a_series_of_another_kind_lacks_nothing(reason: Reason, verdict: str, tm
     assert outcome.reason == verdict
 
 
-def test_a_head_of_which_most_is_turned_away_is_no_test_of_a_few_slices(paths: list[Path], tmp_path: Path):
+def test_what_may_be_a_head_decides_among_many_reformats(tmp_path: Path):
+    refused = [NotAnalysed(Reason.TRUNCATED), *(NotAnalysed(Reason.DERIVED) for _ in range(9))]
+    outcome = analyser(View())[0].close(Series(refused=refused), tmp_path, revision=1, missing=())
+    assert outcome.code == "TRUNCATED"
+
+
+def test_few_slices_are_a_head_where_others_of_it_were_turned_away(paths: list[Path], tmp_path: Path):
     one, _ = analyser(View())
-    few = Series()
-    one.feed(few, paths[:2])
-    assert not one.close(few, tmp_path, revision=1, missing=()).files
-    few.refused += [NotAnalysed(Reason.LOSSY, "ratio 9")] * 7
-    outcome = one.close(few, tmp_path, revision=1, missing=())
-    assert outcome.reason == f"too few slices: 2, 5 needed; 7 images not analysed: {Reason.LOSSY.value}"
-    assert [file.role for file in outcome.files] == ["notice"]
+    for refused, told in ([], []), ([NotAnalysed(Reason.LOCALIZER)], []), ([NotAnalysed(Reason.LOSSY)], ["notice"]):
+        series = Series()
+        one.feed(series, paths[:3])
+        series.refused += refused
+        outcome = one.close(series, tmp_path, revision=1, missing=())
+        assert (outcome.code, [file.role for file in outcome.files]) == ("TOO_FEW_SLICES", told)
+    assert outcome.reason == f"too few slices: 3, 5 needed; 1 image not analysed: {Reason.LOSSY.value}"
+
+
+@pytest.mark.parametrize("has_results", [True, False])
+def test_a_notice_after_results_lets_them_stand(paths: list[Path], tmp_path: Path, monkeypatch, has_results: bool):
+    """Which may show blood: 'nothing follows from this series' would be wrong."""
+    one, _ = analyser(View())
+    pages = []
+    genuine = notice.render
+    monkeypatch.setattr(notice, "render", lambda *args, **told: pages.append(told) or genuine(*args, **told))
+    before = tmp_path / "sr.dcm" if has_results else None
+    series = Series(refused=[NotAnalysed(Reason.LOSSY)])
+    series.files += paths
+    one.close(series, tmp_path, revision=2, missing=(), predecessor=before)
+    one.give_up("it died", paths, tmp_path, revision=2, predecessor=before)
+    assert [told["has_results"] for told in pages] == [has_results] * 2
 
 
 def test_an_engine_that_can_not_answer_ends_the_series_and_says_why(paths: list[Path], tmp_path: Path):

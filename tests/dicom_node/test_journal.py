@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from dicom_node.announced import Announced, Source
 from dicom_node.journal import Journal, JournalError, ResultFile, SeriesState
 from dicom_node.outbox import DeliveryState, Outbox
 
@@ -277,6 +278,18 @@ def test_a_journal_of_version_1_still_opens_and_counts_from_now_on(tmp_path):
         assert [item.tries for item in Outbox(journal).claim("pacs", time.time())] == [1, 1, 1]
     with contextlib.closing(Journal(path)) as journal:
         assert [item.tries for item in Outbox(journal).items()] == [1, 1, 1]
+
+
+def test_what_an_older_journal_has_announced_counts_as_of_now(tmp_path):
+    path = tmp_path / "journal.sqlite"
+    Journal(path).close()
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("ALTER TABLE announced DROP COLUMN announced")
+        connection.execute("INSERT INTO announced VALUES ('1.2', '1.2.1', 'step')")
+        connection.execute("PRAGMA user_version = 4")
+    with contextlib.closing(Journal(path)) as journal:
+        journal.forget(time.time() - 60, set())
+        assert Announced(journal).of("1.2", Source.STEP) == {"1.2.1"}
 
 
 def test_who_only_looks_writes_nothing(tmp_path):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from pydicom.uid import CTImageStorage
 
+from dicom_node import retention
+from dicom_node.announced import Announced, Source, StepState
 from dicom_node.journal import Journal, ResultFile, SeriesState
 from dicom_node.outbox import Outbox
 from dicom_node.part10 import digest
@@ -185,6 +187,61 @@ def test_a_removal_that_is_undone_drops_neither_of_two_contents(done: Bench):
     (changed,) = (name for name in before if before[name] != after[name])
     assert apart.read_bytes() == before[changed]
     assert apart.name == f"{changed.removesuffix('.dcm')}.{digest(apart)}.dcm"
+
+
+def rows(bench: Bench, table: str) -> int:
+    with bench.journal.statements() as execute:
+        return execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]
+
+
+def test_the_journal_forgets_what_nobody_needs(done: Bench):
+    done.record(revision=2)
+    done.deliver()
+    done.journal.record_result(
+        "1.9", "1.9.1", 1, state=SeriesState.ANALYSED, reason=None, slices=1, report_json="{}",
+        files=[ResultFile("sr", done.results / "sr.dcm", "1.2", "9.9.9")], destinations={"pacs": ("sr",)},
+    )  # fmt: skip
+    with done.journal.transaction() as execute:
+        execute("UPDATE series SET report_json = '{}'")
+    done.journal.forget(time.time() - 1, set())
+    assert (rows(done, "outbox"), rows(done, "series")) == (4, 4), "what is young stays"
+    done.journal.forget(time.time() + 1, {STUDY})
+    assert (rows(done, "outbox"), rows(done, "series")) == (4, 4), "what is here stays"
+    done.journal.forget(time.time() + 1, set())
+    (owed,) = Outbox(done.journal).items()
+    assert owed.study_uid == "1.9", "what is owed stays"
+    kept = {record.series_uid: record for record in done.journal.series()}
+    assert {uid: record.revision for uid, record in kept.items()} == {SERIES: 2, f"{SERIES}.9": 1, "1.9.1": 1}
+    assert kept[SERIES].report_json is None
+    assert kept[SERIES].state is SeriesState.ANALYSED
+
+
+def test_what_scanners_announced_is_forgotten(done: Bench):
+    announced = Announced(done.journal)
+    announced.begin_step("1.2.9", "CT01")
+    announced.end_step("1.2.9", StepState.COMPLETED, {SERIES: ["1.1"]})
+    done.journal.forget(time.time() - 1, {STUDY})
+    assert announced.of(SERIES, Source.STEP) == {"1.1"}
+    done.journal.forget(time.time() + 1, {STUDY})
+    assert announced.of(SERIES, Source.STEP) == frozenset()
+    assert announced.state_of("1.2.9") is None
+
+
+def test_a_sweep_that_fails_is_not_the_last(done: Bench, monkeypatch):
+    monkeypatch.setattr(retention, "INTERVAL_S", 0.01)
+    swept = []
+
+    def sweep(now: float) -> None:
+        swept.append(now)
+        raise IndexError
+
+    monkeypatch.setattr(done.retention, "sweep", sweep)
+    done.retention.start()
+    deadline = time.monotonic() + 10
+    while len(swept) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    done.retention.stop()
+    assert len(swept) >= 3
 
 
 def test_it_runs_by_itself(done: Bench, monkeypatch):
