@@ -396,15 +396,16 @@ def phantom(
     except ValueError:
         raise PhantomError(f"--spacing {spacing!r}: write millimetres, such as 5 or 4,7") from None
     scan = Scan(thickness, slices=slices, tilt_deg=tilt, matrix=matrix)
-    blood = tuple(Lesion.parse(text) for text in lesions or ())
+    wanted = tuple(Lesion.parse(text) for text in lesions or ())
     target.mkdir(parents=True, exist_ok=True)
-    made = make(blood, scan, seed=seed, hard=hard)
+    made = make(wanted, scan, seed=seed, hard=hard)
     (multi_frame if enhanced else single_frame).write(made.slices, target, tilt_deg=tilt)
     count = len(made.slices)
     truth = {"volume_ml": made.truth_ml, "classes": CLASSES, "tilt_deg": tilt, "seed": seed, "slices": count}
     (target / "truth.json").write_text(json.dumps(truth, indent=2) + "\n")
     np.savez_compressed(target / "truth.npz", labels=made.labels)
-    out.print(f"{count} slices in {target}: " + ", ".join(f"{n} {ml:.1f} ml" for n, ml in made.truth_ml.items()))
+    blood = ", ".join(f"{n} {ml:.1f} ml" for n, ml in made.truth_ml.items())
+    out.print(f"{count} slices in {target}: {blood or 'no blood'}")
 
 
 # from data to a bundle

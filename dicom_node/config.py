@@ -120,7 +120,7 @@ def examine(path: Path) -> tuple[Config, list[Mistake]]:
     try:
         config = Config.model_validate(table)
     except ValidationError as error:
-        mistakes += [_mistake(details) for details in error.errors()]
+        mistakes += [_mistake(details) for details in error.errors() if not _is_echo(details)]
         config = _what_is_sound(table, error)
     folder, model = path.absolute().parent, config.model
     paths = {name: value and folder / value for name, value in (("bundle", model.bundle), ("plans", model.plans))}
@@ -170,6 +170,11 @@ def _what_is_sound(table: dict[str, Any], error: ValidationError) -> Config:
         return Config.model_validate(sound)
     except ValidationError as clashing:
         return _what_is_sound(sound, clashing)
+
+
+def _is_echo(details: Any) -> bool:
+    """True of a list that is too short for pydantic only because something in it is wrong, which is told by itself."""
+    return details["type"] == "too_short" and len(details["input"]) > 0
 
 
 def _lacks_key(details: Any) -> bool:

@@ -341,9 +341,7 @@ class Node:
         """Who gets what: also what corrects a result that has been sent, whatever it says now."""
         before = self._outbox.destinations_of(assembly.study_uid, assembly.series_uid)
         return {
-            each.name: each.results
-            for each in self.config.destinations
-            if level in (None, *each.levels) or each.name in before
+            each.name: each.results for each in self.config.destinations if each.wants(level) or each.name in before
         }
 
     # the disk

@@ -6,15 +6,15 @@ Nothing is decoded that need not be: what a peer sent is kept as it came, whatev
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 import zlib
 from contextlib import contextmanager
 from io import BufferedReader, BytesIO
-from os import fstat
 from typing import TYPE_CHECKING
 
 from pydicom import FileDataset
-from pydicom.datadict import dictionary_has_tag, dictionary_VR
+from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_for_tag
 from pydicom.filereader import read_dataset, read_partial
 from pydicom.tag import Tag
 from pydicom.uid import (
@@ -130,7 +130,8 @@ class _Bounded(BufferedReader):
         if self.left < 0:
             self.excess = "more elements than any image has"
         if size > self.longest:
-            self.excess, self.is_cut = f"a value of {size} bytes", size > len(self.getbuffer()) - self.tell()
+            self.excess = f"a value of {size} bytes"
+            self.is_cut = self.tell() + size > self.seek(0, os.SEEK_END)
         if self.excess:
             raise DataSetExcessive(self.excess)
         return super().read(size)
@@ -216,7 +217,7 @@ def opened(file: FileIO, stop: Callable[[BaseTag, str | None, int], bool]) -> tu
     Exception : whatever pydicom raises on what is no DICOM file
 
     """
-    size = fstat(file.fileno()).st_size
+    size = os.fstat(file.fileno()).st_size
     if size > LARGEST:
         raise DataSetExcessive(f"a file of {size / 1e9:.1f} GB")
     stream = _Bounded(file)
@@ -300,7 +301,7 @@ def _uid(data_set: Dataset, tag: BaseTag) -> str:
     value = element.value if element else None  # raw: pydicom would complain of an illegal one
     uid = value.decode("latin-1").rstrip("\0 ") if isinstance(value, bytes) else ""
     if not uid:
-        raise DataSetMismatch(f"the data set has no {tag}: it can't be told which study, series and instance it is")
+        raise DataSetMismatch(f"{keyword_for_tag(tag)} {tag} is missing or empty")  # an ErrorComment has 64 characters
     if len(value) < element.length:
         raise DataSetUnreadable(f"the data set is cut off within {tag}")
     return uid

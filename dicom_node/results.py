@@ -86,7 +86,7 @@ def build(
         legal, repairs = source.normalise(sources)
         first = legal[0]
         if repairs:
-            log.info("sources repaired", series=str(first.SeriesInstanceUID), keywords=repairs)
+            log.info("sources_repaired", series=str(first.SeriesInstanceUID), keywords=repairs)
         number = first.get("SeriesNumber")
         issue = Issue(
             study_uid=str(first.StudyInstanceUID),

@@ -189,9 +189,7 @@ def _find(paths: Sequence[Path]) -> tuple[list[_File], list[tuple[Path, str]]]:
             skipped.append((path, str(error)))
         except OSError as error:
             skipped.append((path, error.strerror or str(error)))
-        except AttributeError as error:
-            skipped.append((path, f"a DICOM file without {error.name} in its file meta information"))
-        except (ValueError, RuntimeError, struct.error) as error:  # what pydicom raises for a head that is garbage
+        except (AttributeError, ValueError, RuntimeError, struct.error) as error:  # pydicom, of a head that is garbage
             skipped.append((path, f"a DICOM file that can't be read: {str(error) or type(error).__name__}"))
     if not files:
         if missing := [path for path in paths if not path.exists()]:
@@ -210,6 +208,9 @@ def _walk(paths: Sequence[Path]) -> Iterator[Path]:
 
 def _read(path: Path) -> _File:
     meta, offset = split_dataset(path)
+    for keyword in ("MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID", "TransferSyntaxUID"):
+        if not meta.get(keyword):
+            raise PushError(f"a DICOM file without {keyword} in its file meta information")
     if meta.MediaStorageSOPClassUID == MediaStorageDirectoryStorage:
         raise PushError("a DICOMDIR, not an instance")
     return _File(

@@ -13,7 +13,7 @@ from dicom_node.journal import Role
 from dicom_node.kernel import BONE_KERNELS
 
 Confirm = Literal["no", "commitment", "query"]
-Level = Literal["critical", "urgent", "incomplete", "routine"]
+Level = Literal["critical", "urgent", "routine"]
 
 
 def _legal_ae_title(title: str) -> str:
@@ -194,14 +194,21 @@ class Destination(Section):
     levels: tuple[Level, ...] = Field(
         get_args(Level),
         min_length=1,
-        description="Of which decisions it gets results; what corrects a result that it has got it gets in any case. "
-        "incomplete: nothing found, and slices are missing.",
+        description="Of which decisions it gets results. In any case it gets notices, incomplete heads without a "
+        "finding, and what corrects a result that it has got.",
     )
     confirm: Confirm = Field(
         "no",
         description="How to make sure that it keeps what it took. commitment: it is asked to commit itself (storage "
         "commitment), and may answer at this node's port; query: it is searched for each. no: its word is taken.",
     )
+
+    def wants(self, level: str | None) -> bool:
+        """Whether it gets results of a decision; None is a notice.
+
+        What is incomplete goes to all, as a notice does: whoever got nothing would take it for a routine head.
+        """
+        return level in (None, "incomplete", *self.levels)
 
 
 class Scanner(Section):

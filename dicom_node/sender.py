@@ -19,11 +19,13 @@ from pydicom import dcmread
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom import AE, build_context, evt
+from pynetdicom.pdu import A_ABORT_RQ, A_ASSOCIATE_RJ
 from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS, code_to_category
 
 from dicom_node.confirmation import Confirmation
 from dicom_node.journal import JournalError
 from dicom_node.outbox import DeliveryState, back_off_s
+from dicom_node.silence import explain
 from dicom_node.trail import Trail
 from dicom_node.wire import Answers, PromptSocket
 from runtime.errors import ScansideError
@@ -322,6 +324,8 @@ def associate(
     ae = AE(ae_title)
     ae.connection_timeout, ae.acse_timeout, ae.dimse_timeout = CONNECT_TIMEOUT_S, ACSE_TIMEOUT_S, DIMSE_TIMEOUT_S
     peer = f"{destination.name} ({destination.ae_title} at {destination.host}:{destination.port})"
+    ends: list[A_ASSOCIATE_RJ | A_ABORT_RQ] = []
+    began = time.monotonic()
     try:
         association = ae.associate(
             destination.host,
@@ -330,29 +334,24 @@ def associate(
             ae_title=destination.ae_title,
             ext_neg=list(roles),
             tls_args=(identity.requestor(), destination.host) if identity and destination.tls else None,
-            evt_handlers=[(evt.EVT_CONN_OPEN, _make_prompt), *handlers],
+            evt_handlers=[(evt.EVT_CONN_OPEN, _make_prompt), (evt.EVT_PDU_RECV, _note_end, [ends]), *handlers],
         )
     except OSError as error:  # the name service
         raise PeerError(f"{peer}: {error.strerror or error}") from error
     if association.is_established:
         association.dimse.msg_queue = Answers()
         return association
-    if association.is_rejected:
-        answer = association.acceptor.primitive
-        raise PeerError(f"{peer} rejected the association ({answer.result_str}): {answer.reason_str}")
+    # not `is_rejected`: a rejection that is here before pynetdicom has looked whether it is connected goes by unseen
+    if ends and isinstance(ends[0], A_ASSOCIATE_RJ):
+        answer = ends[0].to_primitive()
+        raise PeerError(f"{peer} rejected the association of {ae_title} ({answer.result_str}): {answer.reason_str}")
     if association.rejected_contexts:
         refused = ", ".join(sorted({context.abstract_syntax.name for context in association.rejected_contexts}))
         raise ContextError(f"{peer} accepts none of: {refused}")
-    raise PeerError(f"{peer}: {_why_silent(destination)}")
-
-
-def _why_silent(destination: Destination) -> str:
-    """What the operating system says of a connection; pynetdicom keeps that to itself."""
-    try:
-        socket.create_connection((destination.host, destination.port), CONNECT_TIMEOUT_S).close()
-    except OSError as error:
-        return error.strerror or str(error)
-    return f"something listens, but no association came of it within {ACSE_TIMEOUT_S:g} s; is it a DICOM port?"
+    if ends:
+        raise PeerError(f"{peer} aborted the association of {ae_title} before it was open")
+    is_cut = time.monotonic() - began < ACSE_TIMEOUT_S
+    raise PeerError(f"{peer}: {explain(destination, identity, timeout_s=CONNECT_TIMEOUT_S, is_cut=is_cut)}")
 
 
 def _contexts(item: OutboxItem) -> dict[tuple[str, str], PresentationContext]:
@@ -370,6 +369,11 @@ def _contexts(item: OutboxItem) -> dict[tuple[str, str], PresentationContext]:
         raise ValueError(f"holds {sop_class} {sop_uid} in {syntax}, not {item.sop_class_uid} {item.sop_uid}")
     syntaxes = [syntax] if syntax.is_compressed else [syntax, ImplicitVRLittleEndian]
     return {(sop_class, each): build_context(sop_class, each) for each in syntaxes}
+
+
+def _note_end(event: evt.Event, ends: list[A_ASSOCIATE_RJ | A_ABORT_RQ]) -> None:
+    if isinstance(event.pdu, A_ASSOCIATE_RJ | A_ABORT_RQ):
+        ends.append(event.pdu)
 
 
 def _make_prompt(event: evt.Event) -> None:

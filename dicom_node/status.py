@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -74,6 +75,7 @@ class Status:
     node_running : whether a node holds the folder
     results_unsent, results_parked : what destinations still have to get, and what only a person sends on
     results_unconfirmed : what they have taken, and not said yet that they keep it
+    refusing : why slices are refused, if they are
     series : every revision in the order of recording, then what is open
 
     """
@@ -82,6 +84,7 @@ class Status:
     results_unsent: int
     results_parked: int
     results_unconfirmed: int
+    refusing: str | None
     series: tuple[Series, ...]
 
 
@@ -149,6 +152,7 @@ def look(config: Config) -> Status:
         for key, (count, last) in held.items()
         if key not in latest or count > latest[key].slices or last > latest[key].recorded
     ]
+    free_gb, floor = shutil.disk_usage(config.node.folder).free / 1e9, config.node.free_floor_gb
     states = Counter(item.state for item in items)
     parked, unconfirmed = states[DeliveryState.PARKED], states[DeliveryState.UNCONFIRMED]
     return Status(
@@ -156,6 +160,7 @@ def look(config: Config) -> Status:
         results_unsent=len(items) - sum(states[each] for each in DELIVERED) - parked - unconfirmed,
         results_parked=parked,
         results_unconfirmed=unconfirmed,
+        refusing=f"{free_gb:.1f} GB free, below node.free_floor_gb = {floor:g}" if free_gb < floor else None,
         series=(*map(_recorded, records), *sorted(waiting, key=lambda one: one.changed)),
     )
 

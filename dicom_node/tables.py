@@ -36,6 +36,8 @@ def show_status(told: Status, out: Console) -> None:
             "results parked": told.results_parked,
         },
     )
+    if told.refusing:
+        _say(out, f"slices are refused: {told.refusing}", style="bold red")
     newest = {(one.study_uid, one.series_uid): one.revision for one in told.series if not one.is_open}
     rows = [one for one in told.series if one.is_open or newest[one.study_uid, one.series_uid] == one.revision]
     if not rows:

@@ -246,6 +246,13 @@ def test_one_series_looks_as_many_do(folder: Folder, capsys):
     assert len(together) == 2 * len(alone) - 1  # of one study
 
 
+def test_a_full_disk_is_told_before_all_series(folder: Folder, capsys):
+    assert "refused" not in folder.shown(capsys)
+    with folder.config.open("a") as config:
+        config.write("[node]\nfree_floor_gb = 1e6\n")
+    assert " GB free, below node.free_floor_gb = 1e+06" in folder.shown(capsys).splitlines()[1]
+
+
 def test_nothing_yet(folder: Folder, capsys):
     assert folder.shown(capsys) == "the node is not running\nno series yet\n"
 

@@ -146,6 +146,7 @@ def test_paths_are_relative_to_the_file(write, tmp_path, monkeypatch):
             PACS + 'results = ["sr", "pdf"]',
             "destinations[0].results[1]: \"pdf\" is none of 'notice', 'sr', 'sc' or 'seg'",
         ),
+        (PACS + 'levels = ["crit"]', 'destinations[0].levels[0]: "crit" is none of'),
         (PACS + PACS.replace("104", "105"), 'destinations[1].name: "pacs" is the name of destinations[0] already'),
         ('destinations = "pacs"', 'destinations: "pacs" is not a list'),
         (PACS.replace("[[", "[").replace("]]", "]"), "write [[destinations]], with double brackets"),

@@ -127,7 +127,7 @@ def test_lengths_beyond_the_end_are_told_and_not_allocated(tmp_path: Path, tag: 
     tracemalloc.start()
     try:
         with pytest.raises(NotAnalysed) as caught:
-            decode.read(path)
+            read_image(path)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

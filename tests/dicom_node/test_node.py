@@ -111,6 +111,14 @@ def test_a_head_without_blood_gets_an_sr_that_says_so_and_no_seg(healthy: Pushab
     assert received(pacs, SegmentationStorage) == []
 
 
+def test_a_part_of_a_head_without_blood_is_told_of_whatever_levels_are_wanted(healthy: Pushable, tmp_path, pacs: Pacs):
+    config = config_for(tmp_path / "node", pacs.port, idle_timeout_s=0.5)
+    only_critical = [one.model_copy(update={"levels": ("critical",)}) for one in config.destinations]
+    with running(config.model_copy(update={"destinations": tuple(only_critical)})) as node:
+        scan(healthy.paths[-8:], node)
+        assert result(pacs, seg=False)["decision"]["level"] == "incomplete"
+
+
 def test_slices_are_analysed_while_the_association_is_still_open(bleeding: Pushable, node: Node, pacs: Pacs):
     ae = AE("CT1")
     ae.add_requested_context(CTImageStorage, "1.2.840.10008.1.2.1")

@@ -327,8 +327,16 @@ def test_other_content_under_a_taken_uid_fails_and_the_first_stays(tmp_path, rec
             0xA900,
             "is not the Affected",
         ),
-        (lambda data_set: data_set.replace(b"\x08\x00\x18\x00UI", b"\x08\x00\x17\x00UI"), 0xA900, "(0008,0018)"),
-        (lambda data_set: data_set.replace(b"\x20\x00\x0d\x00UI", b"\x20\x00\x0c\x00UI"), 0xA900, "(0020,000D)"),
+        (
+            lambda data_set: data_set.replace(b"\x08\x00\x18\x00UI", b"\x08\x00\x17\x00UI"),
+            0xA900,
+            ": SOPInstanceUID (0008,0018) is missing or empty",
+        ),
+        (
+            lambda data_set: data_set.replace(b"\x20\x00\x0d\x00UI", b"\x20\x00\x0c\x00UI"),
+            0xA900,
+            ": StudyInstanceUID (0020,000D) is missing or empty",
+        ),
         (lambda data_set: data_set[:30], 0xA900, "(0020,000D)"),
         (lambda data_set: data_set[: data_set.index(b"\x20\x00\x0e\x00UI") + 12], 0xC000, "within (0020,000E)"),
         (lambda _: NESTED, 0xC000, "sequences nested without end"),

@@ -202,7 +202,7 @@ def test_no_patient_in_logs_and_warnings(
         warnings.simplefilter("always")
         pictured = {report.findings[0].key_slice: ct.hounsfield(labels)[5]}
         results.write(results.build(sources, labels, pictured, report, revision=1, started=ct.STARTED), tmp_path)
-    assert [event["event"] for event in events] in ([], ["sources repaired"])
+    assert [event["event"] for event in events] in ([], ["sources_repaired"])
     said = caplog.text + "".join(str(each) for each in (*events, *(each.message for each in warned)))
     assert "SECRET" not in said
 
@@ -212,7 +212,7 @@ def test_repairs_are_logged_by_keyword() -> None:
     with capture_logs() as events:
         case.build()
     (event,) = events
-    assert (event["event"], event["series"]) == ("sources repaired", "1.2.3.4.5")
+    assert (event["event"], event["series"]) == ("sources_repaired", "1.2.3.4.5")
     assert {"PatientSex", "FrameOfReferenceUID", "SliceThickness"} <= set(event["keywords"])
     assert "PatientID" not in event["keywords"]
 

@@ -125,6 +125,12 @@ def test_what_is_no_instance_is_listed(tmp_path, receiver):
         file.write(bytes(128) + b"DICM")
         write_file_meta_info(file, directory.file_meta)
     (folder / "no meta").write_bytes(bytes(128) + b"DICM" + encoded(image(3)))
+    empty = image(4)
+    empty.file_meta.MediaStorageSOPClassUID = ""
+    with (folder / "empty meta").open("wb") as file:
+        file.write(bytes(128) + b"DICM")
+        write_file_meta_info(file, empty.file_meta, enforce_standard=False)
+        file.write(encoded(image(4)))
     missing = folder / "missing.dcm"
 
     report = sent([folder, missing], receiver)
@@ -136,6 +142,7 @@ def test_what_is_no_instance_is_listed(tmp_path, receiver):
         "empty": NO_DICOM,
         "DICOMDIR": "a DICOMDIR, not an instance",
         "no meta": "a DICOM file without MediaStorageSOPClassUID in its file meta information",
+        "empty meta": "a DICOM file without MediaStorageSOPClassUID in its file meta information",
         "missing.dcm": "No such file or directory",
     }
 

@@ -407,9 +407,44 @@ def test_a_rejected_association_says_why(serve):
     port = serve(archive)
     stranger = Destination(name="pacs", ae_title="SOMEONE", host="127.0.0.1", port=port)
     with pytest.raises(
-        PeerError, match=r"rejected the association \(Rejected Permanent\): Called AE title not recognised"
+        PeerError, match=r"rejected the association of NODE \(Rejected Permanent\): Called AE title not recognised"
     ):
         associate(stranger, "NODE", [build_context(SegmentationStorage)])
+
+
+def test_a_rejection_that_is_faster_than_pynetdicom_looks_says_why(serve):
+    archive = Archive()
+    archive._ae.require_called_aet = True
+    stranger = Destination(name="pacs", ae_title="SOMEONE", host="127.0.0.1", port=serve(archive))
+    closed = threading.Event()
+    late = [(evt.EVT_CONN_CLOSE, lambda _: closed.set()), (evt.EVT_REQUESTED, lambda _: closed.wait(DEADLINE_S))]
+    with pytest.raises(PeerError, match="Called AE title not recognised"):
+        associate(stranger, "NODE", [build_context(SegmentationStorage)], handlers=late)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"", "something listens, but cuts the connection; is it a DICOM port, and without TLS?"),
+        (b"\7\0\0\0\0\4\0\0\2\0", "aborted the association of NODE before it was open"),
+    ],
+)
+def test_a_peer_that_hangs_up_at_once_is_told_from_one_that_is_silent(answer, reason):
+    def serve(server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:  # it is called again to see why
+                with server.accept()[0] as connection:
+                    connection.recv(1 << 16)
+                    connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve, args=(server,))
+        thread.start()
+        with pytest.raises(PeerError) as caught:
+            associate(to(server.getsockname()[1]), "NODE", [build_context(SegmentationStorage)])
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert reason in str(caught.value)
 
 
 def test_a_host_that_has_no_address(monkeypatch):

@@ -108,9 +108,9 @@ def test_strangers_and_plain_peers_stay_out(tmp_path, receiver, authority):
     stranger = Authority(tmp_path / "elsewhere", "other").issue("ct")
     with capture_logs() as events:
         trusting = Tls(certificate=stranger.certificate, key=stranger.key, ca=authority.certificate)
-        with pytest.raises(PeerError):
+        with pytest.raises(PeerError, match="no TLS with it: .* unknown ca; see"):
             echo(receiver, Identity(trusting))
-        with pytest.raises(PeerError):
+        with pytest.raises(PeerError, match="without TLS"):
             echo(receiver, None)
         old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
@@ -126,8 +126,16 @@ def test_strangers_and_plain_peers_stay_out(tmp_path, receiver, authority):
 def test_a_node_trusts_no_strange_archive(tmp_path, receiver, authority):
     own = authority.issue("node2")
     other = Authority(tmp_path / "elsewhere", "other").certificate
-    with pytest.raises(PeerError):
+    with pytest.raises(PeerError, match="its certificate is not taken: .*self-signed certificate.*; see"):
         echo(receiver, Identity(Tls(certificate=own.certificate, key=own.key, ca=other)))
+
+
+def test_an_archive_that_speaks_no_tls(tmp_path, identity):
+    with (
+        receiving(tmp_path / "spool", Recorder()) as plain,
+        pytest.raises(PeerError, match="no TLS with it: .*; does it speak TLS at this port"),
+    ):
+        echo(plain, identity)
 
 
 def test_silent_peers_delay_nobody(receiver, identity):
