@@ -299,7 +299,7 @@ class Analyser:
     ) -> tuple[ResultFile, ...]:
         """A notice, if the series has an image that says whose it is."""
         try:
-            header = next(iter(series.headers.values()), None) or dcmread(series.files[0], stop_before_pixels=True)
+            header = next(iter(series.headers.values()), None) or decode.legible(series.files)
             notice = results.build_notice(
                 header,
                 reason,

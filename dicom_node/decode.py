@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import zlib
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydicom import dcmread
 from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import UID
 
@@ -17,7 +19,7 @@ from runtime.types import Slice
 SOP_CLASS_UID = 0x0008_0016
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -60,6 +62,23 @@ def _slice(image: Dataset, max_lossy_ratio: float) -> tuple[Dataset, Slice] | No
         return refusal if frame is None else refusal.of(frame)
     del image.PixelData
     return image, slice_
+
+
+def legible(paths: Sequence[Path]) -> Dataset:
+    """Header of the first of some files that can be read and says which image it is.
+
+    Raises
+    ------
+    Exception : whatever pydicom raises on the last one, where there is none
+
+    """
+    *paths, last = paths
+    for path in paths:
+        with suppress(Exception):
+            header = dcmread(path, stop_before_pixels=True)
+            if header.SOPInstanceUID and header.StudyInstanceUID and header.SeriesInstanceUID:
+                return header
+    return dcmread(last, stop_before_pixels=True)
 
 
 def check(image: Dataset, max_lossy_ratio: float) -> Plane:

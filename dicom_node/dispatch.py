@@ -234,7 +234,7 @@ class Dispatch:
             "predecessor": _last_report(folder),
             "missing": [*assembly.missing, *lost],
             "given_up": assembly.given_up,
-            "path": str(next(iter(assembly.paths))),
+            "paths": [str(path) for path in assembly.paths] if assembly.given_up else [],
         }
 
 

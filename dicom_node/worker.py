@@ -13,7 +13,7 @@ series again.
     <- {"is": "going", "series": ID}     now and then, before the answer on many frames
     <- {"is": "slice", "series": ID, "rank": ..., "path": ..., "planes": [{...} or null], "refusals": [[code, why]]}
     -> {"do": "close", "series": ID, "folder": ..., "revision": 1, "missing": [...], "predecessor": path or null,
-        "given_up": why no more is tried than a notice, or null, "path": for that}
+        "given_up": why no more is tried than a notice, or null, "paths": for that}
     <- {"is": "result", "series": ID, "state": ..., "reason": ..., "code": ..., "report": ..., "files": [...]}
 """
 
@@ -154,7 +154,7 @@ def _siblings(series: Series, results: Path) -> Iterator[list[Path]]:
 def _given_up(analyser: Analyser, request: dict[str, Any]) -> Outcome:
     return analyser.give_up(
         request["given_up"],
-        [Path(request["path"])],
+        [Path(path) for path in request["paths"]],
         Path(request["folder"]),
         revision=request["revision"],
         predecessor=_predecessor(request),

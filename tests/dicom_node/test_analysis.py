@@ -147,6 +147,15 @@ def test_few_slices_are_a_head_where_others_of_it_were_turned_away(paths: list[P
     assert outcome.reason == f"too few slices: 3, 5 needed; 1 image not analysed: {Reason.LOSSY.value}"
 
 
+def test_a_notice_is_of_the_first_file_that_can_be_read(paths: list[Path], tmp_path: Path):
+    damaged = tmp_path / "1.dcm"
+    damaged.write_bytes(b"no DICOM")
+    one, _ = analyser(View())
+    for files, told in (([damaged, *paths], ["notice"]), ([damaged], [])):
+        outcome = one.give_up("it died", files, tmp_path, revision=1)
+        assert [file.role for file in outcome.files] == told
+
+
 @pytest.mark.parametrize("has_results", [True, False])
 def test_a_notice_after_results_lets_them_stand(paths: list[Path], tmp_path: Path, monkeypatch, has_results: bool):
     """Which may show blood: 'nothing follows from this series' would be wrong."""
