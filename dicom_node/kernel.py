@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dicom_node import decode, frames
+from dicom_node import frames
 from dicom_node.gate import NotAnalysed, Reason
 
 if TYPE_CHECKING:
@@ -111,6 +111,8 @@ def _extent(corners: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 def _soft_slices(path: Path, patterns: Sequence[str], max_lossy_ratio: float) -> Iterator[tuple[Plane, Dataset]]:
     """Slices of a file that would be analysed, and say that they are for soft tissue."""
+    from dicom_node import decode  # noqa: PLC0415  # highdicom comes with it: not for who only reads a configuration
+
     try:
         for image in frames.read(path):
             plane = decode.check(image, max_lossy_ratio)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from pydicom.dataset import Dataset
 
@@ -51,3 +54,14 @@ def test_soft_tissue_before_bone_and_thick_before_thin():
 def test_a_site_s_own_patterns():
     assert is_bone(header("Dental-X"), ["dental-.*"])
     assert not is_bone(header("BONE"), [])
+
+
+def test_a_configuration_is_read_without_the_writers_of_results():
+    """The default patterns are in it; highdicom takes longer to load than all else."""
+    told = subprocess.run(
+        [sys.executable, "-c", "import sys, dicom_node.sections; print('highdicom' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout == "False\n"
