@@ -16,7 +16,7 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import CTImageStorage, Verification
 
 from dicom_node import sender
-from dicom_node.check import Item, check
+from dicom_node.check import SOP_CLASSES, Item, check
 from dicom_node.config import Config
 from dicom_node.journal import Journal
 from dicom_node.lock import FolderLock
@@ -56,8 +56,11 @@ def look(tmp_path):
     return run
 
 
+TAKEN = (Verification, *SOP_CLASSES.values())
+
+
 @contextlib.contextmanager
-def peer(*, contexts=(Verification,), status: int = 0x0000, **settings):
+def peer(*, contexts=TAKEN, status: int = 0x0000, **settings):
     ae = AE("PEER")
     for context in contexts:
         ae.add_supported_context(context)
@@ -203,7 +206,11 @@ def test_a_destination_that_is_down(look):
     [
         ({"require_calling_aet": ["SOMEONE"]}, "Calling AE title not recognised"),
         ({"require_called_aet": True, "ae_title": "SOMEONE"}, "Called AE title not recognised"),
-        ({"contexts": (CTImageStorage,)}, "accepts none of: Verification SOP Class"),
+        ({"contexts": (CTImageStorage,)}, "accepts none of: Comprehensive 3D SR Storage, "),
+        (
+            {"contexts": set(TAKEN) - {SOP_CLASSES["seg"]}},
+            "PEER accepts an association, but does not accept Segmentation Storage: have it accept that, or change",
+        ),
         ({"status": 0x0122}, "status 0x0122"),
     ],
 )
@@ -212,6 +219,13 @@ def test_a_destination_that_does_not_want_us_says_why(look, settings, reason):
         item = look(destinations=[pacs])["destination pacs"]
     assert (item.ok, item.kind) == (False, "finding")
     assert reason in item.message
+
+
+def test_a_destination_that_will_not_confirm_says_so_before_anything_is_sent(look):
+    with peer() as pacs:
+        item = look(destinations=[pacs.model_copy(update={"confirm": "commitment"})])["destination pacs"]
+    assert item.ok is False
+    assert "does not accept Storage Commitment Push Model SOP Class" in item.message
 
 
 def test_a_port_where_no_dicom_is_spoken(look):
