@@ -24,6 +24,7 @@ from pynetdicom.sop_class import Verification
 from structlog.testing import capture_logs
 
 from dicom_node import check, reload, syslog
+from dicom_node.audit import Participant
 from dicom_node.config import Config, ConfigError, load
 from dicom_node.journal import Journal, SeriesState
 from dicom_node.metrics import Metrics
@@ -234,6 +235,14 @@ def test_what_peers_call_themselves_breaks_neither_line_nor_xml(tmp_path: Path):
     alert = messages(file)[1]
     assert who(alert)[1][0] == 'AETITLES=A<"&???B'
     assert validated(file) == 3
+
+
+@pytest.mark.parametrize(
+    ("host", "kind"), [("pacs.local", "1"), ("192.0.2.7", "2"), ("fe80::1", "2"), ("0.0.0.0", "2")]
+)
+def test_an_archive_is_a_machine_s_name_or_an_address(host: str, kind: str):
+    made = Participant("pacs", "PACS", host=host).element()
+    assert (made.get("NetworkAccessPointID"), made.get("NetworkAccessPointTypeCode")) == (host, kind)
 
 
 def test_what_an_archive_did_not_take_is_told_apart(tmp_path: Path):
