@@ -104,8 +104,11 @@ def check(config: Config, mistakes: Sequence[Mistake] = ()) -> list[Item]:
 
 
 def _senders(node: Node) -> Item:
-    if node.allowed_calling_aes:
-        return Item("senders", True, "configuration", f"only {', '.join(node.allowed_calling_aes)}")
+    limits = [", ".join(node.allowed_calling_aes)] if node.allowed_calling_aes else []
+    limits += ["with a certificate that tls.ca vouches for"] if node.tls else []
+    limits += [f"from {', '.join(node.allowed_addresses)}"] if node.allowed_addresses else []
+    if limits:
+        return Item("senders", True, "configuration", f"only {'; '.join(limits)}")
     return Item(
         "senders",
         None,

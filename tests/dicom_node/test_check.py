@@ -21,7 +21,7 @@ from dicom_node.config import Config
 from dicom_node.journal import Journal
 from dicom_node.lock import FolderLock
 from dicom_node.mistakes import Mistake
-from dicom_node.sections import Destination, Model, Node, TriageRule
+from dicom_node.sections import Destination, Model, Node, Tls, TriageRule
 from runtime import caps, device, seal, session
 from runtime import gpu as gpu_plans
 from runtime.bundle import SHIPPED, open_bundle
@@ -44,10 +44,11 @@ def _impatient(monkeypatch):
 def look(tmp_path):
     """Checks a node with one change; gives the items by name. The bundle is one that is not there, unless told."""
 
-    def run(*, destinations=(), model=None, triage=None, mistakes=(), **node) -> dict[str, Item]:
+    def run(*, destinations=(), model=None, triage=None, mistakes=(), files=None, **node) -> dict[str, Item]:
         config = Config(
             node=Node(**{"folder": tmp_path / "data", "port": 0} | node),
             destinations=destinations,
+            tls=files,
             model=model or Model(bundle=tmp_path / "no-bundle"),
             triage=Config().triage if triage is None else triage,
         )
@@ -71,6 +72,19 @@ def peer(*, contexts=TAKEN, status: int = 0x0000, **settings):
         yield Destination(name="pacs", ae_title="PEER", host="127.0.0.1", port=server.socket.getsockname()[1])
     finally:
         ae.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("settings", "limits"),
+    [
+        ({"tls": True}, "only with a certificate that tls.ca vouches for"),
+        ({"allowed_addresses": ["10.1.0.0/16"]}, "only from 10.1.0.0/16"),
+        ({"allowed_calling_aes": ["CT1"], "allowed_addresses": ["10.1.0.0/16"]}, "only CT1; from 10.1.0.0/16"),
+    ],
+)
+def test_who_may_send(look, tmp_path, settings, limits):
+    items = look(files=Tls(**dict.fromkeys(("certificate", "key", "ca"), tmp_path / "none")), **settings)
+    assert (items["senders"].ok, items["senders"].message) == (True, limits)
 
 
 def test_a_node_that_is_well(look, tmp_path):
