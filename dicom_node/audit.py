@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
+from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 from xml.etree.ElementTree import Element, SubElement, tostring
 
@@ -63,7 +65,7 @@ class Participant:
     address : an IP address; empty where it is not known
     role : in the event
     is_requestor : it was the one who wanted it
-    host : its name, where there is no address
+    host : its name, or its address as the configuration has it, where there is no other
 
     """
 
@@ -78,12 +80,18 @@ class Participant:
         made = _element("ActiveParticipant", UserID=self.user_id, UserIsRequestor=str(self.is_requestor).lower())
         if self.ae_title:
             made.set("AlternativeUserID", _text(f"AETITLES={self.ae_title}"))
-        if self.address or self.host:
-            made.set("NetworkAccessPointID", _text(self.address or self.host))
-            made.set("NetworkAccessPointTypeCode", "2" if self.address else "1")
+        if place := self.address or self.host:
+            made.set("NetworkAccessPointID", _text(place))
+            made.set("NetworkAccessPointTypeCode", "2" if _is_address(place) else "1")
         if self.role:
             made.append(_coded("RoleIDCode", self.role))
         return made
+
+
+def _is_address(place: str) -> bool:
+    with suppress(ValueError):
+        return bool(ip_address(place))
+    return False
 
 
 def compose(

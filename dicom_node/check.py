@@ -13,8 +13,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from pynetdicom import build_context
-from pynetdicom.sop_class import Verification
+from pynetdicom.sop_class import (
+    Comprehensive3DSRStorage,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+    Verification,
+)
 
+from dicom_node.confirmation import CONTEXTS
 from dicom_node.lock import is_locked
 from dicom_node.receiver import PORT_REMEDIES
 from dicom_node.sender import PeerError, associate
@@ -35,6 +41,13 @@ if TYPE_CHECKING:
 
 Kind = Literal["configuration", "environment", "finding"]
 KINDS: dict[int, Kind] = {1: "finding", 2: "configuration", 3: "environment"}  # by the exit code of an error
+
+SOP_CLASSES = {
+    "notice": SecondaryCaptureImageStorage,
+    "sr": Comprehensive3DSRStorage,
+    "sc": SecondaryCaptureImageStorage,
+    "seg": SegmentationStorage,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +104,11 @@ def check(config: Config, mistakes: Sequence[Mistake] = ()) -> list[Item]:
 
 
 def _senders(node: Node) -> Item:
-    if node.allowed_calling_aes:
-        return Item("senders", True, "configuration", f"only {', '.join(node.allowed_calling_aes)}")
+    limits = [", ".join(node.allowed_calling_aes)] if node.allowed_calling_aes else []
+    limits += ["with a certificate that tls.ca vouches for"] if node.tls else []
+    limits += [f"from {', '.join(node.allowed_addresses)}"] if node.allowed_addresses else []
+    if limits:
+        return Item("senders", True, "configuration", f"only {'; '.join(limits)}")
     return Item(
         "senders",
         None,
@@ -187,12 +203,18 @@ def _peers(config: Config) -> Iterator[Item]:
 
 
 def _echo(destination: Destination, ae_title: str, identity: Identity | None) -> Item:
-    """C-ECHO (DICOM PS3.4 annex A)."""
+    """C-ECHO (DICOM PS3.4 annex A), on an association as results will ask for."""
     name = f"destination {destination.name}"
+    needed = {Verification, *(SOP_CLASSES[role] for role in destination.results)}
+    needed |= {CONTEXTS[destination.confirm]} if destination.confirm in CONTEXTS else set()
     try:
-        association = associate(destination, ae_title, [build_context(Verification)], identity=identity)
+        association = associate(destination, ae_title, [build_context(each) for each in needed], identity=identity)
     except PeerError as error:
         return Item(name, False, "finding", str(error))
+    if lacking := sorted(context.abstract_syntax.name for context in association.rejected_contexts):
+        association.release()
+        message = f"does not accept {', '.join(lacking)}: have it accept that, or change its `results` or `confirm`"
+        return Item(name, False, "finding", f"{destination.ae_title} accepts an association, but {message}")
     status = association.send_c_echo().get("Status")
     association.release()
     if status != 0:

@@ -210,6 +210,9 @@ class Receiver:
 
     def ended(self, peer: Peer, *, released: bool) -> None:
         log.info("association_ended", association=peer.name, released=released, **peer.outcomes)
+        if peer.asked:
+            remedy = "name the port where it takes reports in [[scanners]]: it then gets those that it is owed, too"
+            log.warning("commitment_not_told", association=peer.name, reports=len(peer.asked), remedy=remedy)
         self._metrics.association_ended(released=released)
         self._intake.association_ended(peer.name, released=released and not peer.outcomes["refused"])
         self._trail.ended(peer)

@@ -90,7 +90,8 @@ def show_outbox(told: Sequence[Delivery], destinations: Iterable[str], out: Cons
     for (study_uid, series_uid, revision), pairs in groupby(zip(told, cells, strict=True), series):
         _say(out, f"study {study_uid}", style="dim")
         _say(out, f"series {series_uid}" + (f" (revision {revision})" if revision > 1 else ""), style="dim")
-        for error, run in groupby(pairs, lambda pair: pair[0].item.last_error):
+        by_destination = sorted(pairs, key=lambda pair: pair[0].item.destination)  # they share their errors
+        for error, run in groupby(by_destination, lambda pair: pair[0].item.last_error):
             for _, texts in run:
                 _say_in_columns(out, texts, widths, indent=2)
             if error:
@@ -112,7 +113,10 @@ def _way(one: Delivery, destinations: Iterable[str], node_running: bool) -> str:
         return f"sending{tries}"
     state = item.state if node_running else "waiting"
     if item.state == "unconfirmed":
-        state, tries = f"sent {_clock(item.sent)}, unconfirmed", f", asked {item.asked} times" if item.asked else ""
+        state, tries = (
+            f"sent {_clock(item.sent)}, unconfirmed",
+            f", asked {item.asked} time{'s' * (item.asked > 1)}" if item.asked else "",
+        )
     if not node_running:
         return f"{state}{tries}; next when the node starts"
     seconds = one.next_try - time.time()

@@ -71,6 +71,7 @@ class Folder:
         revision: int = 1,
         state: str = "analysed",
         reason=None,
+        destinations: tuple[str, ...] = ("pacs",),
         **report,
     ) -> None:
         """`report` replaces what the report of a head without findings says; in another state there is no report."""
@@ -86,7 +87,7 @@ class Folder:
             files=[
                 ResultFile(role, Path(role), "1.2.3", f"{series_uid}.{revision}.{role}") for role in ROLES * analysed
             ],
-            destinations={"pacs": ROLES},
+            destinations=dict.fromkeys(destinations, ROLES),
         )
 
     def shown(self, capsys: pytest.CaptureFixture[str]) -> str:
@@ -329,6 +330,15 @@ def test_results_for_a_dead_peer_tell_their_tries_and_the_next_one(folder: Folde
     assert text.count("pacs (PACS at h:1): Connection refused") == 1
     assert "the node is running: 2 results to be sent" in text
     assert "waiting, 2 tries; next when the node starts" in listed(folder, capsys)[1]
+
+
+def test_destinations_that_are_down_together_tell_their_errors_once_each(folder: Folder, capsys):
+    folder.record(folder.receive(1, 5), 5, destinations=("pacs", "archive"))
+    for name in ("pacs", "archive"):
+        items = Outbox(folder.journal).claim(name, time.time())
+        Outbox(folder.journal).postpone([item.id for item in items], time.time() + 100, f"{name}: Connection refused")
+    _, text = listed(folder, capsys)
+    assert [text.count(f"{name}: Connection refused") for name in ("pacs", "archive")] == [1, 1]
 
 
 def test_every_state_of_a_result(folder: Folder, capsys):

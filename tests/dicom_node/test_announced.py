@@ -6,7 +6,6 @@ import contextlib
 import gc
 import json
 import sqlite3
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +18,7 @@ from pynetdicom.sop_class import (
     StorageCommitmentPushModel,
     StorageCommitmentPushModelInstance,
 )
+from structlog.testing import capture_logs
 
 from dicom_node import commitment, dimse, mpps, outbox, sender
 from dicom_node.announced import Announced, Source, StepState
@@ -338,8 +338,12 @@ def test_who_leaves_before_its_report_is_owed_it(bench: Bench, held: list[str]):
             dimse.ACTION_TYPE_ID: 1,
         }
     )
-    with associated(bench.receiver, StorageCommitmentPushModel) as scanner:
-        scanner.message(command, encode(request(reference(held[0])), False, True))
-        assert scanner.answer().number(dimse.STATUS) == 0
-    time.sleep(0.1)
+    with capture_logs() as events:
+        with associated(bench.receiver, StorageCommitmentPushModel) as scanner:
+            scanner.message(command, encode(request(reference(held[0])), False, True))
+            assert scanner.answer().number(dimse.STATUS) == 0
+        wait_until(lambda: any(one["event"] == "association_ended" for one in events), "the end")
+        wait_until(lambda: any(one["event"] == "commitment_not_told" for one in events), "a warning")
+    (warning,) = (one for one in events if one["event"] == "commitment_not_told")
+    assert "[[scanners]]" in warning["remedy"]
     assert [row["told"] for row in bench.reports()] == [None]

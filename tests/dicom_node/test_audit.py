@@ -24,6 +24,7 @@ from pynetdicom.sop_class import Verification
 from structlog.testing import capture_logs
 
 from dicom_node import check, reload, syslog
+from dicom_node.audit import Participant
 from dicom_node.config import Config, ConfigError, load
 from dicom_node.journal import Journal, SeriesState
 from dicom_node.metrics import Metrics
@@ -270,6 +271,14 @@ def test_who_may_not_get_in_is_an_alert_and_who_finds_no_place_is_none(tmp_path:
 
 def rejections(metrics: Metrics, reason: str) -> float:
     return metrics.registry.get_sample_value("scanside_rejections_total", {"reason": reason}) or 0
+
+
+@pytest.mark.parametrize(
+    ("host", "kind"), [("pacs.local", "1"), ("192.0.2.7", "2"), ("fe80::1", "2"), ("0.0.0.0", "2")]
+)
+def test_an_archive_is_a_machine_s_name_or_an_address(host: str, kind: str):
+    made = Participant("pacs", "PACS", host=host).element()
+    assert (made.get("NetworkAccessPointID"), made.get("NetworkAccessPointTypeCode")) == (host, kind)
 
 
 def test_what_an_archive_did_not_take_is_told_apart(tmp_path: Path):

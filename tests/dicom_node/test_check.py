@@ -16,12 +16,12 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import CTImageStorage, Verification
 
 from dicom_node import sender
-from dicom_node.check import Item, check
+from dicom_node.check import SOP_CLASSES, Item, check
 from dicom_node.config import Config
 from dicom_node.journal import Journal
 from dicom_node.lock import FolderLock
 from dicom_node.mistakes import Mistake
-from dicom_node.sections import Destination, Model, Node, TriageRule
+from dicom_node.sections import Destination, Model, Node, Tls, TriageRule
 from runtime import caps, device, seal, session
 from runtime import gpu as gpu_plans
 from runtime.bundle import SHIPPED, open_bundle
@@ -44,10 +44,11 @@ def _impatient(monkeypatch):
 def look(tmp_path):
     """Checks a node with one change; gives the items by name. The bundle is one that is not there, unless told."""
 
-    def run(*, destinations=(), model=None, triage=None, mistakes=(), **node) -> dict[str, Item]:
+    def run(*, destinations=(), model=None, triage=None, mistakes=(), files=None, **node) -> dict[str, Item]:
         config = Config(
             node=Node(**{"folder": tmp_path / "data", "port": 0} | node),
             destinations=destinations,
+            tls=files,
             model=model or Model(bundle=tmp_path / "no-bundle"),
             triage=Config().triage if triage is None else triage,
         )
@@ -56,8 +57,11 @@ def look(tmp_path):
     return run
 
 
+TAKEN = (Verification, *SOP_CLASSES.values())
+
+
 @contextlib.contextmanager
-def peer(*, contexts=(Verification,), status: int = 0x0000, **settings):
+def peer(*, contexts=TAKEN, status: int = 0x0000, **settings):
     ae = AE("PEER")
     for context in contexts:
         ae.add_supported_context(context)
@@ -68,6 +72,19 @@ def peer(*, contexts=(Verification,), status: int = 0x0000, **settings):
         yield Destination(name="pacs", ae_title="PEER", host="127.0.0.1", port=server.socket.getsockname()[1])
     finally:
         ae.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("settings", "limits"),
+    [
+        ({"tls": True}, "only with a certificate that tls.ca vouches for"),
+        ({"allowed_addresses": ["10.1.0.0/16"]}, "only from 10.1.0.0/16"),
+        ({"allowed_calling_aes": ["CT1"], "allowed_addresses": ["10.1.0.0/16"]}, "only CT1; from 10.1.0.0/16"),
+    ],
+)
+def test_who_may_send(look, tmp_path, settings, limits):
+    items = look(files=Tls(**dict.fromkeys(("certificate", "key", "ca"), tmp_path / "none")), **settings)
+    assert (items["senders"].ok, items["senders"].message) == (True, limits)
 
 
 def test_a_node_that_is_well(look, tmp_path):
@@ -203,7 +220,11 @@ def test_a_destination_that_is_down(look):
     [
         ({"require_calling_aet": ["SOMEONE"]}, "Calling AE title not recognised"),
         ({"require_called_aet": True, "ae_title": "SOMEONE"}, "Called AE title not recognised"),
-        ({"contexts": (CTImageStorage,)}, "accepts none of: Verification SOP Class"),
+        ({"contexts": (CTImageStorage,)}, "accepts none of: Comprehensive 3D SR Storage, "),
+        (
+            {"contexts": set(TAKEN) - {SOP_CLASSES["seg"]}},
+            "PEER accepts an association, but does not accept Segmentation Storage: have it accept that, or change",
+        ),
         ({"status": 0x0122}, "status 0x0122"),
     ],
 )
@@ -212,6 +233,13 @@ def test_a_destination_that_does_not_want_us_says_why(look, settings, reason):
         item = look(destinations=[pacs])["destination pacs"]
     assert (item.ok, item.kind) == (False, "finding")
     assert reason in item.message
+
+
+def test_a_destination_that_will_not_confirm_says_so_before_anything_is_sent(look):
+    with peer() as pacs:
+        item = look(destinations=[pacs.model_copy(update={"confirm": "commitment"})])["destination pacs"]
+    assert item.ok is False
+    assert "does not accept Storage Commitment Push Model SOP Class" in item.message
 
 
 def test_a_port_where_no_dicom_is_spoken(look):
