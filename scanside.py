@@ -238,10 +238,10 @@ def outbox_list(config: ConfigFile, as_json: Json = False) -> None:
 def outbox_retry(
     config: ConfigFile, item: Annotated[int | None, typer.Argument(help="Its id; default: all that are parked.")] = None
 ) -> None:
-    """Send parked, waiting or unconfirmed results again, from a clean slate."""
+    """Send results again, from a clean slate: all that are parked, or one, whatever became of it."""
     count = _outbox(config).retry(item)
     if item is not None and not count:
-        _end(f"no parked, waiting or unconfirmed result {item}: see `scanside outbox list`", 1)
+        _end(f"no such result {item}, or it is being sent: see `scanside outbox list`", 1)
     out.print(f"{count} queued again")
 
 

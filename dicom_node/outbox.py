@@ -256,8 +256,14 @@ class Outbox:
             )
 
     def retry(self, item_id: int | None = None) -> int:
-        """Queue one item again that is parked, waiting or unconfirmed, or all parked ones; how many there were."""
-        chosen = "state = 'parked'" if item_id is None else "id = :id AND state IN ('parked', 'waiting', 'unconfirmed')"
+        """Queue one item again, also one that has arrived (an archive may have lost it), or all parked ones.
+
+        Returns
+        -------
+        how many there were; one that is on the wire is none
+
+        """
+        chosen = "state = 'parked'" if item_id is None else "id = :id AND state != 'sending'"
         with self._journal.transaction() as execute:
             return execute(
                 f"UPDATE outbox SET state = 'queued', attempts = 0, tries = 0, next_try = :now WHERE {chosen}",  # noqa: S608

@@ -238,10 +238,7 @@ class Spool:
     def _require_space(self) -> None:
         free_gb = shutil.disk_usage(self.root).free / 1e9
         if free_gb < self._free_floor_gb:
-            raise SpoolFull(
-                f"{free_gb:.1f} GB free is below the floor of {self._free_floor_gb:g} GB: "
-                f"make room in {self.root} or lower free_floor_gb"
-            )
+            raise SpoolFull(f"{free_gb:.1f} GB free, below node.free_floor_gb, {self._free_floor_gb:g}: make room")
 
 
 class Incoming:
@@ -292,7 +289,7 @@ class Incoming:
         """
         study_uid, series_uid, own_uid = self._identity()
         if own_uid != self._sop_uid:
-            raise DataSetMismatch(f"SOPInstanceUID {own_uid!r} is not the Affected SOP Instance UID {self._sop_uid!r}")
+            raise DataSetMismatch("SOPInstanceUID is not the request's Affected SOP Instance UID")
         path = self._spool.place(study_uid, series_uid, self._sop_uid)
         now = time.time_ns()
         os.utime(self._file.fileno(), ns=(now, now))  # the kernel's own stamps are too coarse for the order of arrival

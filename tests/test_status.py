@@ -380,7 +380,8 @@ def test_retry_and_park_of_what_is_not_there(folder: Folder, capsys, command):
     assert ended.value.code == 1
     said = capsys.readouterr()
     assert said.out == ""
-    assert "result 55: see `scanside outbox list`" in said.err
+    assert "result 55" in said.err
+    assert "see `scanside outbox list`" in said.err
 
 
 def test_retry_of_what_is_there(folder: Folder, capsys):

@@ -185,8 +185,11 @@ def test_sent_is_sent(journal):
     sent = Outbox(journal).items()[0]
     assert sent.state is DeliveryState.SENT
     assert sent.sent >= sent.created
-    assert Outbox(journal).retry(sent.id) == 0
     assert not Outbox(journal).park(sent.id, "no")
+    assert Outbox(journal).retry() == 0
+    assert Outbox(journal).retry(sent.id) == 1, "an archive that has lost it asks for it by name"
+    assert [item.id for item in Outbox(journal).claim("pacs", time.time())] == [sent.id]
+    assert Outbox(journal).retry(sent.id) == 0, "it is on the wire"
 
 
 def test_parked_until_retried(journal):

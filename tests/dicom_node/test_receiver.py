@@ -325,7 +325,7 @@ def test_other_content_under_a_taken_uid_fails_and_the_first_stays(tmp_path, rec
         (
             lambda data_set: data_set.replace(f"{SERIES}.1".encode(), f"{SERIES}.9".encode()),
             0xA900,
-            "is not the Affected",
+            "is not the request's",
         ),
         (
             lambda data_set: data_set.replace(b"\x08\x00\x18\x00UI", b"\x08\x00\x17\x00UI"),
@@ -379,7 +379,7 @@ def test_a_full_disk_is_out_of_resources(tmp_path, intake):
     with receiving(tmp_path / "spool", intake, free_floor_gb=1e9) as receiver:
         answer = sent(write(tmp_path / "scanner", image(1)), receiver)
     assert [each.status for each in answer.failed] == [0xA700]
-    assert "below the floor" in answer.failed[0].reason
+    assert "below node.free_floor_gb" in answer.failed[0].reason
     assert intake.stored() == []
 
 

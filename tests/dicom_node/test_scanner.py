@@ -209,7 +209,7 @@ def test_a_refusal_is_told_with_status_and_comment(tmp_path, intake):
     (failed,) = report.failed
     assert failed.status == 0xA700
     assert failed.reason.startswith("0xA700 Failure Refused: Out of Resources: ")
-    assert "below the floor" in failed.reason
+    assert "below node.free_floor_gb" in failed.reason
     assert failed.response_ms > 0
 
 

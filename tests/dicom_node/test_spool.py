@@ -176,7 +176,7 @@ def test_without_its_uids_a_data_set_is_refused(tmp_path, spool, keyword, value)
 
 
 def test_request_and_data_set_must_name_the_same_instance(tmp_path, spool):
-    with pytest.raises(DataSetMismatch, match=r"1\.2\.3\.4\.5\.1' is not the Affected SOP Instance UID '9\.9'"):
+    with pytest.raises(DataSetMismatch, match="SOPInstanceUID is not the request's"):
         store(spool, image(), sop_uid="9.9")
     assert files_under(tmp_path) == []
 
@@ -251,7 +251,7 @@ def test_no_bytes_bring_anything_but_the_spools_own_errors(syntax, cut, changes)
 
 def test_below_the_floor_nothing_is_taken(tmp_path):
     spool = Spool(tmp_path / "spool", free_floor_gb=1e9)
-    with pytest.raises(SpoolFull, match=r"GB free is below the floor of 1e\+09 GB: make room in .*spool"):
+    with pytest.raises(SpoolFull, match=r"GB free, below node.free_floor_gb, 1e\+09: make room"):
         store(spool, image())
     assert files_under(tmp_path) == []
 
