@@ -50,20 +50,11 @@ def build(
     """
     shared, _ = source.common(header)
     shared.SOPClassUID, shared.SOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
-    number = shared.get("SeriesNumber")
-    issue = Issue(
-        study_uid=str(shared.StudyInstanceUID),
-        series_uid=str(shared.SeriesInstanceUID),
-        series_number=None if number is None else int(number),
-        model=model,
-        revision=revision,
-        started=started,
-    )
+    issue = Issue.of(shared, model, revision=revision, started=started)
+    caption = "" if issue.series_number is None else f"Series {issue.series_number}"
     image = SCImage.from_ref_dataset(
         ref_dataset=shared,
-        pixel_array=render(
-            reason, model, caption="" if number is None else f"Series {number}", has_results=has_results
-        ),
+        pixel_array=render(reason, model, caption=caption, has_results=has_results),
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",

@@ -87,15 +87,7 @@ def build(
         first = legal[0]
         if repairs:
             log.info("sources_repaired", series=str(first.SeriesInstanceUID), keywords=repairs)
-        number = first.get("SeriesNumber")
-        issue = Issue(
-            study_uid=str(first.StudyInstanceUID),
-            series_uid=str(first.SeriesInstanceUID),
-            series_number=None if number is None else int(number),
-            model=report.model,
-            revision=revision,
-            started=started,
-        )
+        issue = Issue.of(first, report.model, revision=revision, started=started)
         segmentation = seg.build(legal, labels, report, issue)
         document = sr.build(legal, segmentation, report, issue, predecessor)
         images = capture.build(legal, labels, hu, report, issue)

@@ -23,6 +23,8 @@ from dicom_node.codes import PROCESSING_EQUIPMENT
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from pydicom.dataset import Dataset
+
     from runtime.types import ModelIdentity
 
 MANUFACTURER = "scanside"
@@ -62,6 +64,19 @@ class Issue:
     model: ModelIdentity
     revision: int
     started: datetime
+
+    @classmethod
+    def of(cls, source: Dataset, model: ModelIdentity, *, revision: int, started: datetime) -> Issue:
+        """The issue for the series of an image."""
+        number = source.get("SeriesNumber")
+        return cls(
+            study_uid=str(source.StudyInstanceUID),
+            series_uid=str(source.SeriesInstanceUID),
+            series_number=None if number is None else int(number),
+            model=model,
+            revision=revision,
+            started=started,
+        )
 
     def series(self, modality: str) -> UID:
         """SeriesInstanceUID of the results of one modality."""
