@@ -33,6 +33,7 @@ def test_slim_networks_cost_what_the_default_costs():
     assert {name: cost for name, cost in costs.items() if not 0.9 < cost < 1.2} == {}
 
 
+@pytest.mark.slow
 def test_a_round_trains_exports_scores_and_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     small = {"heads": 2, "validation_heads": 1, "slices_per_head": 6, "bleed_free": 0.0}
     monkeypatch.setitem(study.ALIKE, "data", study.ALIKE["data"] | small)

@@ -258,7 +258,7 @@ def test_who_may_not_get_in_is_an_alert_and_who_finds_no_place_is_none(tmp_path:
             other.add_requested_context(Verification)
             first = one.associate("127.0.0.1", receiver.port)
             assert other.associate("127.0.0.1", receiver.port).is_rejected
-            assert rejections(metrics, "limit") == 1
+            wait_until(lambda: rejections(metrics, "limit") == 1, "the refusal for want of a place")
             first.release()
     alerts = [one for one in messages(file) if told(one)[0] == "110113"]
     assert [told(one)[1:] for one in alerts] == [("Node Authentication", "4")] * 2

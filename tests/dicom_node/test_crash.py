@@ -224,7 +224,7 @@ def studies(bleeding: Pushable, tmp_path: Path) -> Studies:
     return Studies(bleeding.paths[middle - SLICES // 2 : middle + SLICES // 2], tmp_path / "scanner")
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [4, pytest.param(200, marks=pytest.mark.slow)])
 def test_no_kill_loses_or_changes_anything(tmp_path: Path, pacs: Pacs, studies: Studies, kills: int):
     seed = 20261122 + kills
     harness = Harness(tmp_path, pacs, seed)

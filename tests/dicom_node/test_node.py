@@ -292,17 +292,14 @@ class serving:  # noqa: N801  # used as a function
 
 
 def test_a_late_slice_makes_a_second_revision_that_names_the_first(bleeding: Pushable, node: Node, pacs: Pacs):
-    late = bleeding.paths.pop(len(bleeding.paths) // 2)
-    try:
-        scan(bleeding.paths, node)
-        first = result(pacs)
-        assert first["provisional"]
-        assert "1 slice missing" in first["missing"][0]
-        count = len(pacs.received)
-        scan([late], node)
-        assert pacs.wait_for(lambda objects: len(objects) > count and objects[-1][1] == SegmentationStorage, PATIENCE_S)
-    finally:
-        bleeding.paths.insert(len(bleeding.paths) // 2, late)
+    middle = len(bleeding.paths) // 2
+    scan(bleeding.paths[:middle] + bleeding.paths[middle + 1 :], node)
+    first = result(pacs)
+    assert first["provisional"]
+    assert "1 slice missing" in first["missing"][0]
+    count = len(pacs.received)
+    scan([bleeding.paths[middle]], node)
+    assert pacs.wait_for(lambda objects: len(objects) > count and objects[-1][1] == SegmentationStorage, PATIENCE_S)
     second = reports(pacs.folder.parent / "node")[-1]
     assert second["slices"] == len(bleeding.paths)
     old, new = (dcmread(path) for path in received(pacs, Comprehensive3DSRStorage))

@@ -92,7 +92,7 @@ def test_the_same_seed_trains_the_same_network(recipe: recipes.Recipe, checkpoin
     assert all(torch.equal(before[name], again[name]) for name in before)
 
 
-@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+@pytest.mark.parametrize("optimiser", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_goes_on_to_the_same_weights(optimiser: str, checkpoint: Path, tmp_path: Path):
     recipe = tmp_path / "longer.toml"
     longer = SMALL.replace("steps = 6\n", "steps = 60\n").replace("validate_every = 3", "validate_every = 8")
