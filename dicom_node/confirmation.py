@@ -88,7 +88,7 @@ class Confirmation:
             reason = f"it does not accept {service.name}"
             remedy = 'another `confirm` for it; "no" takes its word'
             log.warning("destination_confirms_nothing", destination=items[0].destination, reason=reason, remedy=remedy)
-            self._outbox.ask_later([item.id for item in items], time.time() + LONGEST_WAIT_S, reason)
+            self._outbox.postpone([item.id for item in items], time.time() + LONGEST_WAIT_S, reason)
         elif self._confirm == "query":
             _query(association, self._outbox, items)
         else:
@@ -115,7 +115,7 @@ class Confirmation:
             reason = _hex(status.get("Status"))
             asked.warning("commitment_not_promised", reason=reason, retry_s=wait_s)
             reason = f"it does not promise to commit itself: {reason}"
-            self._outbox.ask_later([item.id for item in items], time.time() + wait_s, reason)
+            self._outbox.postpone([item.id for item in items], time.time() + wait_s, reason)
             return
         (asked.warning if items[0].asked else asked.info)("commitment_asked", retry_s=wait_s)
         deadline = time.monotonic() + SAME_ASSOCIATION_S
@@ -175,7 +175,7 @@ def _query(association: Association, outbox: Outbox, items: Sequence[OutboxItem]
         if status != SUCCESS:
             log.warning("query_failed", destination=members[0].destination, status=_hex(status))
             reason = f"the query was answered with {_hex(status)}"
-            outbox.ask_later([item.id for item in lacking], time.time() + LONGEST_WAIT_S, reason)
+            outbox.postpone([item.id for item in lacking], time.time() + LONGEST_WAIT_S, reason)
 
 
 def _found(

@@ -135,7 +135,8 @@ class Outbox:
         now = time.time()
         with self._journal.transaction() as execute:
             execute(
-                "UPDATE outbox SET state = ?, last_error = NULL, sent = ?, next_try = ?, asked = 0 WHERE id = ?",
+                "UPDATE outbox SET state = ?, last_error = NULL, sent = ?, next_try = ?, asked = 0,"
+                " transaction_uid = NULL, confirmed = NULL WHERE id = ?",  # what was said of it before counts no more
                 (DeliveryState.UNCONFIRMED if confirm else DeliveryState.SENT, now, now, item_id),
             )
 
@@ -158,12 +159,13 @@ class Outbox:
             log.error("result_parked", **_told(item), series_uid=item.series_uid, reason=reason, remedy=remedy)
 
     def postpone(self, item_ids: Sequence[int], next_try: float, error: str) -> None:
-        """The peer was not asked, for a reason that is not these objects': wait, without counting an attempt."""
+        """The peer was not asked to take or to confirm these, for a reason that is not theirs: no attempt counts."""
         with self._journal.transaction() as execute:
             for item_id in item_ids:
                 execute(
-                    "UPDATE outbox SET state = 'waiting', next_try = ?, last_error = ?"
-                    " WHERE id = ? AND state = 'sending'",
+                    "UPDATE outbox SET state = CASE state WHEN 'sending' THEN 'waiting' ELSE state END,"
+                    " next_try = ?, last_error = ?"
+                    " WHERE id = ? AND state IN ('sending', 'unconfirmed')",
                     (next_try, error, item_id),
                 )
 
@@ -190,15 +192,6 @@ class Outbox:
                     "UPDATE outbox SET asked = asked + 1, next_try = ?, transaction_uid = ?"
                     " WHERE id = ? AND state = 'unconfirmed'",
                     (next_try, transaction_uid, item_id),
-                )
-
-    def ask_later(self, item_ids: Collection[int], next_try: float, error: str) -> None:
-        """The destination could not be asked."""
-        with self._journal.transaction() as execute:
-            for item_id in item_ids:
-                execute(
-                    "UPDATE outbox SET next_try = ?, last_error = ? WHERE id = ? AND state = 'unconfirmed'",
-                    (next_try, error, item_id),
                 )
 
     def believe(self, destination: str) -> None:

@@ -207,11 +207,10 @@ class _Courier(Thread):
         except ContextError as error:
             for item in sendable:
                 self._outbox.refused(item, str(error))
-            self._ask_later(unconfirmed, str(error))
+            self._postpone(unconfirmed, str(error))
             return
         except PeerError as error:
-            self._postpone(sendable, str(error))
-            self._ask_later(unconfirmed, str(error))
+            self._postpone([*sendable, *unconfirmed], str(error))
             return
         unsent = list(sendable)
         try:
@@ -224,8 +223,7 @@ class _Courier(Thread):
         finally:
             if association.is_established:  # something above raised
                 association.abort()
-        if unsent:
-            self._postpone(unsent, "the node stopped" if self._stopping else "the association ended before its turn")
+        self._postpone(unsent, "the node stopped" if self._stopping else "the association ended before its turn")
 
     def _send(self, association: Association, unsent: list[OutboxItem]) -> None:
         """Send as many as the association lasts for; they leave the list."""
@@ -283,17 +281,12 @@ class _Courier(Thread):
         return False
 
     def _postpone(self, items: list[OutboxItem], reason: str) -> None:
+        if not items:
+            return
         self._fruitless += 1
         wait_s = 0.0 if self._stopping else back_off_s(self._fruitless)
         self._log.warning("destination_waits", results=len(items), reason=reason, retry_s=wait_s)
         self._outbox.postpone([item.id for item in items], time.time() + wait_s, reason)
-
-    def _ask_later(self, unconfirmed: list[OutboxItem], reason: str) -> None:
-        if unconfirmed:
-            self._fruitless += 1
-            retry_s = back_off_s(self._fruitless)
-            self._log.warning("confirmation_waits", results=len(unconfirmed), reason=reason, retry_s=retry_s)
-            self._outbox.ask_later([item.id for item in unconfirmed], time.time() + retry_s, reason)
 
 
 def associate(

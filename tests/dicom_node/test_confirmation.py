@@ -332,6 +332,22 @@ def test_a_query_for_a_damaged_file_holds_up_no_other(bench, monkeypatch):
         bench.wait_for("parked", "confirmed", "confirmed")
 
 
+def test_what_was_said_of_an_object_before_it_was_sent_again_counts_no_more(bench, node_port):
+    archive = Archive(StorageCommitmentPushModel)
+    with archive.running() as port, bench.sending(port, "commitment"):
+        bench.wait_for("confirmed", "confirmed", "confirmed")
+        archive.is_silent, archive.reports_to = True, ("127.0.0.1", node_port)
+        first = bench.outbox.items()[0]
+        assert bench.outbox.retry(first.id) == 1
+        bench.wait_for("unconfirmed", "confirmed", "confirmed")
+        archive._report_there(archive.requests[0], None)
+        assert bench.states()[0] == "unconfirmed"
+        assert bench.outbox.items()[0].confirmed is None
+        wait_until(lambda: len(archive.requests) > 1)
+        archive._report_there(archive.requests[-1], None)
+        bench.wait_for("confirmed", "confirmed", "confirmed")
+
+
 def test_a_query_confirms(bench):
     archive = Archive(StudyRootQueryRetrieveInformationModelFind)
     with archive.running() as port, bench.sending(port, "query"):
