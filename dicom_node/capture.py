@@ -156,9 +156,7 @@ def render(
     picture = Image.fromarray(grey).resize(size, Image.Resampling.BICUBIC).convert("RGB")
     for finding in reversed(report.findings):  # the largest last, on top
         if (labels == finding.label).any():
-            picture.paste(
-                codes.look_up(finding.name, report.model).colour, mask=_contour(labels == finding.label, size)
-            )
+            picture.paste(codes.look_up(finding.name, report.model).colour, mask=contour(labels == finding.label, size))
     canvas = Image.new("RGB", (SIDE + PANEL, SIDE))
     canvas.paste(picture, corner)
     draw = ImageDraw.Draw(canvas)
@@ -169,7 +167,7 @@ def render(
     return np.asarray(canvas)
 
 
-def _contour(mask: NDArray[np.bool_], size: tuple[int, int]) -> Image.Image:
+def contour(mask: NDArray[np.bool_], size: tuple[int, int]) -> Image.Image:
     """Line of about two pixels just outside a mask, so that what is inside stays visible, however small.
 
     Drawn at twice the size around the mask only, then halved: the edges are smooth and the cost is the lesion's.
@@ -191,11 +189,17 @@ def _grown(mask: Image.Image, *, blur: float, threshold: int) -> Image.Image:
     return mask.filter(ImageFilter.GaussianBlur(blur)).point([0] * threshold + [255] * (256 - threshold))
 
 
+def sides(plane: Plane) -> tuple[str, str]:
+    """The patient's side at the left and at the right edge of an image, such as ``("R", "L")``."""
+    across = _direction(plane.row_lps)
+    return _OPPOSITE[across], across
+
+
 def _draw_sides(draw: ImageDraw.ImageDraw, plane: Plane) -> None:
     """Name the patient's side at the left and right edge, as ImageOrientationPatient gives it."""
     font = ImageFont.load_default(24)
-    across = _direction(plane.row_lps)
-    for x, side, anchor in ((10, _OPPOSITE[across], "lm"), (SIDE - 10, across, "rm")):
+    left, right = sides(plane)
+    for x, side, anchor in ((10, left, "lm"), (SIDE - 10, right, "rm")):
         draw.text((x, SIDE / 2), side, WHITE, font, anchor=anchor, stroke_width=2, stroke_fill=(0, 0, 0))
 
 

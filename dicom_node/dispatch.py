@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from dicom_node import nameplate
 from dicom_node.gate import Reason
 from dicom_node.journal import ResultFile, SeriesState
 from runtime.types import Plane
@@ -149,10 +150,12 @@ class Dispatch:
             case "ready":
                 told = {name: message[name] for name in ("model", "backend", "precision", "why")}
                 log.info("worker_ready", **told, pid=self._supervisor.pid)
+                nameplate.write(self._results.parent, told)
                 self._worker = message["worker"]
                 self._start_over()
             case "died":
                 self._metrics.worker_died()
+                nameplate.write(self._results.parent, None)
                 self._suspect()
             case "going":
                 self._progress_at = time.monotonic()
