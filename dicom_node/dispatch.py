@@ -150,7 +150,7 @@ class Dispatch:
             case "ready":
                 told = {name: message[name] for name in ("model", "backend", "precision", "why")}
                 log.info("worker_ready", **told, pid=self._supervisor.pid)
-                nameplate.write(self._results.parent, told)
+                nameplate.write(self._results.parent, told | {"classes": message.get("classes", [])})
                 self._worker = message["worker"]
                 self._start_over()
             case "died":

@@ -79,6 +79,7 @@ def _open(opening: dict[str, Any], answers: IO[str]) -> Analyser:
         "precision": session.identity.precision,
         "why": session.why,
         "self_test": disagreement,
+        "classes": bundle.classes,
     }
     _say(answers, {"is": "ready", **ready})
     return Analyser(bundle, session, rules, **_limits(opening), max_batch=opening["max_batch"] or session.max_batch)
