@@ -295,7 +295,7 @@ def analyse(
     analyser = Analyser(
         opened,
         session,
-        [Rule(rule.level, rule.classes, rule.volume_ml) for rule in said.triage],
+        [Rule(**rule.model_dump()) for rule in said.triage],
         min_slices=min_slices or said.series.min_slices,
         min_coverage_mm=said.series.min_coverage_mm,
         max_lossy_ratio=said.series.max_lossy_ratio,
@@ -648,7 +648,7 @@ def verify(
     said = configuration.load(config) if config else configuration.Config()
     bundle = bundle or said.model.bundle
     opened = open_bundle(bundle, said.model.trusted_keys)
-    rules = [Rule(rule.level, rule.classes, rule.volume_ml) for rule in said.triage]
+    rules = [Rule(**rule.model_dump()) for rule in said.triage]
     if config:
         check_rules(rules, opened.classes)
     where, there, missing = plans or said.model.plans, [], []

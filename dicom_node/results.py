@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import warnings
+import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import structlog
 from pydicom import dcmwrite
 from pydicom.config import disable_value_validation
@@ -20,11 +22,10 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
-    from runtime.types import ModelIdentity, Report
+    from runtime.types import ModelIdentity, Report, SliceLabels
 
 log = structlog.get_logger(__name__)
 
@@ -104,6 +105,12 @@ def build_notice(header: Dataset, reason: str, model: ModelIdentity, **about: An
     return ResultSet(notice=image)
 
 
+def whose(header: Dataset) -> dict[str, str]:
+    """`dicom_node.source.patient`, quoted to no log."""
+    with _quoting_nobody():
+        return source.patient(header)
+
+
 def write(results: ResultSet, folder: Path) -> dict[str, Path]:
     """Write each result to a file of its own: temporary file, fsync, rename, and one fsync of the folder at the end.
 
@@ -130,6 +137,30 @@ def write(results: ResultSet, folder: Path) -> dict[str, Path]:
     finally:
         os.close(handle)
     return paths
+
+
+def write_early(report: Report, labels: Mapping[str, SliceLabels], folder: Path) -> Path:
+    """Leave the label maps of the slices that show a finding, by their keys, as ``early.npz``: whole or not at all.
+
+    What an earlier one showed is replaced.
+
+    Raises
+    ------
+    OSError
+
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, unfinished = folder / "early.npz", folder / "early.npz.tmp"
+    keys = dict.fromkeys(key for finding in report.findings for key in finding.keys)
+    with unfinished.open("wb") as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:  # savez takes no key "file"
+            for key in keys:
+                with archive.open(f"{key}.npy", "w") as member:
+                    np.lib.format.write_array(member, labels[key].labels, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    return path
 
 
 @contextmanager

@@ -9,12 +9,15 @@ series again.
     -> {"do": "open", "bundle": ..., "backend": ..., ...}
     <- {"is": "ready", "model": ..., "backend": ...}      or {"is": "broken", "error": ...}, now or later
     -> {"do": "reload", ...}                              as "open"; triage, limits and logging change, nothing else
-    -> {"do": "slice", "series": ID, "path": ...}
+    -> {"do": "slice", "series": ID, "path": ..., "folder": for its results}
     <- {"is": "going", "series": ID}     now and then, before the answer on many frames
+    <- {"is": "early", "series": ID, "report": ..., "patient": {...}, "key": ...}
+                                         before the answer on the slice that makes the series critical, or urgent
     <- {"is": "slice", "series": ID, "rank": ..., "path": ..., "planes": [{...} or null], "refusals": [[code, why]]}
     -> {"do": "close", "series": ID, "folder": ..., "revision": 1, "missing": [...], "predecessor": path or null,
         "given_up": why no more is tried than a notice, or null, "paths": for that}
-    <- {"is": "result", "series": ID, "state": ..., "reason": ..., "code": ..., "report": ..., "files": [...]}
+    <- {"is": "result", "series": ID, "state": ..., "reason": ..., "code": ..., "report": ..., "files": [...],
+        "patient": {...}}
 """
 
 from __future__ import annotations
@@ -30,9 +33,13 @@ from collections import deque
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from dicom_node import log as logging
-from dicom_node.analysis import Analyser, Outcome, Seen, Series, to_json
+import structlog
+
+from dicom_node import results
+from dicom_node.analysis import Analyser, Outcome, to_json
 from dicom_node.gate import NotAnalysed
+from dicom_node.log import configure
+from dicom_node.series import Seen, Series
 from runtime.bundle import open_bundle
 from runtime.errors import DeviceLost, ScansideError
 from runtime.session import open_session, self_test
@@ -43,6 +50,8 @@ if TYPE_CHECKING:
 
     from runtime.bundle import Bundle
 
+log = structlog.get_logger(__name__)
+
 
 def main() -> None:
     """Serve requests until stdin ends. Signals to the whole process group (Ctrl-C, systemd's stop) are the node's."""
@@ -52,7 +61,7 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints must not mix with the answers
     requests: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
     opening = json.loads(sys.stdin.readline())
-    logging.configure(opening["log_level"], opening["log_format"])
+    configure(opening["log_level"], opening["log_format"])
     try:
         analyser = _open(opening, answers)
         threading.Thread(target=_read, args=(sys.stdin, requests), daemon=True).start()
@@ -86,7 +95,7 @@ def _open(opening: dict[str, Any], answers: IO[str]) -> Analyser:
 
 
 def _rules(opening: dict[str, Any], bundle: Bundle) -> list[Rule]:
-    rules = [Rule(rule["level"], tuple(rule["classes"]), rule["volume_ml"]) for rule in opening["triage"]]
+    rules = [Rule(**rule | {name: tuple(rule[name]) for name in ("classes", "also")}) for rule in opening["triage"]]
     check_rules(rules, bundle.classes)
     return rules
 
@@ -112,7 +121,7 @@ def _serve(analyser: Analyser, requests: queue.SimpleQueue[dict[str, Any] | None
             analyser.session.close()
             return
         if request["do"] == "reload":
-            logging.configure(request["log_level"], request["log_format"])
+            configure(request["log_level"], request["log_format"])
             analyser.reload(_rules(request, analyser.bundle), **_limits(request))
             continue
         name = request["series"]
@@ -124,9 +133,29 @@ def _serve(analyser: Analyser, requests: queue.SimpleQueue[dict[str, Any] | None
         paths = [Path(request["path"])]
         while len(paths) < analyser.max_batch and waiting and waiting[0] and _is_slice(waiting[0], name):
             paths.append(Path(waiting.popleft()["path"]))  # what waits already goes together; nothing is waited for
-        series = open_series.setdefault(name, Series())
-        for seen in analyser.feed(series, paths, lambda name=name: _say(answers, {"is": "going", "series": name})):
+        series, folder = open_series.setdefault(name, Series()), Path(request["folder"])
+
+        def go_on(name: str = name, series: Series = series, folder: Path = folder) -> None:
+            _say(answers, {"is": "going", "series": name})
+            _tell_early(analyser, name, series, folder, answers)
+
+        fed = analyser.feed(series, paths, go_on)
+        _tell_early(analyser, name, series, folder, answers)
+        for seen in fed:
             _say(answers, {"is": "slice", "series": name, **_seen(seen, series)})
+
+
+def _tell_early(analyser: Analyser, name: str, series: Series, folder: Path, answers: IO[str]) -> None:
+    """Tell what makes a level of triage while slices still come, and leave what the network drew beside it."""
+    report = analyser.look(series)
+    if report is None:
+        return
+    try:
+        results.write_early(report, series.labels, folder)
+    except OSError as error:  # the disk is full: the alert matters more than its picture
+        log.warning("early_labels_not_kept", series=name, reason=error.strerror)
+    told = {"report": to_json(report, series.received), "patient": analyser.whose(series)}
+    _say(answers, {"is": "early", "series": name, **told, "key": report.findings[0].key_slice})
 
 
 def _is_slice(request: dict[str, Any], series: str) -> bool:
@@ -181,6 +210,7 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
         "reason": outcome.reason,
         "code": outcome.code,
         "report": to_json(outcome.report, outcome.received) if outcome.report else None,
+        "patient": dict(outcome.patient),
         "files": [{**dataclasses.asdict(file), "path": str(file.path)} for file in outcome.files],
     }
 

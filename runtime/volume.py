@@ -10,7 +10,7 @@ import numpy as np
 from runtime.types import Finding, SliceLabels, SliceStack
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -60,6 +60,18 @@ def measure(stack: SliceStack, slices: Mapping[str, SliceLabels], classes: Seque
         for c in shown
     ]
     return tuple(sorted(findings, key=lambda finding: -finding.volume_ml))
+
+
+def in_a_row(stack: SliceStack, keys: Collection[str]) -> int:
+    """Most neighbours in a row among some of a stack's slices; beyond a gap there is no neighbour."""
+    wanted, ends = set(keys), {gap.after_key for gap in stack.gaps}
+    longest = count = 0
+    for key in stack.keys:
+        count = count + 1 if key in wanted else 0
+        longest = max(longest, count)
+        if key in ends:
+            count = 0
+    return longest
 
 
 def _components_ml(stack: SliceStack, ordered: Sequence[SliceLabels], classes: int) -> list[list[float]]:

@@ -10,7 +10,7 @@ import pytest
 from runtime import geometry
 from runtime.report import compose
 from runtime.triage import Rule, RuleError, check_rules, decide
-from runtime.types import Decision, Finding, ModelIdentity, SliceLabels
+from runtime.types import Decision, Finding, ModelIdentity, OperatingPoint, SliceLabels
 from runtime.volume import measure
 from tests.runtime.test_geometry import axial
 
@@ -63,7 +63,7 @@ def test_what_is_too_small_is_mentioned_and_is_no_finding():
     volume[2, :20, :20] = 1  # 0.5 ml
     volume[2, 30, 30] = 2
     stack = geometry.stack({str(i): axial(5.0 * i) for i in range(5)})
-    bundle = SimpleNamespace(classes=CLASSES, minimum_volume_ml={"intracerebral": 0.4, "subdural": 0.4})
+    bundle = SimpleNamespace(classes=CLASSES, operating_point=dict.fromkeys(CLASSES[1:], OperatingPoint(0.4)))
     report = compose(stack, labelled(volume), bundle, MODEL, RULES)
     assert [each.name for each in report.findings] == ["intracerebral"]
     assert report.absent == ("subdural",)
@@ -74,7 +74,7 @@ def test_what_is_too_small_is_mentioned_and_is_no_finding():
 
 def test_gaps_and_what_the_caller_misses_make_a_report_provisional_and_are_named():
     stack = geometry.stack({str(i): axial(z) for i, z in enumerate([0, 5, 15, 20])})
-    bundle = SimpleNamespace(classes=CLASSES, minimum_volume_ml={})
+    bundle = SimpleNamespace(classes=CLASSES, operating_point={})
     empty = labelled(np.zeros((4, 8, 8), int))
     report = compose(stack, empty, bundle, MODEL, RULES, missing=["the sender broke off"], left_out=["1 localizer"])
     assert report.provisional

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from dicom_node import phantom as writer
-from dicom_node.analysis import Analyser, Series
+from dicom_node.analysis import Analyser
 from dicom_node.journal import SeriesState
+from dicom_node.series import Series
 from export import bundle as bundles
 from runtime.bundle import open_bundle
 from runtime.geometry import View
