@@ -158,6 +158,33 @@ def serve(config: ConfigFile) -> None:
 
 
 @app.command()
+def page(config: ConfigFile) -> None:
+    """Serve the triage page of a node's folder by itself; `serve` does so too where `[page]` has a port."""
+    from dicom_node import config as configuration
+    from dicom_node import log as logging
+    from dicom_node.page import server
+
+    settings = configuration.load(config)
+    logging.configure(settings.log.level, settings.log.format)
+    with server.listen(settings) as listening:
+        scheme, port = "https" if settings.page.tls else "http", listening.getsockname()[1]
+        err.print(f"the triage page: {scheme}://{settings.page.address}:{port}/", highlight=False)
+        server.serve(settings, listening)
+
+
+@app.command("page-password")
+def page_password(name: Annotated[str, typer.Argument(help="Whoever logs in by it.")]) -> None:
+    """Ask for a password and print a line for the file that `page.users` names; the password stands in it hashed."""
+    from dicom_node.page.login import make_line
+
+    if sys.stdin.isatty():
+        password = typer.prompt(f"password of {name}", hide_input=True, confirmation_prompt=True, err=True)
+    else:
+        password = sys.stdin.readline().rstrip("\n")
+    print(make_line(name, password))
+
+
+@app.command()
 def check(config: ConfigFile, as_json: Json = False) -> None:
     """Look at everything the node needs: configuration, disk, port, destinations, model. Every fault at once."""
     from dicom_node import check as checks

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
-from dicom_node import commitment, mpps
+from dicom_node import commitment, mpps, opening
 from dicom_node.announced import Announced, Source
 from dicom_node.assembler import Assembler, Assembly
 from dicom_node.commitment import Commitments
@@ -24,6 +24,7 @@ from dicom_node.lock import FolderLock
 from dicom_node.metrics import Metrics
 from dicom_node.mpps import PerformedSteps
 from dicom_node.outbox import DeliveryState, Outbox
+from dicom_node.page.child import Page
 from dicom_node.receiver import Receiver
 from dicom_node.retention import Retention
 from dicom_node.sender import Sender
@@ -86,7 +87,7 @@ class Node:
         self._sender = Sender(
             self._outbox, config.destinations, config.node.ae_title, self._on_sent, identity, self.trail
         )
-        self.supervisor = Supervisor(_opening(config), self._on_worker)
+        self.supervisor = Supervisor(opening.of(config), self._on_worker)
         self._dispatch = Dispatch(self.supervisor, self._assembler, folder / "results", self._record, self.metrics)
         self._commitments = Commitments(
             self._journal, self._spool, self._announced, config.scanners, config.node.ae_title, self._told, identity
@@ -108,6 +109,7 @@ class Node:
             },
         )
         self.metrics.watch(self._outbox, folder, self._gauges)
+        self.page = Page(config)
         self._web = self._made_web() if config.web.port is not None else None
         self._first_answer: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._is_closed = False
@@ -127,7 +129,7 @@ class Node:
         Raises
         ------
         BackendError : the worker could not open the model
-        ReceiverError, WebError : a port can't be opened
+        ReceiverError, WebError, PageError : a port can't be opened
 
         """
         self.supervisor.start()
@@ -148,6 +150,7 @@ class Node:
         try:
             if self._web:
                 self._web.start()
+            self.page.start()
             self._receiver.start()
         except ScansideError:  # a port is taken
             self.stop()
@@ -161,7 +164,8 @@ class Node:
         self._commitments.reload(config.scanners)
         self._retention.reload(config.node.keep_days)
         self._sender.reload(config.destinations)
-        self.supervisor.reload(_opening(config))
+        self.supervisor.reload(opening.of(config))
+        self.page.reload(config)
         series = config.series
         self._events.put(lambda: self._assembler.reload(series.idle_timeout_s, series.min_coverage_mm))
 
@@ -193,6 +197,7 @@ class Node:
         self._receiver.stop()
         if self._web:
             self._web.stop()
+        self.page.stop()
         self.supervisor.stop()
         self._events.put(None)
         self._desk.join()
@@ -371,27 +376,6 @@ def _limits(config: Config) -> dict[str, Any]:
     """Who may connect, and how many."""
     names = ("allowed_calling_aes", "allowed_addresses", "max_associations", "max_associations_per_peer")
     return {name: getattr(config.node, name) for name in names}
-
-
-def _opening(config: Config) -> dict[str, Any]:
-    """What a new worker has to know."""
-    return {
-        "do": "open",
-        "bundle": str(config.model.bundle) if config.model.bundle else None,
-        "backend": config.model.backend,
-        "precision": config.model.precision,
-        "plans": str(config.model.plans) if config.model.plans else None,
-        "trusted_keys": [str(key) for key in config.model.trusted_keys],
-        "threads": config.model.threads,
-        "max_batch": config.model.max_batch,
-        "min_slices": config.series.min_slices,
-        "min_coverage_mm": config.series.min_coverage_mm,
-        "max_lossy_ratio": config.series.max_lossy_ratio,
-        "bone_kernels": config.series.bone_kernels,
-        "triage": [rule.model_dump(mode="json") for rule in config.triage],
-        "log_level": config.log.level,
-        "log_format": config.log.format,
-    }
 
 
 def _nothing() -> None:

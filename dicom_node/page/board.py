@@ -201,7 +201,9 @@ class Lookout:
         try:
             records, alerts, items = self._records.read()
         except JournalError as error:
-            return Board(engine=engine, is_running=is_running, troubles=(f"The list can't be made: {error}",), at=time.time())
+            return Board(
+                engine=engine, is_running=is_running, troubles=(f"The list can't be made: {error}",), at=time.time()
+            )
         latest = {(spool.file_name(one.study_uid), spool.file_name(one.series_uid)): one for one in records}
         about = {(spool.file_name(one.study_uid), spool.file_name(one.series_uid)): one for one in reversed(alerts)}
         fresh = time.time() - self._config.series.idle_timeout_s

@@ -65,8 +65,7 @@ class Guard:
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
-        answer = self._refusal(scope)
-        await (answer or self._app)(scope, receive, send_with_headers)
+        await (self._refusal(scope) or self._app)(scope, receive, send_with_headers)
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
@@ -75,16 +74,19 @@ class Guard:
             return PlainTextResponse(f"{_name_of(host)!r} is no name of this page: see page.hosts\n", 421)
         if scope["method"] not in ("GET", "HEAD") and not _is_from_here(headers, host):
             return PlainTextResponse("a request from another site\n", 403)
-        if self._sessions is None:
-            return None
-        scope["user"] = self._sessions.whose(_cookie(headers, COOKIE))
-        if scope["user"] or scope["path"].startswith(OPEN):
-            return None
-        if "hx-request" in headers:  # a fragment: the whole page has to go to the login
-            return Response(status_code=401, headers={"HX-Redirect": "/login"})
-        if scope["method"] == "GET" and headers.get("sec-fetch-dest", "document") == "document":
-            return RedirectResponse("/login", 303)
-        return PlainTextResponse("log in first\n", 401)
+        if self._sessions is not None:
+            scope["user"] = self._sessions.whose(_cookie(headers, COOKIE))
+            if not scope["user"] and not scope["path"].startswith(OPEN):
+                return _sent_to_login(scope["method"], headers)
+        return None
+
+
+def _sent_to_login(method: str, headers: Headers) -> Response:
+    if "hx-request" in headers:  # a fragment: the whole page has to go there
+        return Response(status_code=401, headers={"HX-Redirect": "/login"})
+    if method == "GET" and headers.get("sec-fetch-dest", "document") == "document":
+        return RedirectResponse("/login", 303)
+    return PlainTextResponse("log in first\n", 401)
 
 
 def user_of(request: Request) -> str | None:
@@ -108,7 +110,7 @@ async def form_of(request: Request) -> Mapping[str, str]:
 
 
 def _is_from_here(headers: Headers, host: str) -> bool:
-    """Whether a browser says that one of our pages sent it; who says neither is no browser, and has no cookie to abuse."""
+    """Whether a browser says that one of our pages sent it: by Sec-Fetch-Site, or an old one by Origin."""
     if site := headers.get("sec-fetch-site"):
         return site == "same-origin"
     return urlsplit(headers.get("origin", "")).netloc == host != ""

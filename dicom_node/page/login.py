@@ -151,7 +151,11 @@ class Attempts:
         """How long none of these may try."""
         now = time.monotonic()
         with self._lock:
-            waits = [self._wrong[one][-ATTEMPTS] + PENALTY_S - now for one in whose if len(self._wrong.get(one, ())) >= ATTEMPTS]
+            waits = [
+                self._wrong[one][-ATTEMPTS] + PENALTY_S - now
+                for one in whose
+                if len(self._wrong.get(one, ())) >= ATTEMPTS
+            ]
         return max([0.0, *waits])
 
     def failed(self, *whose: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -58,7 +59,13 @@ def serve(config: Config, listening: socket.socket, tell: Callable[[uvicorn.Serv
 
     """
     application = Application(config)
-    options = {"log_config": None, "access_log": False, "lifespan": "off", "server_header": False, "proxy_headers": False}
+    options = {
+        "log_config": None,
+        "access_log": False,
+        "lifespan": "off",
+        "server_header": False,
+        "proxy_headers": False,
+    }
     if config.page.tls and config.tls:
         options |= {"ssl_certfile": config.tls.certificate, "ssl_keyfile": config.tls.key, "ssl_ciphers": CIPHERS}
     settings = uvicorn.Config(application, timeout_graceful_shutdown=GRACE_S, **options)
@@ -81,7 +88,7 @@ def main() -> None:
     """Serve a node's page: its configuration comes on stdin, its port as a file handle; it ends when stdin does."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # to the whole process group; they are the node's
         signal.signal(number, signal.SIG_IGN)
-    config = Config.model_validate_json(sys.stdin.readline())
+    config = Config.model_validate(json.loads(sys.stdin.readline()))
     logging.configure(config.log.level, config.log.format)
     listening = socket.socket(fileno=int(sys.argv[1]))
     try:

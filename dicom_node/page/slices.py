@@ -134,7 +134,9 @@ class Pictures:
         if not found:
             return []
         normals = np.array([entry.plane.normal_lps for entry in found])
-        normal = normals[int(np.argmax((np.abs(normals @ normals.T) > 0.99).sum(axis=0)))] if len(found) > 1 else normals[0]
+        normal = (
+            normals[int(np.argmax((np.abs(normals @ normals.T) > 0.99).sum(axis=0)))] if len(found) > 1 else normals[0]
+        )
         kept = [entry for entry, one in zip(found, normals, strict=True) if abs(one @ normal) > 0.99]
         upwards = normal if normal[2] >= 0 else -normal
         return sorted(kept, key=lambda entry: (float(upwards @ np.asarray(entry.plane.origin_lps)), entry.number))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from dicom_node import codes, status
+from dicom_node import codes, nameplate, picture, status
 from dicom_node.journal import SeriesState
 from dicom_node.outbox import DELIVERED, Outbox
 from dicom_node.page import arrivals, slices
@@ -17,6 +17,7 @@ from dicom_node.page.slices import NO_MASKS, Masks
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from dicom_node.alerts.alert import Alert
     from dicom_node.config import Config
     from dicom_node.journal import SeriesRecord
     from dicom_node.outbox import OutboxItem
@@ -119,7 +120,7 @@ def entries(config: Config, row: Row, pictures: Pictures) -> list[Entry]:
 
 
 def masks(config: Config, row: Row, pictures: Pictures) -> Masks:
-    """What was found in a series: of the revision that is open as far as it is known early, else of the newest result."""
+    """What was found in a series: of an open revision what is known early, else the newest result."""
     folder = config.node.folder / "results" / row.study / row.series
     if row.told.is_open:
         early = pictures.masks(folder / f"revision-{row.told.revision}" / "early.npz", _classes(config, row))
@@ -133,8 +134,6 @@ def masks(config: Config, row: Row, pictures: Pictures) -> Masks:
 
 def _classes(config: Config, row: Row) -> dict[int, str]:
     """Labels of the classes that the alert names, the largest first."""
-    from dicom_node import nameplate  # noqa: PLC0415  # for series that arrive alone
-
     names = nameplate.read(config.node.folder).get("classes", [])
     found = [each["name"] for each in row.alert.evidence.get("findings", ())] if row.alert else []
     return {names.index(name): name for name in found if name in names}
@@ -155,17 +154,19 @@ def _events(row: Row, records: Sequence[SeriesRecord], items: Sequence[OutboxIte
         yield Event(record.recorded, f"{said}{which}", is_wrong=record.state == SeriesState.FAILED)
     yield from _deliveries(items)
     if row.alert:
-        yield Event(row.alert.raised, f"alert: {row.alert.level}")
-        if row.alert.changed > row.alert.raised + 0.001:
-            yield Event(row.alert.changed, f"alert {row.alert.state}")
-        for message in row.alert.messages:
+        yield from _alarms(row.alert)
+
+
+def _alarms(alert: Alert) -> Iterator[Event]:
+    yield Event(alert.raised, f"alert: {alert.level}")
+    if alert.changed > alert.raised + 0.001:
+        yield Event(alert.changed, f"alert {alert.state}")
+    for message in alert.messages:
+        if message.sent:
             what = OCCASIONS.get(message.occasion, message.occasion)
-            if message.sent:
-                yield Event(message.sent, f"{what} to {message.channel}: delivered")
-            elif message.last_error and message.state in {"waiting", "parked"}:
-                yield Event(message.due, f"{what} to {message.channel}: {message.last_error}", is_wrong=True)
-        if row.alert.acknowledged:
-            yield Event(row.alert.acknowledged, f"acknowledged by {row.alert.acknowledged_by}")
+            yield Event(message.sent, f"{what} delivered to {message.channel}")
+    if alert.acknowledged:
+        yield Event(alert.acknowledged, f"acknowledged by {alert.acknowledged_by}")
 
 
 def _deliveries(items: Sequence[OutboxItem]) -> Iterator[Event]:
@@ -178,8 +179,8 @@ def _deliveries(items: Sequence[OutboxItem]) -> Iterator[Event]:
         which = f" (revision {revision})" if len(revisions) > 1 else ""
         sent = [item.sent for item in group if item.sent and (item.state in DELIVERED or item.state == "unconfirmed")]
         if sent:
-            all_of_it = len(sent) == len(group)
-            yield Event(max(sent), f"{len(sent)} of {len(group)} results at {destination}{which}", is_wrong=not all_of_it)
+            what = f"{len(sent)} of {len(group)} results at {destination}{which}"
+            yield Event(max(sent), what, is_wrong=len(sent) < len(group))
         confirmed = [item.confirmed for item in group if item.confirmed]
         if len(confirmed) == len(group):
             yield Event(max(confirmed), f"{destination} keeps them{which}")
@@ -219,14 +220,19 @@ def viewer_link(template: str, row: Row) -> str:
 def slice_list(study: Study, address: str) -> dict[str, Any]:
     """What the viewer in the browser has to know of the slices: their pictures' addresses and what each shows."""
     left, right = slices.sides(study.stacked)
+    marks = f"{address}/masks/{study.masks.version}"
     return {
         "key": study.key_slice,
         "sides": [left, right],
+        "colours": {
+            name: "#{:02x}{:02x}{:02x}".format(*codes.look_up(name).colour) for name in study.masks.classes.values()
+        },
         "slices": [
             {
                 "number": entry.number,
+                "size": picture.shown_size(entry.plane, entry.shape),
                 "picture": f"{address}/slices/{entry.name}/",
-                "mask": f"{address}/masks/{study.masks.version}/{entry.name}.png" if entry.key in study.masks.labels else None,
+                "mask": f"{marks}/{entry.name}.png" if entry.key in study.masks.labels else None,
                 "classes": study.masks.shown(entry.key),
             }
             for entry in study.stacked
