@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dicom_node.alerts.ledger import LONGEST_WAIT_S, Ledger
+from dicom_node.alerts.ledger import LONGEST_HOLD_S, Ledger
 from dicom_node.journal import Journal, JournalError, SeriesState
 from tests.dicom_node.alerts.made import EARLY, PATIENT, SERIES, STUDY, Channel, note, report
 
@@ -311,7 +311,7 @@ def test_a_clock_that_is_set_back_holds_up_nothing_for_good(ledger: Ledger):
     now = time.time()
     (message, _) = ledger.claim("ed", now)
     ledger.unreachable(message, "down", 2)
-    assert deliver(ledger, now=now - 10 * LONGEST_WAIT_S)
+    assert deliver(ledger, now=now - 10 * LONGEST_HOLD_S)
 
 
 def test_who_gives_a_message_up_frees_its_alert(ledger: Ledger):
