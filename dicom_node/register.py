@@ -1,4 +1,4 @@
-"""What is written of a series when something is known of it: its result, what is owed for it, its alert, all at once."""
+"""What is written of a series when something is known of it: result, what is owed for it and alert, all at once."""
 
 from __future__ import annotations
 

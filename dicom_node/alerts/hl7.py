@@ -94,6 +94,7 @@ def compose(settings: Hl7, message: Message, alert: Alert) -> str:
 
 def _msh(settings: Hl7, message: Message) -> str:
     fields = [
+        "|",
         r"^~\&",
         settings.sending_application,
         settings.sending_facility,
@@ -199,7 +200,7 @@ def _segment(name: str, *fields: str) -> str:
 
 
 def _components(*parts: str) -> str:
-    return str(hl7.Field("^", [_escaped(part) for part in parts])).rstrip("^")
+    return str(hl7.Repetition("^", [_escaped(part) for part in parts])).rstrip("^")
 
 
 def _escaped(value: str) -> str:

@@ -94,6 +94,8 @@ class Ledger:
         final : a result; otherwise evidence from a series that still arrives
 
         """
+        if not final and _has_result(execute, study_uid, series_uid, revision):
+            return  # it could not be written in time, and is older than what is known
         before = _find(execute, study_uid, series_uid)
         found = str(report["decision"]["level"])
         change = step(before, revision, found, final=final, complete=not report["provisional"])
@@ -348,6 +350,13 @@ def _is_due(row: sqlite3.Row, now: float) -> bool:
 
 def _find(execute: Execute, study_uid: str, series_uid: str) -> sqlite3.Row | None:
     return execute("SELECT * FROM alert WHERE study_uid = ? AND series_uid = ?", (study_uid, series_uid)).fetchone()
+
+
+def _has_result(execute: Execute, study_uid: str, series_uid: str, revision: int) -> bool:
+    return execute(
+        "SELECT EXISTS (SELECT 1 FROM series WHERE study_uid = ? AND series_uid = ? AND revision >= ?)",
+        (study_uid, series_uid, revision),
+    ).fetchone()[0]
 
 
 def _cancel_pending(execute: Execute, alert_id: int) -> None:
