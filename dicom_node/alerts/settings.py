@@ -36,7 +36,8 @@ def _legal_link(template: str) -> str:
         raise ValueError(f"is no template: {error}") from error
     if unknown := ", ".join(sorted(names - set(LINK_NAMES))):
         raise ValueError(f"has placeholders that nothing fills ({unknown}): there are {', '.join(LINK_NAMES)}")
-    return _legal_url(template)
+    _legal_url(template.partition("#")[0])
+    return template
 
 
 def _legal_address(address: str) -> str:
