@@ -20,6 +20,8 @@ from pynetdicom.sop_class import (
     Verification,
 )
 
+from dicom_node.alerts.channel import Undelivered
+from dicom_node.alerts.heralds import open_channel
 from dicom_node.confirmation import CONTEXTS
 from dicom_node.lock import is_locked
 from dicom_node.receiver import PORT_REMEDIES
@@ -100,6 +102,8 @@ def check(config: Config, mistakes: Sequence[Mistake] = ()) -> list[Item]:
         items += _peers(config)
     if is_sound("audit", "tls"):
         items += _audit(config)
+    if is_sound("node.ae_title", "tls"):
+        items += _channels(config)
     return [*items, *_model(config, is_sound)]
 
 
@@ -242,6 +246,22 @@ def _audit(config: Config) -> Iterator[Item]:
     else:
         told = "answers" if config.audit.transport == "tls" else "gets datagrams; nobody says whether they arrive"
         yield Item("audit server", True, "finding", f"{host} {told}")
+
+
+def _channels(config: Config) -> Iterator[Item]:
+    """Whether those who are told of alerts are there; none of them is told anything."""
+    try:
+        identity = Identity(config.tls) if config.tls else None
+    except TlsError:  # told of where the archives are asked
+        identity = None
+    for settings in config.channels:
+        name = f"channel {settings.name}"
+        if getattr(settings, "tls", False) and identity is None:
+            continue
+        try:
+            yield Item(name, True, "finding", open_channel(settings, config.node.ae_title, identity).reach())
+        except Undelivered as error:
+            yield Item(name, False, KINDS[error.exit_code], error.full)
 
 
 def _fault(name: str, error: ScansideError) -> Item:

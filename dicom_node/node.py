@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
-from dicom_node import commitment, mpps, opening
+from dicom_node import commitment, mpps
+from dicom_node.alerts.heralds import Heralds
+from dicom_node.alerts.ledger import Ledger
 from dicom_node.announced import Announced, Source
 from dicom_node.assembler import Assembler, Assembly
 from dicom_node.commitment import Commitments
@@ -23,9 +25,11 @@ from dicom_node.journal import Journal, JournalError, SeriesState
 from dicom_node.lock import FolderLock
 from dicom_node.metrics import Metrics
 from dicom_node.mpps import PerformedSteps
+from dicom_node.opening import limits, opening
 from dicom_node.outbox import DeliveryState, Outbox
 from dicom_node.page.child import Page
 from dicom_node.receiver import Receiver
+from dicom_node.register import Register
 from dicom_node.retention import Retention
 from dicom_node.sender import Sender
 from dicom_node.spool import Spool, file_name
@@ -35,12 +39,11 @@ from dicom_node.trail import Trail
 from runtime.errors import BackendError, ScansideError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from dicom_node.config import Config
     from dicom_node.dispatch import Result
-    from dicom_node.journal import Role
     from dicom_node.outbox import OutboxItem
     from dicom_node.spool import Instance
     from dicom_node.web import Web
@@ -82,13 +85,17 @@ class Node:
         self._desk = threading.Thread(target=self._run, name="desk", daemon=True)
         self.metrics = Metrics()
         identity = Identity(config.tls) if config.tls else None
-        self._outbox = Outbox(self._journal)
+        self._outbox, self._ledger = Outbox(self._journal), Ledger(self._journal, config.channels)
+        self._register = Register(self._journal, self._outbox, self._ledger)
         self.trail = Trail(config.audit, config.node.ae_title, identity, self.metrics)
         self._sender = Sender(
             self._outbox, config.destinations, config.node.ae_title, self._on_sent, identity, self.trail
         )
-        self.supervisor = Supervisor(opening.of(config), self._on_worker)
-        self._dispatch = Dispatch(self.supervisor, self._assembler, folder / "results", self._record, self.metrics)
+        self._heralds = Heralds(self._ledger, config.channels, config.node.ae_title, identity, self.metrics.alert_told)
+        self.supervisor = Supervisor(opening(config), self._on_worker)
+        self._dispatch = Dispatch(
+            self.supervisor, self._assembler, folder / "results", self._record, self.metrics, self._on_early
+        )
         self._commitments = Commitments(
             self._journal, self._spool, self._announced, config.scanners, config.node.ae_title, self._told, identity
         )
@@ -99,7 +106,7 @@ class Node:
             port=config.node.port,
             spool=self._spool,
             intake=self,
-            **_limits(config),
+            **limits(config),
             identity=identity if config.node.tls else None,
             metrics=self.metrics,
             trail=self.trail,
@@ -108,7 +115,7 @@ class Node:
                 commitment.SOP_CLASS: self._commitments,
             },
         )
-        self.metrics.watch(self._outbox, folder, self._gauges)
+        self.metrics.watch(self._outbox, self._ledger, folder, self._gauges)
         self.page = Page(config)
         self._web = self._made_web() if config.web.port is not None else None
         self._first_answer: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
@@ -145,6 +152,7 @@ class Node:
         self._desk.start()
         self.trail.start()
         self._sender.start()
+        self._heralds.start()
         self._commitments.start()
         self._retention.start()
         try:
@@ -160,11 +168,13 @@ class Node:
         """Go on with another configuration, which differs in what a running node can change (`reload.merge`)."""
         self.config = config
         self._spool.reload(config.node.free_floor_gb, config.node.max_instance_mb)
-        self._receiver.reload(**_limits(config))
+        self._receiver.reload(**limits(config))
         self._commitments.reload(config.scanners)
         self._retention.reload(config.node.keep_days)
         self._sender.reload(config.destinations)
-        self.supervisor.reload(opening.of(config))
+        self._ledger.reload(config.channels)
+        self._heralds.reload(config.channels)
+        self.supervisor.reload(opening(config))
         self.page.reload(config)
         series = config.series
         self._events.put(lambda: self._assembler.reload(series.idle_timeout_s, series.min_coverage_mm))
@@ -204,6 +214,7 @@ class Node:
         self._commitments.stop()
         self._retention.stop()
         self._sender.stop()
+        self._heralds.stop()
         self.trail.stop()
         self._journal.close()
         self._lock.release()
@@ -310,23 +321,20 @@ class Node:
             return
         self._dispatch.feed(assembly, new)
 
+    def _on_early(self, assembly: Assembly, report_json: str, patient: Mapping[str, str]) -> None:
+        """Raise an alert before its series ends; what can't be written is tried again, as long as that is so."""
+        try:
+            self._register.note_early(assembly, report_json, patient)
+        except JournalError as error:
+            log.warning("alert_not_noted", series=assembly.name, reason=str(error), retry_s=JOURNAL_RETRY_S)
+            self._later(lambda: self._on_early(assembly, report_json, patient))
+            return
+        self._heralds.wake()
+
     def _record(self, assembly: Assembly, result: Result) -> None:
         """Write a result and what is owed for it into the journal, and only then forget the series."""
         try:
-            told = self._journal.last_told(assembly.study_uid, assembly.series_uid)
-            # a series that fails at each start anew is no news
-            is_news = result.reason is None or told is None or told.reason != result.reason
-            self._journal.record_result(
-                assembly.study_uid,
-                assembly.series_uid,
-                assembly.revision,
-                state=result.state,
-                reason=result.reason,
-                slices=len(assembly.paths),
-                report_json=result.report_json,
-                files=result.files if is_news else (),
-                destinations=self._receivers(assembly, result.level),
-            )
+            self._register.record(assembly, result, self.config.destinations)
         except JournalError as error:  # the disk is full: results and slices are there, so it can be said again
             log.warning("result_not_recorded", series=assembly.name, reason=str(error), retry_s=JOURNAL_RETRY_S)
             self._later(lambda: self._record(assembly, result))
@@ -335,19 +343,13 @@ class Node:
         self.metrics.stage("results", time.monotonic() - assembly.last_arrival)
         self.metrics.series(result.state, result.code, result.level)
         self._sender.wake()
+        self._heralds.wake()
         log.info("series_finished", series=assembly.name, state=result.state, reason=result.reason, **result.summary())
 
     def _later(self, event: Callable[[], None]) -> None:
         timer = threading.Timer(JOURNAL_RETRY_S, self._events.put, [event])
         timer.daemon = True
         timer.start()
-
-    def _receivers(self, assembly: Assembly, level: str | None) -> dict[str, tuple[Role, ...]]:
-        """Who gets what: also what corrects a result that has been sent, whatever it says now."""
-        before = self._outbox.destinations_of(assembly.study_uid, assembly.series_uid)
-        return {
-            each.name: each.results for each in self.config.destinations if each.wants(level) or each.name in before
-        }
 
     # the disk
 
@@ -370,12 +372,6 @@ class Node:
             for source in (Source.STEP, Source.COMMITMENT)
         )
         return step, committed
-
-
-def _limits(config: Config) -> dict[str, Any]:
-    """Who may connect, and how many."""
-    names = ("allowed_calling_aes", "allowed_addresses", "max_associations", "max_associations_per_peer")
-    return {name: getattr(config.node, name) for name in names}
 
 
 def _nothing() -> None:

@@ -1,4 +1,4 @@
-"""What a new worker has to know of the configuration: the first thing that it is told."""
+"""What parts of the node take from its configuration: the worker's opening, and who may connect."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ if TYPE_CHECKING:
     from dicom_node.config import Config
 
 
-def of(config: Config) -> dict[str, Any]:
-    """As `dicom_node.worker` reads it."""
+def limits(config: Config) -> dict[str, Any]:
+    """Who may connect, and how many."""
+    names = ("allowed_calling_aes", "allowed_addresses", "max_associations", "max_associations_per_peer")
+    return {name: getattr(config.node, name) for name in names}
+
+
+def opening(config: Config) -> dict[str, Any]:
+    """What a new worker has to know."""
     return {
         "do": "open",
         "bundle": str(config.model.bundle) if config.model.bundle else None,

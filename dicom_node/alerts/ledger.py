@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     Execute = Callable[..., sqlite3.Cursor]
 
 LONGEST_WAIT_S = 60.0  # between two attempts
+LONGEST_HOLD_S = 3600.0  # that a receiver may ask for
 # somebody has to acknowledge it, or is owed a message of it
 _NEEDED = (
     "((acknowledged IS NULL AND state != 'withdrawn') OR id IN (SELECT alert_id FROM message"
@@ -93,6 +94,8 @@ class Ledger:
         final : a result; otherwise evidence from a series that still arrives
 
         """
+        if not final and _has_result(execute, study_uid, series_uid, revision):
+            return  # it could not be written in time, and is older than what is known
         before = _find(execute, study_uid, series_uid)
         found = str(report["decision"]["level"])
         change = step(before, revision, found, final=final, complete=not report["provisional"])
@@ -279,14 +282,25 @@ class Ledger:
         """The receiver has it, and says so."""
         self._end(message, "taken", detail, {"state": "sent", "sent": time.time(), "last_error": None, "holds": 0})
 
-    def unreachable(self, message: Message, reason: str, wait_s: float) -> None:
-        """The receiver can't take anything now: all of the channel waits behind this message."""
-        self._end(message, "unreachable", reason, {"state": "waiting", "holds": 1, "due": time.time() + wait_s})
+    def unreachable(self, message: Message, reason: str, wait_s: float, *, asked: bool = False) -> None:
+        """The receiver can't take anything now: all of the channel waits behind this message.
+
+        With the next news it is tried at once, unless the wait is what it `asked` for.
+        """
+        holds = 2 if asked else 1
+        self._end(message, "unreachable", reason, {"state": "waiting", "holds": holds, "due": time.time() + wait_s})
 
     def refused(self, message: Message, reason: str, wait_s: float | None) -> None:
         """The receiver does not take this one: it waits alone, or is parked where `wait_s` is None."""
         state = {"state": "parked"} if wait_s is None else {"state": "waiting", "due": time.time() + wait_s}
         self._end(message, "refused", reason, {**state, "holds": 0, "refusals": message.refusals + 1})
+
+    def hurry(self, channel: str) -> None:
+        """Have what waits for a channel tried now: its address was wrong, and is not any more."""
+        with self._journal.transaction() as execute:
+            execute(
+                "UPDATE message SET due = ?, holds = 0 WHERE channel = ? AND state = 'waiting'", (time.time(), channel)
+            )
 
     def _end(self, message: Message, outcome: str, detail: str, values: dict[str, Any]) -> None:
         with self._journal.transaction() as execute:
@@ -331,11 +345,18 @@ def _next(execute: Execute, channel: str, now: float) -> sqlite3.Row | None:
 
 def _is_due(row: sqlite3.Row, now: float) -> bool:
     """Whether a message may go; one that waits longer than any wait does so because the clock has been set back."""
-    return row["state"] == "sending" or row["due"] <= now or (row["holds"] and row["due"] > now + LONGEST_WAIT_S)
+    return row["state"] == "sending" or row["due"] <= now or (row["holds"] and row["due"] > now + LONGEST_HOLD_S)
 
 
 def _find(execute: Execute, study_uid: str, series_uid: str) -> sqlite3.Row | None:
     return execute("SELECT * FROM alert WHERE study_uid = ? AND series_uid = ?", (study_uid, series_uid)).fetchone()
+
+
+def _has_result(execute: Execute, study_uid: str, series_uid: str, revision: int) -> bool:
+    return execute(
+        "SELECT EXISTS (SELECT 1 FROM series WHERE study_uid = ? AND series_uid = ? AND revision >= ?)",
+        (study_uid, series_uid, revision),
+    ).fetchone()[0]
 
 
 def _cancel_pending(execute: Execute, alert_id: int) -> None:

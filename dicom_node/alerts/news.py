@@ -133,8 +133,16 @@ class Writer:
         return at if level == "critical" else self._recipient.quiet_until(at) or at
 
     def _said(self) -> str:
+        """What the alert is now, and which findings this channel was told of that are none any more."""
         values: dict[str, Any] = {name: self._row[name] for name in _SAID}
-        return json.dumps(values | {"evidence": json.loads(self._row["evidence"])})
+        evidence = json.loads(self._row["evidence"])
+        rows = self._execute(
+            f"SELECT said FROM message WHERE alert_id = :alert AND channel = :channel AND {_TOLD}",  # noqa: S608
+            self._key,
+        ).fetchall()
+        told = {each["name"] for row in rows for each in json.loads(row["said"])["evidence"]["findings"]}
+        retracted = sorted(told - {each["name"] for each in evidence["findings"]})
+        return json.dumps(values | {"evidence": evidence | {"retracted": retracted}})
 
     def _standing(self) -> Standing:
         if self._one(f"standing IN ('final', 'corrected') AND {_TOLD}") is not None:

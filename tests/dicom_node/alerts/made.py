@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from dicom_node.alerts.alert import OCCASIONS
@@ -71,3 +72,10 @@ def note(ledger: Ledger, said: dict, revision: int = 1, *, final: bool = True, s
     """Note a report in a transaction of its own."""
     with ledger._journal.transaction() as execute:
         ledger.note(execute, STUDY, series, revision, said, kwargs.pop("patient", PATIENT), final=final)
+
+
+def written(ledger: Ledger, channel: str = "ed"):
+    """The next message of a channel and its alert, as a herald gets them."""
+    claimed = ledger.claim(channel, time.time())
+    assert claimed is not None
+    return claimed
