@@ -252,10 +252,10 @@ def analyse(
     min_slices: Annotated[int | None, typer.Option(min=1, help="A series with fewer is not analysed (5).")] = None,
     as_json: Json = False,
 ) -> None:
-    """Analyse a folder as the node would, without a network."""
+    """Analyse a folder as the node would, without a network; report.html and montage.png need no viewer."""
     from dicom_node import config as configuration
     from dicom_node import folder as folders
-    from dicom_node import tables
+    from dicom_node import offline, tables
     from dicom_node.analysis import Analyser
     from runtime.bundle import open_bundle
     from runtime.session import open_session, self_test
@@ -286,6 +286,11 @@ def analyse(
     with _progress("images", sum(map(len, series.values()))) as advance:
         done = folders.analyse(analyser, series, target, advance)
     session.close()
+    files = {series_uid: paths for (_, series_uid), paths in series.items()}
+    for one in done:
+        if one.outcome.report:
+            report = json.loads((one.folder / "report.json").read_text())
+            offline.write(files[one.series_uid], one.folder, report, one.series_uid, hide_names=said.page.hide_names)
     told = [_told(one) for one in done]
     if as_json:
         engine = {"backend": session.identity.backend, "precision": session.identity.precision, "why": session.why}

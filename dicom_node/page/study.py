@@ -217,6 +217,11 @@ def viewer_link(template: str, row: Row) -> str:
     return template.format(**{name: quote(value, safe="") for name, value in values.items()})
 
 
+def colours(masks: Masks) -> dict[str, str]:
+    """Of each class that is shown, as CSS and SVG write it."""
+    return {name: "#{:02x}{:02x}{:02x}".format(*codes.look_up(name).colour) for name in masks.classes.values()}
+
+
 def slice_list(study: Study, address: str) -> dict[str, Any]:
     """What the viewer in the browser has to know of the slices: their pictures' addresses and what each shows."""
     left, right = slices.sides(study.stacked)
@@ -224,9 +229,7 @@ def slice_list(study: Study, address: str) -> dict[str, Any]:
     return {
         "key": study.key_slice,
         "sides": [left, right],
-        "colours": {
-            name: "#{:02x}{:02x}{:02x}".format(*codes.look_up(name).colour) for name in study.masks.classes.values()
-        },
+        "colours": colours(study.masks),
         "slices": [
             {
                 "number": entry.number,
