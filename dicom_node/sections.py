@@ -58,11 +58,13 @@ def _legal_pattern(pattern: str) -> str:
 
 def _legal_viewer(template: str) -> str:
     try:
-        names = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+        fields = [(name, spec, convert) for _, name, spec, convert in Formatter().parse(template) if name is not None]
     except ValueError as error:
         raise ValueError(f"is no template: {error}") from error
-    if unknown := ", ".join(sorted(names - set(VIEWER_NAMES))):
+    if unknown := ", ".join(sorted({name for name, *_ in fields} - set(VIEWER_NAMES))):
         raise ValueError(f"has placeholders that nothing fills ({unknown}): there are {', '.join(VIEWER_NAMES)}")
+    if any(spec or convert for _, spec, convert in fields):
+        raise ValueError("has a placeholder with more in its braces than its name")
     if not re.match(r"https?://[^\s/]+", template):
         raise ValueError("is no address of a viewer: begin with https://")
     return template

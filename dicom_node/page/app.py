@@ -77,6 +77,7 @@ class Application:
             Route(f"{series}/slices", self._slices),
             Route(f"{series}/slices/{{name}}/{{window}}.png", self._slice),
             Route(f"{series}/masks/{{version}}/{{name}}.png", self._mask),
+            Route("/alerts/{id:int}", self._alert),
             Route("/alerts/{id:int}/acknowledge", self._acknowledge, methods=["POST"]),
             Route("/login", self._login, methods=["GET", "POST"]),
             Route("/logout", self._logout, methods=["POST"]),
@@ -185,6 +186,12 @@ class Application:
         raise HTTPException(404)
 
     # what people do
+
+    def _alert(self, request: Request) -> Response:
+        address = self._address_of(request.path_params["id"])
+        if address is None:
+            raise HTTPException(404)
+        return RedirectResponse(address, 303)
 
     async def _acknowledge(self, request: Request) -> Response:
         form = await form_of(request)

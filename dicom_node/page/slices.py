@@ -259,6 +259,7 @@ def _segmented(path: Path, version: str, _classes: Mapping[int, str]) -> Masks:
     pixels = segmentation.pixel_array.reshape(-1, segmentation.Rows, segmentation.Columns)
     is_label_map = segmentation.SegmentationType == "LABELMAP"
     labels: dict[str, NDArray[np.uint8]] = {}
+    shared = segmentation.SharedFunctionalGroupsSequence[0]
     for frame, mask in zip(segmentation.PerFrameFunctionalGroupsSequence, pixels, strict=True):
         shown = frame.DerivationImageSequence[0].SourceImageSequence[0]
         number = shown.get("ReferencedFrameNumber")
@@ -267,7 +268,8 @@ def _segmented(path: Path, version: str, _classes: Mapping[int, str]) -> Masks:
         if is_label_map:
             labels[key] = mask.astype(np.uint8)
             continue
-        segment = int(frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+        identified = frame if "SegmentIdentificationSequence" in frame else shared  # of a single segment, once
+        segment = int(identified.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
         labels.setdefault(key, np.zeros(mask.shape, np.uint8))[mask > 0] = segment
     classes = {
         int(segment.SegmentNumber): str(segment.get("TrackingID") or segment.SegmentLabel)

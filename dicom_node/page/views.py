@@ -85,15 +85,16 @@ def birth(date: str) -> str:
     return f"* {date[:4]}-{date[4:6]}-{date[6:]}" if len(date) == 8 and date.isdecimal() else date
 
 
-def operating_point(said: Any) -> str:
-    """The bundle's operating point in a sentence."""
-    if isinstance(said, str):
-        return said
-    return "; ".join(f"{study.title_of(name)} {_said(point)}" for name, point in said.items())
-
-
-def _said(point: Any) -> str:
-    return ", ".join(f"{name.removeprefix('minimum_').replace('_', ' ')} {value:g}" for name, value in point.items())
+def operating_point(points: Mapping[str, Mapping[str, float]]) -> str:
+    """Under what nothing is a finding; classes with the same point together."""
+    alike: dict[str, list[str]] = {}
+    for name, point in points.items():
+        said = ", ".join(
+            f"{what.removeprefix('minimum_').replace('_', ' ')} {value:g}" for what, value in point.items()
+        )
+        alike.setdefault(said, []).append(study.title_of(name))
+    sentences = [f"{said} ({', '.join(names)})" for said, names in alike.items()]
+    return f"at least {next(iter(alike))}" if len(alike) == 1 else f"at least {'; '.join(sentences)}"
 
 
 def millilitres(volume_ml: float) -> str:
