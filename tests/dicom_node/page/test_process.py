@@ -22,6 +22,8 @@ from tests.dicom_node.certificates import Authority
 from tests.dicom_node.conftest import config_for, wait_until
 from tests.dicom_node.page.conftest import Folder
 
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # of pynetdicom
+
 
 def answers(url: str, **options: object) -> bool:
     try:
