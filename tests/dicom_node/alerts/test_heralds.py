@@ -265,7 +265,7 @@ heralds.stop()
 """
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [4, pytest.param(100, marks=pytest.mark.slow)])
 def test_whenever_it_is_killed_every_message_arrives_under_one_control_id(tmp_path, kills):
     seed = 20261130 + kills
     chance, weather = random.Random(seed), random.Random(seed + 1)
