@@ -95,6 +95,15 @@ def test_a_worked_configuration_is_read_and_shown_as_it_is(tmp_path: Path):
     assert configuration.load(write(tmp_path, toml.show(config))) == config
 
 
+def test_the_configuration_in_the_manual_can_be_used(tmp_path: Path):
+    manual = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
+    block = manual.partition("## Alerts\n")[2].partition("```toml\n")[2].partition("```")[0]
+    config = configuration.load(write(tmp_path, block))
+    assert [(each.name, each.after_s) for each in config.channels] == [
+        ("emergency", 0), ("paging", 0), ("on-call", 300), ("head", 900), ("reading", 0)
+    ]  # fmt: skip
+
+
 def test_every_mistake_is_told_at_once(tmp_path: Path):
     with pytest.raises(ConfigError) as error:
         configuration.load(write(tmp_path, WRONG))
