@@ -43,7 +43,7 @@ from dicom_node.series import Seen, Series
 from runtime.bundle import open_bundle
 from runtime.errors import DeviceLost, ScansideError
 from runtime.session import open_session, self_test
-from runtime.triage import Rule, check_rules
+from runtime.triage import LEVELS, Rule, check_rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -146,13 +146,18 @@ def _serve(analyser: Analyser, requests: queue.SimpleQueue[dict[str, Any] | None
 
 def _tell_early(analyser: Analyser, name: str, series: Series, folder: Path, answers: IO[str]) -> None:
     """Tell what makes a level of triage while slices still come, and leave what the network drew beside it."""
-    report = analyser.look(series)
+    try:
+        report = analyser.look(series)
+    except Exception as error:  # noqa: BLE001  # it must not cost the series its slices; closing tells what is wrong
+        series.told = LEVELS[-1]  # and there is no other look
+        log.error("early_look_failed", series=name, reason=type(error).__name__)  # noqa: TRY400
+        return
     if report is None:
         return
     try:
         results.write_early(report, series.labels, folder)
-    except OSError as error:  # the disk is full: the alert matters more than its picture
-        log.warning("early_labels_not_kept", series=name, reason=error.strerror)
+    except (OSError, ValueError) as error:  # a full disk, a UID that can't be a name: the alert matters more
+        log.warning("early_labels_not_kept", series=name, reason=type(error).__name__)
     told = {"report": to_json(report, series.received), "patient": analyser.whose(series)}
     _say(answers, {"is": "early", "series": name, **told, "key": report.findings[0].key_slice})
 
