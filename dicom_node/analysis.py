@@ -257,6 +257,7 @@ class Analyser:
         Raises
         ------
         DeviceLost : as of `feed`
+        NoRoom : the disk is full; the series stays as it is, to be closed again
 
         """
         try:
@@ -277,7 +278,7 @@ class Analyser:
             is_told = refusal.reason.leaves_out_a_head(wanting)
             files = self._notice(reason, series, folder, revision, predecessor) if is_told else ()
             return Outcome(SeriesState.NOT_ANALYSED, reason, None, files, refusal.reason.name)
-        except DeviceLost:
+        except (DeviceLost, results.NoRoom):
             raise
         except InferenceError as error:  # of ours, and about no patient
             reason = str(error)
@@ -309,6 +310,8 @@ class Analyser:
                 has_results=predecessor is not None,
             )
             return _result_files(notice, results.write(notice, folder))
+        except results.NoRoom:
+            raise
         except Exception as error:  # noqa: BLE001  # as above: what made the series fail may be in the header
             log.error("no_notice", reason=type(error).__name__)  # noqa: TRY400
             return ()
@@ -334,9 +337,7 @@ class Analyser:
             missing=[*missing, *incomplete],
             left_out=left_out,
         )
-        folder.mkdir(parents=True, exist_ok=True)
         received = len(series.planes) + series.repeated + len(series.refused)
-        (folder / "report.json").write_text(to_json(report, received))
         objects = results.build(
             [series.headers[key] for key in stack.keys],
             np.stack([series.labels[key].labels for key in stack.keys]),
@@ -346,7 +347,7 @@ class Analyser:
             started=series.started,
             predecessor=dcmread(predecessor, stop_before_pixels=True) if predecessor else None,
         )
-        paths = results.write(objects, folder)
+        paths = results.write(objects, folder, to_json(report, received))
         return Outcome(SeriesState.ANALYSED, None, report, _result_files(objects, paths), received=received)
 
     def _stack(self, series: Series) -> SliceStack:

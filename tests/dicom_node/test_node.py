@@ -174,6 +174,34 @@ def test_an_image_that_kills_three_workers_is_set_aside_alone(
         assert list((node.config.node.folder / "spool").rglob(f"{uid}.dcm")), "the slice itself is gone"
 
 
+def test_results_that_do_not_fit_on_the_disk_wait_for_room(
+    bleeding: Pushable, tmp_path: Path, pacs: Pacs, monkeypatch: pytest.MonkeyPatch
+):
+    """And are made then, of the slices that the worker has analysed: a full disk is no fault of the series."""
+    full = tmp_path / "full"
+    full.touch()
+    failing = (
+        "import errno, os\nfrom dicom_node import results, worker\nwrite = results.dcmwrite\n"
+        "def full(*given, **how):\n"
+        f"    if os.path.exists({str(full)!r}):\n"
+        "        raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "    write(*given, **how)\n"
+        "results.dcmwrite = full\nworker.main()\n"
+    )
+    monkeypatch.setattr(Supervisor, "command", (sys.executable, "-c", failing))
+    monkeypatch.setattr("dicom_node.dispatch.NO_ROOM_RETRY_S", 0.2)
+    with capture_logs() as logs, running(config_for(tmp_path / "node", pacs.port)) as node:
+        scan(bleeding.paths, node)
+        told = lambda: [one for one in logs if one["event"] == "results_not_written"]  # noqa: E731
+        wait_until(lambda: len(told()) > 1, "a second try")
+        full.unlink()
+        report = result(pacs)
+        assert (report["slices"], report["provisional"]) == (len(bleeding.paths), False)
+        assert "make room" in told()[0]["reason"]
+        (one,) = look(node.config).series
+        assert one.revision == 1
+
+
 def test_a_worker_that_hangs_is_replaced(
     bleeding: Pushable, tmp_path: Path, pacs: Pacs, monkeypatch: pytest.MonkeyPatch
 ):
