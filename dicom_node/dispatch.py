@@ -56,12 +56,12 @@ class Result:
         return json.loads(self.report_json)["decision"]["level"] if self.report_json else None
 
     def summary(self) -> dict[str, Any]:
-        """Decision and volumes for the log."""
+        """Decision and volumes for the log, whose own "level" is another thing."""
         if self.report_json is None:
             return {}
         report = json.loads(self.report_json)
         volumes_ml = {finding["name"]: round(finding["volume_ml"], 2) for finding in report["findings"]}
-        return {"level": report["decision"]["level"], "volumes_ml": volumes_ml, "provisional": report["provisional"]}
+        return {"triage": report["decision"]["level"], "volumes_ml": volumes_ml, "provisional": report["provisional"]}
 
 
 @dataclass(frozen=True, slots=True)

@@ -222,7 +222,9 @@ def test_signals_to_the_whole_group_let_the_worker_finish(bleeding: Pushable, tm
         push(bleeding.paths, ("127.0.0.1", port), calling_ae="CT1", called_ae="SCANSIDE")
         os.killpg(process.pid, signal.SIGTERM)
         assert process.wait(60) == 0
-    assert "worker_died" not in "".join(path.read_text() for path in tmp_path.glob("*.log"))
+    told = "".join(path.read_text() for path in tmp_path.glob("*.log"))
+    assert "worker_died" not in told
+    assert '"triage": "critical"' in told, "the decision, which is not the event's level"
 
 
 def test_a_second_node_in_the_same_folder_is_refused(node: Node):
