@@ -37,6 +37,7 @@ err = Console(stderr=True, markup=False)
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else.")]
 ConfigFile = Annotated[Path, typer.Option("--config", help="Configuration, see `scanside config --example`.")]
+Days = Annotated[float, typer.Option(min=0, help="How far back; what is open or owed is told in any case.")]
 BundleFolder = Annotated[Path | None, typer.Option(help="Model bundle; default: the one that ships.")]
 BundleArgument = Annotated[Path | None, typer.Argument(help="A bundle; default: the one that ships.")]
 SampleFolder = Annotated[
@@ -203,7 +204,7 @@ def config_(
 
 
 @app.command()
-def status(config: ConfigFile, as_json: Json = False) -> None:
+def status(config: ConfigFile, days: Days = 1.0, as_json: Json = False) -> None:
     """What became of each series, what is arriving, and whether the node runs."""
     import dataclasses
 
@@ -211,7 +212,7 @@ def status(config: ConfigFile, as_json: Json = False) -> None:
     from dicom_node import status as looks
     from dicom_node import tables
 
-    told = looks.look(configuration.load(config))
+    told = looks.look(configuration.load(config), days)
     if as_json:
         print(json.dumps(dataclasses.asdict(told), indent=2))
     else:
@@ -219,14 +220,14 @@ def status(config: ConfigFile, as_json: Json = False) -> None:
 
 
 @outbox.command("list")
-def outbox_list(config: ConfigFile, as_json: Json = False) -> None:
+def outbox_list(config: ConfigFile, days: Days = 1.0, as_json: Json = False) -> None:
     """Every result and where it stands on its way."""
     from dicom_node import config as configuration
     from dicom_node import lock, tables
     from dicom_node import status as looks
 
     settings = configuration.load(config)
-    told = looks.deliveries(settings)
+    told = looks.deliveries(settings, days)
     if as_json:
         print(json.dumps([one.told() for one in told], indent=2))
     else:

@@ -93,8 +93,8 @@ def on_the_clock(jobs: Sequence[tuple[Job, int]], folder: Path) -> Iterator[dict
                 yield {
                     "seed": job.seed,
                     "slices": len(paths),
-                    "levels": [one["level"] for one in early],
-                    "final": next(one for one in said if one["event"] == "series_finished")["level"],
+                    "levels": [one["triage"] for one in early],
+                    "final": next(one for one in said if one["event"] == "series_finished")["triage"],
                     "first_alert_s": round(_at(early[0]) - shown, 3) if early else None,
                     "final_level_s": round(_at(early[-1]) - shown, 3) if early else None,
                     "last_slice_s": round(last - shown, 3),

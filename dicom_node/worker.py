@@ -16,6 +16,7 @@ series again.
     <- {"is": "slice", "series": ID, "rank": ..., "path": ..., "planes": [{...} or null], "refusals": [[code, why]]}
     -> {"do": "close", "series": ID, "folder": ..., "revision": 1, "missing": [...], "predecessor": path or null,
         "given_up": why no more is tried than a notice, or null, "paths": for that}
+    <- {"is": "no room", "series": ID, "reason": ...}     or, once there is some:
     <- {"is": "result", "series": ID, "state": ..., "reason": ..., "code": ..., "report": ..., "files": [...],
         "patient": {...}}
 """
@@ -39,6 +40,7 @@ from dicom_node import results
 from dicom_node.analysis import Analyser, Outcome, to_json
 from dicom_node.gate import NotAnalysed
 from dicom_node.log import configure
+from dicom_node.results import NoRoom
 from dicom_node.series import Seen, Series
 from runtime.bundle import open_bundle
 from runtime.errors import DeviceLost, ScansideError
@@ -125,8 +127,13 @@ def _serve(analyser: Analyser, requests: queue.SimpleQueue[dict[str, Any] | None
             continue
         name = request["series"]
         if request["do"] == "close":
-            series = open_series.pop(name, Series())
-            outcome = _given_up(analyser, request) if request["given_up"] else _close(analyser, series, request)
+            series = open_series.setdefault(name, Series())
+            try:
+                outcome = _given_up(analyser, request) if request["given_up"] else _close(analyser, series, request)
+            except NoRoom as error:
+                _say(answers, {"is": "no room", "series": name, "reason": str(error)})
+                continue
+            del open_series[name]
             _say(answers, {"is": "result", "series": name, **_outcome(outcome)})
             continue
         paths = [Path(request["path"])]
