@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PROTOCOLS_MM = ((5.0,), (4.0,), (4.0, 7.0), (3.0,))  # 18 to 55 slices, every other one tilted
 FIRST = {"chosen on": 930_000_000, "told of": 940_000_000}  # seeds, far from those of training, card and verification
 ARRAYS = ("voxels", "evidence", "truth_voxels", "truth_ml")
-HEADS = {"chosen on": (40, 20), "told of": (100, 30)}  # of each kind: without blood, with it
+HEADS = {"chosen on": (40, 20), "told of": (100, 20)}  # of each kind: without blood, with it
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,7 +190,7 @@ def draw_sweep(found: dict[str, Any], path: Path) -> None:
             share = [100 * (1 - row[kind]["without_alarm"] / row[kind]["bleed_free"]) for row in rows]
             alarms.plot(at, share, style, color=colour, label=f"{kind}, {slices} in a row", marker="o", markersize=3)
             small = [row[kind]["lesions"][0] for row in rows]
-            missed = [100 * (1 - one["found"] / one["lesions"]) for one in small]
+            missed = [100 * (1 - one["found"] / max(1, one["lesions"])) for one in small]
             lost.plot(at, missed, style, color=colour, marker="o", markersize=3)
     alarms.set(xlabel="minimum volume, ml", ylabel="heads without blood that alarm, %", ylim=(0, None))
     lost.set(xlabel="minimum volume, ml", ylabel="bleeds of 1 to 5 ml not found, %", ylim=(0, None))
