@@ -122,4 +122,5 @@ class Evidence:
 
     def _meet(self, lower: int) -> bool:
         """Whether a slice and the next one are neighbours."""
-        return are_neighbours(np.array(self._places[lower : lower + 2]), np.array(self._nominal[lower : lower + 2]))
+        step_mm = self._places[lower + 1] - self._places[lower]
+        return are_neighbours(step_mm, self._nominal[lower], self._nominal[lower + 1])

@@ -102,9 +102,9 @@ def stack(planes: Mapping[str, Plane], *, growing: bool = False) -> SliceStack:
         nominal = np.array([planes[key].thickness_mm or 0.0 for key in ordered])
         thickness_mm = certain_thickness_mm(position, nominal, float(normal[2]))
         gaps = tuple(
-            Gap(ordered[i], ordered[i + 1], float(position[i + 1] - position[i]), 1)
-            for i in range(len(ordered) - 1)
-            if not are_neighbours(position[i : i + 2], nominal[i : i + 2])
+            Gap(ordered[i], ordered[i + 1], float(step), 1)
+            for i, step in enumerate(np.diff(position))
+            if not are_neighbours(step, *nominal[i : i + 2])
         )
     else:
         nominal = _nominal_thickness([planes[key] for key in ordered], position)
@@ -150,9 +150,9 @@ def certain_thickness_mm(
     return np.minimum(_halves_mm(position, nominal), most).sum(0)
 
 
-def are_neighbours(position: NDArray[np.float64], nominal: NDArray[np.float64]) -> bool:
-    """Whether two slices, ``(2,)`` mm each, lie so near that none is missing between them by their own thickness."""
-    return bool(position[1] - position[0] <= GAP_FACTOR * nominal.mean())
+def are_neighbours(step_mm: float, lower_mm: float, upper_mm: float) -> bool:
+    """Whether two slices of such thicknesses lie so near that none of their kind is missing between them."""
+    return step_mm <= GAP_FACTOR * (lower_mm + upper_mm) / 2
 
 
 def _own_thickness(position: NDArray[np.float64], nominal: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Vector = tuple[float, float, float]
+SINGLE = 1e-6  # probabilities have single precision: 0.9 is a little less in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +189,7 @@ class OperatingPoint:
         """Whether so much of a class, seen with such a probability in so many neighbouring slices, is a finding."""
         return (
             volume_ml >= self.minimum_volume_ml
-            and probability >= self.minimum_probability
+            and probability >= self.minimum_probability - SINGLE
             and in_a_row >= self.minimum_slices
         )
 

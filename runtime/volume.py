@@ -76,11 +76,13 @@ def in_a_row(stack: SliceStack, keys: Collection[str]) -> int:
 
 def _components_ml(stack: SliceStack, ordered: Sequence[SliceLabels], classes: int) -> list[list[float]]:
     """Volumes in ml of the connected parts (26-neighbourhood) of each class."""
-    volume = np.stack([one.labels for one in ordered])  # (N, H, W)
+    bleeding = np.flatnonzero([one.voxels[1:].any() for one in ordered])
+    some = slice(bleeding[0], bleeding[-1] + 1)  # a whole head of thin slices would be much to look through
+    volume = np.stack([one.labels for one in ordered[some]])  # (N, H, W)
     parts = cc3d.connected_components(volume, connectivity=26)
     sizes = np.zeros(int(parts.max()) + 1)
     labels = np.zeros(len(sizes), np.uint8)
-    for voxel_ml, part, label in zip(stack.voxel_ml, parts, volume, strict=True):
+    for voxel_ml, part, label in zip(stack.voxel_ml[some], parts, volume, strict=True):
         blood = label > 0
         if not blood.any():
             continue

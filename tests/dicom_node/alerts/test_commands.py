@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import typer
+from structlog.testing import capture_logs
 
 import scanside
 from dicom_node import commands
 from dicom_node.alerts.ledger import Ledger
 from dicom_node.journal import Journal
 from tests.dicom_node.alerts.made import PATIENT, note, report, written
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """What is logged goes to stdout where nobody has configured it."""
+    with capture_logs():
+        yield
 
 
 @pytest.fixture
