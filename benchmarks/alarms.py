@@ -4,140 +4,206 @@
 
     python -m benchmarks.alarms --out benchmarks/results/alarms --cache runs/alarms
 
-Phantoms without blood and with it, ordinary ones and ones that are hard to read (`training.trouble`: calcification,
-old cavities, metal, motion, pale blood), segmented slice by slice by the bundle that ships. What the network says of
-each slice is kept in the cache, so the sweep over operating points is done without it. The operating point is chosen on
-one set of heads and told of another. How long an alert takes is read from the log of a running node.
+Phantoms without blood and with it, ordinary ones and ones that are hard to read (calcification, old cavities, metal,
+motion, pale blood). The sweep over operating points is done on what the network says of each slice; the one that
+serves is chosen on one set of heads and told of another. How long an alert takes is counted in slices, and read from
+the log of a running node.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import multiprocessing
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.alarm_heads import FIRST, HEADS, cached
+from benchmarks.alarm_page import draw_clock, draw_sweep, page
+from benchmarks.alarm_times import MIN_SLICES, in_slices, on_the_clock
+from benchmarks.study import machine
+from dicom_node.config import Config
+from runtime import geometry
 from runtime.bundle import open_bundle
-from runtime.session import open_session
-from runtime.types import Plane
-from training.heads import draw_lesions
-from training.lesions import CLASSES, PhantomError
-from training.phantom import Phantom, Scan, make
+from runtime.triage import Rule, level_of
+from runtime.types import OperatingPoint
+from runtime.volume import in_a_row
+from training.lesions import CLASSES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Mapping, Sequence
 
-    from numpy.typing import NDArray
+    from benchmarks.alarm_heads import Head, Job
 
-PROTOCOLS_MM = ((5.0,), (4.0,), (4.0, 7.0), (3.0,))  # 18 to 55 slices, every other one tilted
-FIRST = {"chosen on": 930_000_000, "told of": 940_000_000}  # seeds, far from those of training, card and verification
-HEADS = {"chosen on": (40, 20), "told of": (100, 30)}  # of each kind: without blood, with it
-KINDS = ("ordinary", "hard")
+    Points = Mapping[str, OperatingPoint]
+
+VOLUMES_ML = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+PROBABILITIES = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
+SLICES = (1, 2, 3)
+BEFORE = OperatingPoint(0.5)  # of bundles that ask for a volume alone
+SIZES_ML = ((1.0, 5.0), (5.0, 15.0), (15.0, 1e9))
+CLOCKED = 24  # heads that are pushed to a node
 
 
 @dataclass(frozen=True, eq=False)
-class Head:
-    """What the network says of one head, slice by slice in the order of the table, beside its truth.
+class Series:
+    """A head as the whole series shows it: by class, what an operating point asks for."""
 
-    Attributes
-    ----------
-    seed, is_hard : which
-    planes : of its slices
-    voxels, evidence : ``(N, C)``
-    truth_voxels : ``(N, C)``
-    truth_ml : ``(C,)``
+    head: Head
+    volume_ml: list[float]
+    probability: list[float]
+    in_a_row: list[int]
 
-    """
-
-    seed: int
-    is_hard: bool
-    planes: tuple[Plane, ...]
-    voxels: NDArray[np.int64]
-    evidence: NDArray[np.float32]
-    truth_voxels: NDArray[np.int64]
-    truth_ml: NDArray[np.float64]
-
-    @property
-    def bleeds(self) -> bool:
-        return bool(self.truth_ml.any())
+    def found(self, points: Points) -> dict[str, float]:
+        """Volumes of the findings."""
+        measured = zip(self.volume_ml, self.probability, self.in_a_row, strict=True)
+        return {
+            name: seen[0]
+            for name, seen in zip(CLASSES, measured, strict=True)
+            if name in points and seen[0] and points[name].admits(*seen)
+        }
 
 
-def drawn(job: tuple[int, int, bool, bool]) -> Phantom:
-    """Make the head of a seed: with as much blood as it has room for, or none."""
-    seed, index, bleeds, hard = job
-    rng = np.random.default_rng(seed)
-    tilt_deg = float(rng.uniform(-20, 20)) if index % 2 else 0.0
-    scan = Scan(PROTOCOLS_MM[index // 2 % len(PROTOCOLS_MM)], tilt_deg=tilt_deg)
-    while True:
-        try:
-            return make(draw_lesions(rng, 0.0) if bleeds else (), scan, seed=seed, hard=hard)
-        except PhantomError:
-            continue
+def of_all(point: OperatingPoint) -> Points:
+    """The same for every class."""
+    return dict.fromkeys(CLASSES[1:], point)
 
 
-def jobs(name: str, bleed_free: int, bleeding: int) -> list[tuple[int, int, bool, bool]]:
-    """Heads of a set: of each kind so many without blood and with it."""
+def whole(head: Head) -> Series:
+    stack = geometry.stack({str(i): plane for i, plane in enumerate(head.planes)})
+    order = [int(key) for key in stack.keys]
+    shows = head.voxels > 0
+    return Series(
+        head,
+        (stack.voxel_ml @ head.voxels[order]).tolist(),
+        np.where(shows, head.evidence, 0).max(axis=0).tolist(),
+        [in_a_row(stack, {str(i) for i in np.flatnonzero(column)}) for column in shows.T],
+    )
+
+
+def count(series: Sequence[Series], points: Points, rules: Sequence[Rule]) -> dict[str, object]:
+    """Alarms of heads without blood, and what of the blood is found, at an operating point."""
+    clean = [one for one in series if not one.head.job.bleeds]
+    bleeding = [one for one in series if one.head.job.bleeds]
+    alarms = [level_of(one.found(points), rules) for one in clean]
+    lesions = [
+        (float(one.head.truth_ml[c]), name in one.found(points))
+        for one in bleeding
+        for c, name in enumerate(CLASSES)
+        if c and one.head.truth_ml[c] > 0
+    ]
+    return {
+        "bleed_free": len(clean),
+        "without_alarm": sum(level is None for level in alarms),
+        "critical": sum(level == "critical" for level in alarms),
+        "bleeding": len(bleeding),
+        "bleeding_with_alarm": sum(level_of(one.found(points), rules) is not None for one in bleeding),
+        "lesions": [
+            {
+                "from_ml": low,
+                "to_ml": high if high < 1e9 else None,
+                "lesions": sum(low <= ml < high for ml, _ in lesions),
+                "found": sum(found for ml, found in lesions if low <= ml < high),
+            }
+            for low, high in SIZES_ML
+        ],
+    }
+
+
+def sweep(series: Sequence[Series], rules: Sequence[Rule]) -> list[dict[str, object]]:
+    """All operating points of the grid, on these heads; ordinary and hard ones apart, and together."""
     return [
-        (FIRST[name] + 100_000 * (2 * hard + bleeds) + index, index, bool(bleeds), bool(hard))
-        for hard in range(2)
-        for bleeds, count in enumerate((bleed_free, bleeding))
-        for index in range(count)
+        {"point": asdict(point), "words": str(point), **by_kind(series, of_all(point), rules)}
+        for point in itertools.starmap(OperatingPoint, itertools.product(VOLUMES_ML, PROBABILITIES, SLICES))
     ]
 
 
-def segmented(todo: list[tuple[int, int, bool, bool]], threads: int) -> Iterator[Head]:
-    """What the bundle that ships says of heads, a slice at a time as the node asks it."""
-    session = open_session(open_bundle(), "onnxruntime", threads=threads)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        for job, phantom in zip(todo, pool.imap(drawn, todo), strict=True):
-            answers = [session.infer(one.hu[None, None])[0] for one in phantom.slices]
-            yield Head(
-                job[0],
-                job[3],
-                tuple(one.plane for one in phantom.slices),
-                np.stack([one.voxels for one in answers]),
-                np.stack([one.evidence for one in answers]),
-                np.stack([np.bincount(labels.ravel(), minlength=len(CLASSES)) for labels in phantom.labels]),
-                np.array([phantom.truth_ml.get(name, 0.0) for name in CLASSES]),
-            )
+def by_kind(series: Sequence[Series], points: Points, rules: Sequence[Rule]) -> dict[str, object]:
+    hard, ordinary = ([one for one in series if one.head.job.is_hard is hard] for hard in (True, False))
+    return {
+        "ordinary": count(ordinary, points, rules),
+        "hard": count(hard, points, rules),
+        "all": count(series, points, rules),
+    }
 
 
-def cached(folder: Path, name: str, bleed_free: int, bleeding: int, threads: int) -> list[Head]:
-    """The heads of a set; what the network has not said yet, it is asked."""
-    folder.mkdir(parents=True, exist_ok=True)
-    digest = open_bundle().sha256("fp32")[:12]
-    todo = jobs(name, bleed_free, bleeding)
-    path = {job: folder / f"{digest}-{job[0]}.npz" for job in todo}
-    missing = [job for job in todo if not path[job].exists()]
-    for job, head in zip(missing, segmented(missing, threads), strict=True):
-        partial = path[job].with_suffix(".partial.npz")
-        arrays = {key: getattr(head, key) for key in ("voxels", "evidence", "truth_voxels", "truth_ml")}
-        np.savez_compressed(partial, planes=json.dumps([asdict(plane) for plane in head.planes]), **arrays)
-        partial.rename(path[job])
-    return [read(path[job], job) for job in todo]
+def choose(rows: Sequence[dict], before: dict) -> dict:
+    """The point with the fewest alarms on heads without blood, among those that lose nothing from 1 ml on.
 
+    Among equals, the one that finds most, and then the one that asks for least.
+    """
 
-def read(path: Path, job: tuple[int, int, bool, bool]) -> Head:
-    with np.load(path) as kept:
-        planes = [
-            Plane(**{name: tuple(v) if isinstance(v, list) else v for name, v in plane.items()})
-            for plane in json.loads(str(kept["planes"]))
-        ]
-        arrays = (kept[key] for key in ("voxels", "evidence", "truth_voxels", "truth_ml"))
-        return Head(job[0], job[3], tuple(planes), *arrays)
+    def harmless(row: dict) -> bool:
+        return all(
+            now["found"] >= then["found"]
+            for kind in ("ordinary", "hard")
+            for now, then in zip(row[kind]["lesions"], before[kind]["lesions"], strict=True)
+        )
+
+    def worth(row: dict) -> tuple[float, ...]:
+        point = row["point"]
+        found = sum(stratum["found"] for stratum in row["all"]["lesions"])
+        asks = (point["minimum_volume_ml"], point["minimum_slices"], point["minimum_probability"])
+        return (row["all"]["without_alarm"], found, *(-value for value in asks))
+
+    return max(filter(harmless, rows), key=worth)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, default=Path("runs/alarms"))
-    parser.add_argument("--threads", type=int, default=0)
-    given = parser.parse_args()
-    for name in FIRST:
-        cached(given.cache, name, *HEADS[name], given.threads)
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("--out", type=Path, default=Path("benchmarks/results/alarms"))
+    asked.add_argument("--cache", type=Path, default=Path("runs/alarms"))
+    asked.add_argument("--threads", type=int, default=1, help="of the engine, while heads are made beside it")
+    asked.add_argument("--clocked", type=int, default=CLOCKED, help="heads that are pushed to a node")
+    told = asked.parse_args()
+    told.out.mkdir(parents=True, exist_ok=True)
+    rules = [Rule(**rule.model_dump()) for rule in Config().triage]
+    sets = {name: [whole(head) for head in cached(told.cache, name, *HEADS[name], told.threads)] for name in FIRST}
+    rows = sweep(sets["chosen on"], rules)
+    chosen = choose(rows, by_kind(sets["chosen on"], of_all(BEFORE), rules))
+    bundle = open_bundle()
+    points = {
+        "before": of_all(BEFORE),
+        "chosen": of_all(OperatingPoint(**chosen["point"])),
+        "shipped": bundle.operating_point,
+    }
+    timed = [
+        in_slices(one.head, bundle.operating_point, rules, level_of(one.found(bundle.operating_point), rules))
+        for one in sets["told of"]
+    ]
+    bleeding = [one for one in sets["told of"] if one.head.job.bleeds]
+    clock = _clocked([one for one in bleeding if not one.head.job.is_hard][: told.clocked])
+    result = {
+        "machine": machine(),
+        "bundle": {"name": bundle.name, "version": bundle.version, "fp32": bundle.sha256("fp32")},
+        "rules": [str(rule) for rule in rules],
+        "sweep": rows,
+        "before": str(BEFORE),
+        "chosen": chosen["words"],
+        "min_slices": MIN_SLICES,
+        "shipped": {name: asdict(point) for name, point in bundle.operating_point.items()},
+        "chosen_on": {name: by_kind(sets["chosen on"], these, rules) for name, these in points.items()},
+        "told_of": {name: by_kind(sets["told of"], these, rules) for name, these in points.items()},
+        "in_slices": timed,
+        "on_the_clock": clock,
+    }
+    (told.out / "results.json").write_text(json.dumps(result) + "\n")
+    draw_sweep(result, told.out / "sweep.png")
+    draw_clock(result, told.out / "clock.png")
+    (told.out / "README.md").write_text(page(result))
+    print(page(result))
+
+
+def _clocked(series: Sequence[Series]) -> list[dict[str, object]]:
+    jobs: list[tuple[Job, int]] = [
+        (one.head.job, int(np.flatnonzero(one.head.truth_voxels[:, 1:].any(axis=1))[0])) for one in series
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        return list(on_the_clock(jobs, Path(folder)))
 
 
 if __name__ == "__main__":

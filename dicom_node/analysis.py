@@ -235,6 +235,7 @@ class Analyser:
         Raises
         ------
         DeviceLost : as of `feed`
+        NoRoom : the disk is full; the series stays as it is, to be closed again
 
         """
         try:
@@ -257,7 +258,7 @@ class Analyser:
             return Outcome(
                 SeriesState.NOT_ANALYSED, reason, None, files, refusal.reason.name, patient=self.whose(series)
             )
-        except DeviceLost:
+        except (DeviceLost, results.NoRoom):
             raise
         except InferenceError as error:  # of ours, and about no patient
             reason = str(error)
@@ -301,6 +302,8 @@ class Analyser:
                 has_results=predecessor is not None,
             )
             return _result_files(notice, results.write(notice, folder))
+        except results.NoRoom:
+            raise
         except Exception as error:  # noqa: BLE001  # as above: what made the series fail may be in the header
             log.error("no_notice", reason=type(error).__name__)  # noqa: TRY400
             return ()
@@ -326,8 +329,6 @@ class Analyser:
             missing=[*missing, *incomplete],
             left_out=left_out,
         )
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.json").write_text(to_json(report, series.received))
         objects = results.build(
             [series.headers[key] for key in stack.keys],
             np.stack([series.labels[key].labels for key in stack.keys]),
@@ -337,7 +338,7 @@ class Analyser:
             started=series.started,
             predecessor=dcmread(predecessor, stop_before_pixels=True) if predecessor else None,
         )
-        paths = results.write(objects, folder)
+        paths = results.write(objects, folder, to_json(report, series.received))
         files = _result_files(objects, paths)
         return Outcome(SeriesState.ANALYSED, None, report, files, received=series.received, patient=self.whose(series))
 

@@ -24,6 +24,7 @@ err = Console(stderr=True, markup=False)
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else.")]
 ConfigFile = Annotated[Path, typer.Option("--config", help="Configuration, see `scanside config --example`.")]
+Days = Annotated[float, typer.Option(min=0, help="How far back; what is open or owed is told in any case.")]
 
 
 def end(message: str, code: int) -> NoReturn:
@@ -33,14 +34,14 @@ def end(message: str, code: int) -> NoReturn:
 
 
 @outbox.command("list")
-def outbox_list(config: ConfigFile, as_json: Json = False) -> None:
+def outbox_list(config: ConfigFile, days: Days = 1.0, as_json: Json = False) -> None:
     """Every result and where it stands on its way."""
     from dicom_node import config as configuration
     from dicom_node import lock, tables
     from dicom_node import status as looks
 
     settings = configuration.load(config)
-    told = looks.deliveries(settings)
+    told = looks.deliveries(settings, days)
     if as_json:
         print(json.dumps([one.told() for one in told], indent=2))
     else:

@@ -271,8 +271,9 @@ def _clashes(table: dict[str, Any]) -> Iterator[InitErrorDetails]:
     yield from _repeated_names(table, ("destinations",))
     yield from _repeated_names(table, CHANNELS)
     for index, email in enumerate(_rows(table, "emails")):
-        if email.get("password") is not None and email.get("user") is None:
-            yield clash(("emails", index, "password"), email["password"], "needs `user`, whose it is")
+        for key, other in (("password", "user"), ("user", "password")):
+            if email.get(key) is not None and email.get(other) is None:
+                yield clash(("emails", index, key), email[key], f"needs `{other}`: a login has both")
     for index, destination in enumerate(_rows(table, "destinations")):
         same_port = str(destination.get("port")) == str(node["port"])
         if same_port and _is_same_host(str(destination.get("host")), str(node["address"])):

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 UNDER_WAY = 32  # requests at a time; more would wait in the worker instead of here
 HANG_S = 120.0  # a request that takes longer has hung its worker
 MOST_DEATHS = 3  # workers that one request may take with it
+NO_ROOM_RETRY_S = 5.0  # results that did not fit on the disk
 
 _FIRST = (-1.0,)  # before any rank
 
@@ -62,10 +63,10 @@ class Result:
 
 
 def summary(report_json: str) -> dict[str, Any]:
-    """Of a report, what the log says of it."""
+    """Of a report, what the log says of it; the log's own "level" is another thing."""
     report = json.loads(report_json)
     volumes_ml = {finding["name"]: round(finding["volume_ml"], 2) for finding in report["findings"]}
-    return {"level": report["decision"]["level"], "volumes_ml": volumes_ml, "provisional": report["provisional"]}
+    return {"triage": report["decision"]["level"], "volumes_ml": volumes_ml, "provisional": report["provisional"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,7 @@ class Dispatch:
         self._waiting: list[tuple[tuple[float, ...], int, _Request]] = []  # a heap
         self._numbers = count()
         self._owed: deque[_Request] = deque()
+        self._put_off: list[tuple[float, _Request]] = []  # until when, and what; the soonest first
         self._progress_at = 0.0  # when the worker last answered, or was given work after none
         self._deaths: Counter[str] = Counter()
 
@@ -139,6 +141,8 @@ class Dispatch:
             self._progress_at = now
             self._supervisor.kill()
             return
+        while self._put_off and self._put_off[0][0] <= now:
+            self.close(self._put_off.pop(0)[1].assembly)
         most = 1 if self._deaths else UNDER_WAY
         while self._worker and self._waiting and len(self._owed) < most:
             if not self._owed:
@@ -148,8 +152,9 @@ class Dispatch:
             self._supervisor.send(self._message(request), worker=self._worker)
 
     def next_deadline(self) -> float | None:
-        """Clock at which the worker is taken for hung; None while it owes nothing."""
-        return self._progress_at + HANG_S if self._owed else None
+        """Clock at which the worker is taken for hung, or something that was put off is due; None without either."""
+        hung = [self._progress_at + HANG_S] if self._owed else []
+        return min([*hung, *(at for at, _ in self._put_off)], default=None)
 
     def hear(self, message: dict[str, Any]) -> None:
         """Take a message of the supervisor: all of one worker's come before the next one's."""
@@ -182,6 +187,12 @@ class Dispatch:
                     self._metrics.image_not_analysed(code)
                     image = Path(message["path"]).stem
                     log.info("image_not_analysed", series=message["series"], image=image, reason=refusal)
+            case "no room":
+                request = self._answered(message, None)
+                log.error(
+                    "results_not_written", series=message["series"], reason=message["reason"], retry_s=NO_ROOM_RETRY_S
+                )
+                self._put_off.append((time.monotonic() + NO_ROOM_RETRY_S, request))
             case "result":
                 request = self._answered(message, None)
                 files = [ResultFile(**{**file, "path": Path(file["path"])}) for file in message["files"]]
@@ -229,6 +240,7 @@ class Dispatch:
         self._worker = None
         self._owed.clear()
         self._waiting.clear()
+        self._put_off.clear()  # the next worker is told all that is closed
 
     def _set_aside(self, victim: _Request) -> None:
         log.error("request_set_aside", request=victim.name, workers_lost=MOST_DEATHS)

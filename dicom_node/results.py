@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
 import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import structlog
@@ -16,6 +17,7 @@ from pydicom.config import disable_value_validation
 
 from dicom_node import capture, notice, seg, source, sr
 from dicom_node.uids import Issue
+from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +30,12 @@ if TYPE_CHECKING:
     from runtime.types import ModelIdentity, Report, SliceLabels
 
 log = structlog.get_logger(__name__)
+
+
+class NoRoom(ScansideError):
+    """The disk is full: results can be written once there is room."""
+
+    exit_code: ClassVar[int] = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,16 +119,34 @@ def whose(header: Dataset) -> dict[str, str]:
         return source.patient(header)
 
 
-def write(results: ResultSet, folder: Path) -> dict[str, Path]:
+def write(results: ResultSet, folder: Path, report_json: str | None = None) -> dict[str, Path]:
     """Write each result to a file of its own: temporary file, fsync, rename, and one fsync of the folder at the end.
+
+    Parameters
+    ----------
+    report_json : goes into ``report.json`` beside them
 
     Returns
     -------
     paths by the names of `ResultSet.named`
 
+    Raises
+    ------
+    NoRoom : the disk is full
+
     """
-    datasets = results.named()
+    try:
+        return _write(results.named(), folder, report_json)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoRoom(f"{folder}: {error.strerror}: make room") from error
+        raise
+
+
+def _write(datasets: Mapping[str, Dataset], folder: Path, report_json: str | None) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
+    if report_json is not None:
+        (folder / "report.json").write_text(report_json)
     paths = {}
     with _quoting_nobody():
         for role, dataset in datasets.items():

@@ -16,6 +16,7 @@ series again.
     <- {"is": "slice", "series": ID, "rank": ..., "path": ..., "planes": [{...} or null], "refusals": [[code, why]]}
     -> {"do": "close", "series": ID, "folder": ..., "revision": 1, "missing": [...], "predecessor": path or null,
         "given_up": why no more is tried than a notice, or null, "paths": for that}
+    <- {"is": "no room", "series": ID, "reason": ...}     or, once there is some:
     <- {"is": "result", "series": ID, "state": ..., "reason": ..., "code": ..., "report": ..., "files": [...],
         "patient": {...}}
 """
@@ -39,11 +40,12 @@ from dicom_node import results
 from dicom_node.analysis import Analyser, Outcome, to_json
 from dicom_node.gate import NotAnalysed
 from dicom_node.log import configure
+from dicom_node.results import NoRoom
 from dicom_node.series import Seen, Series
 from runtime.bundle import open_bundle
 from runtime.errors import DeviceLost, ScansideError
 from runtime.session import open_session, self_test
-from runtime.triage import Rule, check_rules
+from runtime.triage import LEVELS, Rule, check_rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,8 +128,13 @@ def _serve(analyser: Analyser, requests: queue.SimpleQueue[dict[str, Any] | None
             continue
         name = request["series"]
         if request["do"] == "close":
-            series = open_series.pop(name, Series())
-            outcome = _given_up(analyser, request) if request["given_up"] else _close(analyser, series, request)
+            series = open_series.setdefault(name, Series())
+            try:
+                outcome = _given_up(analyser, request) if request["given_up"] else _close(analyser, series, request)
+            except NoRoom as error:
+                _say(answers, {"is": "no room", "series": name, "reason": str(error)})
+                continue
+            del open_series[name]
             _say(answers, {"is": "result", "series": name, **_outcome(outcome)})
             continue
         paths = [Path(request["path"])]
@@ -147,13 +154,18 @@ def _serve(analyser: Analyser, requests: queue.SimpleQueue[dict[str, Any] | None
 
 def _tell_early(analyser: Analyser, name: str, series: Series, folder: Path, answers: IO[str]) -> None:
     """Tell what makes a level of triage while slices still come, and leave what the network drew beside it."""
-    report = analyser.look(series)
+    try:
+        report = analyser.look(series)
+    except Exception as error:  # noqa: BLE001  # it must not cost the series its slices; closing tells what is wrong
+        series.told = LEVELS[-1]  # and there is no other look
+        log.error("early_look_failed", series=name, reason=type(error).__name__)  # noqa: TRY400
+        return
     if report is None:
         return
     try:
         results.write_early(report, series.labels, folder)
-    except OSError as error:  # the disk is full: the alert matters more than its picture
-        log.warning("early_labels_not_kept", series=name, reason=error.strerror)
+    except (OSError, ValueError) as error:  # a full disk, a UID that can't be a name: the alert matters more
+        log.warning("early_labels_not_kept", series=name, reason=type(error).__name__)
     told = {"report": to_json(report, series.received), "patient": analyser.whose(series)}
     _say(answers, {"is": "early", "series": name, **told, "key": report.findings[0].key_slice})
 

@@ -108,6 +108,15 @@ class Heralds:
         self._heralds, self._leaving = heralds, [herald for herald in before.values() if herald.is_alive()]
         self._warn_of_the_unknown()
 
+    def busy(self, within_s: float) -> list[str]:
+        """Channels for which something is due by then."""
+        return [each.settings.name for each in self._heralds if each.is_busy(within_s)]
+
+    def fault(self) -> str:
+        """Whom nobody tells of anything any more: empty where it is well."""
+        dead = [each.settings.name for each in self._heralds if not each.is_alive()]
+        return f"tells no more to {', '.join(dead)}" if dead else ""
+
     def stop(self) -> None:
         """Finish what is under way, leave the rest for the next start, and wait for the threads."""
         for herald in self._heralds:
@@ -155,6 +164,13 @@ class _Herald(Thread):
         self._stopping = True
         self._news.set()
 
+    def is_busy(self, within_s: float) -> bool:
+        """Whether something is due by then."""
+        try:
+            return self._ledger.is_due(self.settings.name, time.time() + within_s)
+        except JournalError:  # a disk that fails is not waited for
+            return False
+
     def run(self) -> None:
         if self._after:
             self._after.join()
@@ -201,7 +217,7 @@ class _Herald(Thread):
             self._fruitless = 0
             self._taken = message, alert, answer
             self._record()
-            self._log.info("alert_told", **told, level=message.level)
+            self._log.info("alert_told", **told, triage=message.level)
         return 0.0
 
     def _record(self) -> None:

@@ -140,7 +140,7 @@ class Ledger:
         self, execute: Execute, study_uid: str, series_uid: str, occasion: Occasion | None, level_before: str
     ) -> None:
         row = _find(execute, study_uid, series_uid)
-        log.info("alert", series=series_uid, id=row["id"], level=row["level"], state=row["state"], occasion=occasion)
+        log.info("alert", series=series_uid, id=row["id"], triage=row["level"], state=row["state"], occasion=occasion)
         if row["state"] == "withdrawn":
             _cancel_pending(execute, row["id"])
         for each in self._recipients:
@@ -310,6 +310,15 @@ class Ledger:
                 (time.time(), outcome, detail, message.id),
             )
             update(execute, "message", message.id, {"last_error": detail} | values)
+
+    def is_due(self, channel: str, at: float) -> bool:
+        """Whether anything of a channel goes by then, unless it is refused or nobody is there."""
+        with self._journal.statements() as execute:
+            return execute(
+                "SELECT EXISTS (SELECT 1 FROM message WHERE channel = ? AND due <= ?"
+                " AND state IN ('queued', 'sending', 'waiting'))",
+                (channel, at),
+            ).fetchone()[0]
 
     def next_due(self, channel: str, now: float) -> float | None:
         """When something of a channel will be due that is not yet; None where nothing will."""

@@ -17,6 +17,7 @@ from pynetdicom.sop_class import Comprehensive3DSRStorage, UnifiedProcedureStepP
 
 from dicom_node.alerts import text
 from dicom_node.alerts.channel import Refused, Unreachable
+from dicom_node.confirmation import SYNTAXES
 from dicom_node.sender import DIMSE_TIMEOUT_S, ContextError, PeerError, associate
 from dicom_node.uids import Issue, derive, long_string
 from runtime.types import ModelIdentity
@@ -104,7 +105,7 @@ class WorklistChannel:
         return f"{self._settings.ae_title} at {self._settings.host}:{self._settings.port} answers"
 
     def _associate(self, *sop_classes: str) -> Association:
-        contexts = [build_context(each) for each in sop_classes]
+        contexts = [build_context(each, list(SYNTAXES)) for each in sop_classes]
         try:
             association = associate(self._settings, self._ae_title, contexts, identity=self._identity)
         except ContextError as error:

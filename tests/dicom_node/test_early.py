@@ -7,12 +7,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from pydicom import dcmread
+from structlog.testing import capture_logs
 
 from dicom_node import enhanced, phantom, results
 from dicom_node.analysis import Analyser
@@ -23,6 +25,7 @@ from dicom_node.metrics import Metrics
 from dicom_node.node import _opening
 from dicom_node.series import Series
 from dicom_node.spool import Instance
+from dicom_node.worker import _tell_early
 from runtime.bundle import open_bundle
 from runtime.geometry import View
 from runtime.report import ARRIVING
@@ -178,6 +181,31 @@ def test_what_it_drew_lies_whole_beside_it(paths: list[Path], tmp_path: Path):
             assert kept[key].dtype == np.uint8
             assert np.array_equal(kept[key], series.labels[key].labels)
     assert [one.name for one in folder.iterdir()] == ["early.npz"], "no half of it"
+
+
+def test_a_look_that_fails_is_logged_and_costs_the_series_nothing(
+    paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    one, series, said = analyser(), Series(), StringIO()
+    one.feed(series, paths[:7])
+    monkeypatch.setattr("dicom_node.analysis.compose", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
+    with capture_logs() as logs:
+        for _ in range(2):
+            _tell_early(one, "one", series, tmp_path, said)
+    assert [(line["event"], line["reason"]) for line in logs] == [("early_look_failed", "MemoryError")]
+    assert said.getvalue() == ""
+
+
+def test_a_disk_that_is_full_costs_the_picture_and_not_the_word(
+    paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    one, series, said = analyser(), Series(), StringIO()
+    one.feed(series, paths[:7])
+    (tmp_path / "file").touch()
+    with capture_logs() as logs:
+        _tell_early(one, "one", series, tmp_path / "file", said)
+    assert [line["event"] for line in logs] == ["early_labels_not_kept"]
+    assert json.loads(said.getvalue())["is"] == "early"
 
 
 def answers(requests: list[dict[str, object]], max_batch: int = 1) -> list[dict[str, object]]:

@@ -192,7 +192,7 @@ def test_blood_is_told_of_before_the_series_ends_and_again_by_the_next_worker(
     (early,) = (node.config.node.folder / "results").glob("*/*/revision-1/early.npz")
     assert early.with_name("report.json").exists()
     told = [one for one in logs if one["event"] == "early_evidence"]
-    assert [one["level"] for one in told] == [report["decision"]["level"] for _, report, _ in heard]
+    assert [one["triage"] for one in told] == [report["decision"]["level"] for _, report, _ in heard]
     assert str(header.PatientID) not in str(told)
     assert str(header.PatientName) not in str(told)
 
@@ -218,6 +218,34 @@ def test_an_image_that_kills_three_workers_is_set_aside_alone(
         assert list((node.config.node.folder / "spool").rglob(f"{uid}.dcm")), "the slice itself is gone"
 
 
+def test_results_that_do_not_fit_on_the_disk_wait_for_room(
+    bleeding: Pushable, tmp_path: Path, pacs: Pacs, monkeypatch: pytest.MonkeyPatch
+):
+    """And are made then, of the slices that the worker has analysed: a full disk is no fault of the series."""
+    full = tmp_path / "full"
+    full.touch()
+    failing = (
+        "import errno, os\nfrom dicom_node import results, worker\nwrite = results.dcmwrite\n"
+        "def full(*given, **how):\n"
+        f"    if os.path.exists({str(full)!r}):\n"
+        "        raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "    write(*given, **how)\n"
+        "results.dcmwrite = full\nworker.main()\n"
+    )
+    monkeypatch.setattr(Supervisor, "command", (sys.executable, "-c", failing))
+    monkeypatch.setattr("dicom_node.dispatch.NO_ROOM_RETRY_S", 0.2)
+    with capture_logs() as logs, running(config_for(tmp_path / "node", pacs.port)) as node:
+        scan(bleeding.paths, node)
+        told = lambda: [one for one in logs if one["event"] == "results_not_written"]  # noqa: E731
+        wait_until(lambda: len(told()) > 1, "a second try")
+        full.unlink()
+        report = result(pacs)
+        assert (report["slices"], report["provisional"]) == (len(bleeding.paths), False)
+        assert "make room" in told()[0]["reason"]
+        (one,) = look(node.config).series
+        assert one.revision == 1
+
+
 def test_a_worker_that_hangs_is_replaced(
     bleeding: Pushable, tmp_path: Path, pacs: Pacs, monkeypatch: pytest.MonkeyPatch
 ):
@@ -238,7 +266,9 @@ def test_signals_to_the_whole_group_let_the_worker_finish(bleeding: Pushable, tm
         push(bleeding.paths, ("127.0.0.1", port), calling_ae="CT1", called_ae="SCANSIDE")
         os.killpg(process.pid, signal.SIGTERM)
         assert process.wait(60) == 0
-    assert "worker_died" not in "".join(path.read_text() for path in tmp_path.glob("*.log"))
+    told = "".join(path.read_text() for path in tmp_path.glob("*.log"))
+    assert "worker_died" not in told
+    assert '"triage": "critical"' in told, "the decision, which is not the event's level"
 
 
 def test_a_second_node_in_the_same_folder_is_refused(node: Node):

@@ -78,8 +78,8 @@ class Manager:
         return 0x0000, None
 
 
-@pytest.fixture
-def manager() -> Iterator[Manager]:
+@pytest.fixture(scope="module")
+def serving() -> Iterator[Manager]:
     made = Manager()
     ae = AE("WORKLIST")
     ae.add_supported_context(UnifiedProcedureStepPush)
@@ -89,6 +89,13 @@ def manager() -> Iterator[Manager]:
     made.port = server.socket.getsockname()[1]
     yield made
     server.shutdown()
+
+
+@pytest.fixture
+def manager(serving: Manager) -> Manager:
+    """As good as new."""
+    serving.steps, serving.cancelled, serving.status = {}, [], None
+    return serving
 
 
 def channel(port: int) -> WorklistChannel:
