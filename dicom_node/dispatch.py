@@ -262,6 +262,7 @@ class Dispatch:
         lost = [f"{n} image{'s' * (n > 1)} not analysed: {Reason.LETHAL.value}" for n in [len(assembly.set_aside)] if n]
         return {
             "do": "close",
+            "closed": time.time(),
             "series": assembly.name,
             "revision": assembly.revision,
             "folder": own,

@@ -78,7 +78,7 @@
   }
 
   document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input")) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input:not([type=range])")) return;
     if (event.key === "Escape" && find("back")) find("back").click();
     const rows = [...document.querySelectorAll(".rows a")];
     const step = { j: 1, k: -1 }[event.key];
