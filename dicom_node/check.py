@@ -24,6 +24,8 @@ from dicom_node.alerts.channel import Undelivered
 from dicom_node.alerts.heralds import open_channel
 from dicom_node.confirmation import CONTEXTS
 from dicom_node.lock import is_locked
+from dicom_node.page import hazards
+from dicom_node.page.login import LoginError, Users
 from dicom_node.receiver import PORT_REMEDIES
 from dicom_node.sender import PeerError, associate
 from dicom_node.syslog import Server
@@ -98,12 +100,10 @@ def check(config: Config, mistakes: Sequence[Mistake] = ()) -> list[Item]:
         items.append(_port(node))
     if not config.destinations and is_sound("destinations"):
         items.append(Item("destinations", None, "configuration", "there are none: results stay in the node's folder"))
-    if is_sound("node.ae_title", "tls"):
-        items += _peers(config)
-    if is_sound("audit", "tls"):
-        items += _audit(config)
-    if is_sound("node.ae_title", "tls"):
-        items += _channels(config)
+    parts = (("node.ae_title", _peers), ("page", _page), ("audit", _audit), ("node.ae_title", _channels))
+    for key, look in parts:
+        if is_sound(key, "tls"):
+            items += look(config)
     return [*items, *_model(config, is_sound)]
 
 
@@ -225,6 +225,18 @@ def _echo(destination: Destination, ae_title: str, identity: Identity | None) ->
         answer = "no answer" if status is None else f"status 0x{status:04X}"
         return Item(name, False, "finding", f"accepts an association, but answers C-ECHO with {answer}")
     return Item(name, True, "finding", f"{destination.ae_title} at {destination.host}:{destination.port} answers")
+
+
+def _page(config: Config) -> Iterator[Item]:
+    """Whether its users can be read, and what of it had better not stay so."""
+    if config.page.port is None:
+        return
+    try:
+        if config.page.users:
+            Users(config.page.users)
+    except LoginError as error:
+        yield _fault("page users", error)
+    yield from (Item("page", None, "configuration", sentence) for sentence in hazards.find(config))
 
 
 def _audit(config: Config) -> Iterator[Item]:

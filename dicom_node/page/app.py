@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 import structlog
+from PIL import Image
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -42,6 +43,7 @@ STATIC = Path(__file__).parent / "static"
 NAME_COOKIE = "scanside-name"  # of who acknowledges where nobody logs in
 YEAR_S = 365 * 86400
 LONGEST_NAME = 64
+NOTHING = picture.png(Image.new("RGBA", (1, 1)))
 
 log = structlog.get_logger(__name__)
 
@@ -164,10 +166,10 @@ class Application:
     def _mask(self, request: Request) -> Response:
         row, entry = self._entry(request)
         masks = study.masks(self._config, row, self._pictures)
-        made = self._pictures.mask(entry, masks) if masks.version == request.path_params["version"] else None
-        if made is None:
-            raise HTTPException(404)
-        return _png(made)
+        made = self._pictures.mask(entry, masks)
+        if made is None:  # of an older result, which has just been replaced: the browser will hear of it
+            return Response(NOTHING, media_type="image/png")
+        return _png(made) if masks.version == request.path_params["version"] else Response(made, media_type="image/png")
 
     def _row(self, request: Request) -> Row:
         board = self._lookout.look()

@@ -45,21 +45,21 @@ class Arrivals:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._known: dict[Path, tuple[int, Arrival | None]] = {}
+        self._known: dict[str, tuple[int, Arrival | None]] = {}  # by the series' folder
 
     def look(self) -> list[Arrival]:
         """Every series that has a file. One that is being removed may be left out, or not yet."""
         settled = time.time_ns() - int(SETTLED_S * 1e9)
-        known: dict[Path, tuple[int, Arrival | None]] = {}
+        known: dict[str, tuple[int, Arrival | None]] = {}
         for study in self._root.glob(spool.OURS):
             with suppress(OSError), os.scandir(study) as entries:
                 for entry in entries:
-                    folder = study / entry.name
                     with suppress(OSError):
                         changed = entry.stat().st_mtime_ns
-                        before = self._known.get(folder)
-                        same = before is not None and before[0] == changed and changed < settled
-                        known[folder] = before if same else (changed, _arrival(folder, before[1] if before else None))
+                        before = self._known.get(entry.path)
+                        if before is None or before[0] != changed or changed >= settled:
+                            before = changed, _arrival(study / entry.name, before[1] if before else None)
+                        known[entry.path] = before
         self._known = known
         return [arrival for _, arrival in known.values() if arrival]
 

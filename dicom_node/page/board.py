@@ -125,6 +125,16 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Owed:
+    """Results that wait alike: to whom, how, and why."""
+
+    destination: str
+    state: str
+    error: str | None
+    roles: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Board:
     """A look at everything.
 
@@ -133,7 +143,7 @@ class Board:
     rows : in order of urgency, then of waiting time
     not_analysed : rows of series that were of no head
     owed, parked, unconfirmed : how many results are not where they belong
-    deliveries : the first of those, parked ones first
+    deliveries : those in groups, parked ones first
     engine : what `dicom_node.nameplate` has
     troubles : what is wrong, in sentences
     at : when it was looked, in seconds since the epoch
@@ -145,7 +155,7 @@ class Board:
     owed: int = 0
     parked: int = 0
     unconfirmed: int = 0
-    deliveries: tuple[OutboxItem, ...] = ()
+    deliveries: tuple[Owed, ...] = ()
     engine: dict[str, Any] = field(default_factory=dict)
     is_running: bool = False
     troubles: tuple[str, ...] = ()
@@ -216,7 +226,6 @@ class Lookout:
         kept = {(row.study, row.series) for row in rows}
         self._patients = {key: told for key, told in self._patients.items() if key in kept}
         waiting = [item for item in items if item.state not in DELIVERED]
-        waiting.sort(key=lambda item: (item.state != DeliveryState.PARKED, item.id))
         states = [item.state for item in waiting]
         parked, unconfirmed = states.count(DeliveryState.PARKED), states.count(DeliveryState.UNCONFIRMED)
         return Board(
@@ -225,7 +234,7 @@ class Lookout:
             owed=len(waiting) - parked - unconfirmed,
             parked=parked,
             unconfirmed=unconfirmed,
-            deliveries=tuple(waiting[:OWED_SHOWN]),
+            deliveries=_grouped(waiting),
             engine=engine,
             is_running=is_running,
             troubles=tuple(self._troubles(engine, is_running=is_running, parked=parked)),
@@ -358,6 +367,13 @@ def _exactly(record: SeriesRecord) -> status.Series:
         return told
     found = json.loads(record.report_json)["findings"]
     return replace(told, findings=tuple({"class": one["name"], "volume_ml": one["volume_ml"]} for one in found))
+
+
+def _grouped(waiting: Sequence[OutboxItem]) -> tuple[Owed, ...]:
+    groups: dict[tuple[str, str, str | None], list[str]] = {}
+    for item in sorted(waiting, key=lambda item: (item.state != DeliveryState.PARKED, item.destination)):
+        groups.setdefault((item.destination, str(item.state), item.last_error), []).append(item.role)
+    return tuple(Owed(*key, tuple(roles)) for key, roles in groups.items())[:OWED_SHOWN]
 
 
 def _urgency(told: status.Series, alert: Alert | None) -> Urgency:

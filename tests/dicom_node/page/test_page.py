@@ -152,6 +152,21 @@ def test_slices_come_in_order_at_each_window_with_what_was_found_on_them(folder:
     assert [bool(one["mask"]) for one in stack["slices"]] == [bool(m.any()) for m in placed.labels]
 
 
+def test_a_mask_of_an_older_result_is_that_of_the_newest_and_not_kept(folder: Folder):
+    placed = folder.place(1)
+    folder.analyse(placed)
+    page = browse(folder)
+    stack = page.get(f"{placed.address}/slices").json()["slices"]
+    with_mask = next(one for one in stack if one["mask"])
+    version = with_mask["mask"].split("/")[-2]
+    older = page.get(with_mask["mask"].replace(version, "revision-0-1"))
+    assert older.headers["cache-control"] == "no-store"
+    assert older.content == page.get(with_mask["mask"]).content
+    without = next(one for one in stack if not one["mask"])
+    name = without["picture"].rstrip("/").rpartition("/")[2]
+    assert picture_of(page.get(f"{placed.address}/masks/{version}/{name}.png")).shape == (1, 1, 4)
+
+
 def test_a_negative_head_has_slices_and_no_mask(folder: Folder):
     placed = folder.place(1, classes=())
     folder.analyse(placed, "routine")
@@ -208,7 +223,7 @@ def test_a_series_may_go_while_it_is_looked_at(folder: Folder):
         "/series/1.2.1/1.2.1.1/slices/..%2f..%2fjournal/brain.png",
         "/series/1.2.1/1.2.1.1/slices/1.2.1.1.1/lung.png",
         "/series/1.2.1/1.2.1.1/slices/1.2.1.1.99/brain.png",
-        "/series/1.2.1/1.2.1.1/masks/none/1.2.1.1.1.png",
+        "/series/1.2.1/1.2.1.1/masks/none/1.2.1.1.99.png",
         "/static/../app.py",
         "/static/%2e%2e/app.py",
         "/static/..%2fapp.py",
