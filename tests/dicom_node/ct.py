@@ -165,6 +165,7 @@ def report(
                 volume_ml=volume_ml,
                 components=1,
                 largest_ml=volume_ml,
+                abc2_ml=1.1 * volume_ml,
                 probability=0.97 - 0.01 * label,
                 keys=tuple(key for key, count in zip(geometry.keys, voxels, strict=True) if count),
                 key_slice=geometry.keys[int(np.argmax(voxels))],
