@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Literal
 from pynetdicom import build_context
 from pynetdicom.sop_class import (
     Comprehensive3DSRStorage,
+    EncapsulatedPDFStorage,
+    LabelMapSegmentationStorage,
     SecondaryCaptureImageStorage,
     SegmentationStorage,
     Verification,
 )
 
+from dicom_node.codes import CodeError, check_names
 from dicom_node.confirmation import CONTEXTS
 from dicom_node.lock import is_locked
 from dicom_node.receiver import PORT_REMEDIES
@@ -31,7 +34,7 @@ from runtime.errors import BackendError, BundleError, InferenceError, ScansideEr
 from runtime.triage import RuleError, check_rules
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from dicom_node.config import Config
@@ -46,6 +49,7 @@ SOP_CLASSES = {
     "notice": SecondaryCaptureImageStorage,
     "sr": Comprehensive3DSRStorage,
     "sc": SecondaryCaptureImageStorage,
+    "pdf": EncapsulatedPDFStorage,
     "seg": SegmentationStorage,
 }
 
@@ -199,13 +203,23 @@ def _peers(config: Config) -> Iterator[Item]:
             yield Item("tls", True, "environment", f"{config.tls.certificate}: can be used")
     for destination in config.destinations:
         if identity or not destination.tls:
-            yield _echo(destination, config.node.ae_title, identity)
+            yield _echo(destination, config.node.ae_title, identity, _sent(config))
 
 
-def _echo(destination: Destination, ae_title: str, identity: Identity | None) -> Item:
+def _sent(config: Config) -> dict[str, str]:
+    """SOP classes of the results that are made, by role."""
+    sent = {**SOP_CLASSES}
+    if not config.results.pdf:
+        del sent["pdf"]
+    if config.results.segmentation == "labelmap":
+        sent["seg"] = LabelMapSegmentationStorage
+    return sent
+
+
+def _echo(destination: Destination, ae_title: str, identity: Identity | None, sent: Mapping[str, str]) -> Item:
     """C-ECHO (DICOM PS3.4 annex A), on an association as results will ask for."""
     name = f"destination {destination.name}"
-    needed = {Verification, *(SOP_CLASSES[role] for role in destination.results)}
+    needed = {Verification, *(sent[role] for role in destination.results if role in sent)}
     needed |= {CONTEXTS[destination.confirm]} if destination.confirm in CONTEXTS else set()
     try:
         association = associate(destination, ae_title, [build_context(each) for each in needed], identity=identity)
@@ -346,10 +360,15 @@ def _gpu(config: Config, bundle: Bundle) -> Iterator[Item]:
 
 
 def _triage(config: Config, bundle: Bundle) -> Iterator[Item]:
+    """Hold what names classes against those that there are."""
     try:
         check_rules(config.triage, bundle.classes)
     except RuleError as error:
         yield Item("triage", False, "configuration", str(error))
+    try:
+        check_names((row.name for row in config.codes), bundle.classes)
+    except CodeError as error:
+        yield Item("codes", False, "configuration", str(error))
 
 
 def _triage_without_bundle(config: Config) -> Iterator[Item]:

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 from pydicom.uid import (
     Comprehensive3DSRStorage,
+    EncapsulatedPDFStorage,
     SecondaryCaptureImageStorage,
     SegmentationStorage,
 )
 from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION
+from pynetdicom.sop_class import LabelMapSegmentationStorage
 
 from dicom_node import commitment, confirmation, connection, mpps, outbox, receiver, sender, services
 from dicom_node.gate import Reason
@@ -20,7 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SERVICES = (mpps.SOP_CLASS, commitment.SOP_CLASS)
-RESULTS = (Comprehensive3DSRStorage, SecondaryCaptureImageStorage, SegmentationStorage)
+RESULTS = (
+    Comprehensive3DSRStorage,
+    SecondaryCaptureImageStorage,
+    EncapsulatedPDFStorage,
+    SegmentationStorage,
+    LabelMapSegmentationStorage,
+)
 
 PAGE = """# DICOM conformance statement
 

@@ -1,19 +1,22 @@
 """Source headers as the writers of results need them: few attributes, legal where they may be, identity never touched.
 
 Scanners and routers leave out what the standard demands. What is missing and Type 2 is added empty; what no result
-could carry is emptied; nothing that identifies is invented or changed. PatientID, AccessionNumber and the UIDs of
-study, series and slices stay as they are even where they break a rule: a result that corrects them belongs to no study.
-ImagePositionPatient, ImageOrientationPatient and PixelSpacing keep the very strings of the source, since viewers
-compare them.
+could carry is emptied; nothing that identifies is invented or changed. The patient's name and identifier, the accession
+number and the UIDs of study, series, slices and frame of reference stay as they are even where they break a rule: a
+result that corrects them belongs to no study. ImagePositionPatient, ImageOrientationPatient and PixelSpacing keep the
+very strings of the source, since viewers compare them; a string that is too long for its element is rounded.
 """
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
+from pydicom.uid import UID
 from pydicom.valuerep import DA, TM, DSfloat, format_number_as_ds
 
 from dicom_node.gate import MULTI_FRAME
@@ -22,7 +25,7 @@ from runtime.geometry import stack
 from runtime.types import Plane
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 # Type 2 of the Patient and General Study Modules (PS3.3 C.7.1.1, C.7.2.1)
 _TYPE_2 = (
@@ -72,26 +75,63 @@ _OF_SLICE = (
 )
 
 
-def _is_sex(value: str) -> bool:
-    return value in {"M", "F", "O"}
+# of these, results repeat what the source says
+_IDENTIFY = frozenset(
+    {
+        "PatientName",
+        "PatientID",
+        "IssuerOfPatientID",
+        "AccessionNumber",
+        "StudyInstanceUID",
+        "SeriesInstanceUID",
+        "FrameOfReferenceUID",
+        "SOPInstanceUID",
+    }
+)
+_SEVERAL = frozenset({"SoftwareVersions", "DeidentificationMethod"})  # may have more than one value
+_MEASURES = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness")
 
 
-def _is_long_string(value: str) -> bool:
-    return len(value) <= 64
+@dataclass(frozen=True, slots=True)
+class Repairs:
+    """What results do not have as the source has it, by keyword.
+
+    Attributes
+    ----------
+    repaired : added, emptied or rounded
+    kept : illegal, and still as it was, since it identifies
+
+    """
+
+    repaired: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
 
-# what highdicom refuses, or a result must not repeat; none of these is an identifier
+def _is_text(value: str, longest: int) -> bool:
+    return len(value) <= longest and not re.search(r"[\x00-\x1f\x7f-\x9f]", value)
+
+
+def _is_name(value: str) -> bool:
+    groups = value.split("=")
+    return len(groups) <= 3 and all(_is_text(group, 64) for group in groups)
+
+
+# PS3.5 table 6.2-1. What highdicom refuses, or a result must not carry
 _LEGAL: dict[str, Callable[[str], Any]] = {
-    "PatientBirthDate": DA,
-    "PatientSex": _is_sex,
-    "StudyDate": DA,
-    "StudyTime": TM,
-    "StudyDescription": _is_long_string,
+    "CS": re.compile(r"[A-Z0-9 _]{1,16}").fullmatch,
+    "DA": DA,
+    "DS": re.compile(r"(?=.{1,16}$)[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?").fullmatch,
+    "IS": re.compile(r"[+-]?\d{1,11}").fullmatch,
+    "LO": lambda value: _is_text(value, 64),
+    "PN": _is_name,
+    "SH": lambda value: _is_text(value, 16),
+    "TM": TM,
+    "UI": lambda value: UID(value).is_valid,
 }
 
 
-def normalise(sources: Sequence[Dataset]) -> tuple[list[Dataset], tuple[str, ...]]:
-    """Small, legal copies of source headers in the same order, and the keywords of what had to be repaired.
+def normalise(sources: Sequence[Dataset]) -> tuple[list[Dataset], Repairs]:
+    """Small, legal copies of source headers in the same order, and what had to be repaired.
 
     Patient, study, series and equipment are taken from the first slice: one series has one of each. Text is decoded
     from whatever character set the source has and will be written as ISO_IR 192.
@@ -103,16 +143,30 @@ def normalise(sources: Sequence[Dataset]) -> tuple[list[Dataset], tuple[str, ...
     """
     shared, repairs = common(sources[0])
     copies = [_copy(source, _OF_SLICE) for source in sources]
+    repaired, kept = {*repairs.repaired}, {*repairs.kept}
+    for copy in copies:
+        repaired.update(_round(copy))
+        kept.update(["SOPInstanceUID"] * (not _is_legal(copy, "SOPInstanceUID")))
     if not all(copy.get("SliceThickness") for copy in copies):
         # PixelMeasures wants one: take what the positions leave to the slice
-        repairs.append("SliceThickness")
+        repaired.add("SliceThickness")
         thickness_mm = stack({slice_key(copy): plane(copy) for copy in copies}).thickness_mm
         for copy, own_mm in zip(copies, thickness_mm, strict=True):
             if not copy.get("SliceThickness"):
                 copy.SliceThickness = DSfloat(format_number_as_ds(float(own_mm)))
     for copy in copies:
         copy.update(shared)
-    return copies, tuple(sorted(repairs))
+    return copies, Repairs(tuple(sorted(repaired)), tuple(sorted(kept)))
+
+
+def _round(copy: Dataset) -> Iterator[str]:
+    """Write numbers as DS holds them, whose strings it does not; yields their keywords."""
+    for keyword in _MEASURES:
+        if keyword in copy and not _is_legal(copy, keyword):
+            values = copy[keyword].value
+            rounded = [DSfloat(format_number_as_ds(float(v))) for v in (values if copy[keyword].VM > 1 else [values])]
+            copy[keyword].value = rounded if len(rounded) > 1 else rounded[0]
+            yield keyword
 
 
 def plane(source: Dataset) -> Plane:
@@ -161,26 +215,25 @@ def reference(*sources: Dataset) -> Dataset:
     return item
 
 
-def common(source: Dataset) -> tuple[Dataset, list[str]]:
-    """What all slices share, and the keywords of what had to be repaired in it."""
+def common(source: Dataset) -> tuple[Dataset, Repairs]:
+    """What all slices share, and what had to be repaired in it."""
     shared = _copy(source, (*_TYPE_2, *_KEPT))
     shared.SpecificCharacterSet = "ISO_IR 192"
-    repairs = [keyword for keyword in _TYPE_2 if keyword not in shared]
-    for keyword, check in _LEGAL.items():
-        value = shared.get(keyword)
-        if value and not _passes(check, str(value)):
-            repairs.append(keyword)
-            del shared[keyword]
+    illegal = {keyword for keyword in (*_TYPE_2, *_KEPT) if shared.get(keyword) and not _is_legal(shared, keyword)}
+    repaired = [keyword for keyword in _TYPE_2 if keyword not in shared]
+    for keyword in sorted(illegal - _IDENTIFY):
+        repaired.append(keyword)
+        del shared[keyword]
     for keyword in _TYPE_2:
         if keyword not in shared:
             _add(shared, keyword, None)
     if "FrameOfReferenceUID" not in shared:
-        repairs.append("FrameOfReferenceUID")
+        repaired.append("FrameOfReferenceUID")
         _add(shared, "FrameOfReferenceUID", derive("frame of reference", shared.SeriesInstanceUID))
     if shared.get("PatientIdentityRemoved") == "YES" and not shared.get("DeidentificationMethod"):
-        repairs.append("DeidentificationMethod")  # Type 1C beside YES (PS3.3 C.7.1.1)
+        repaired.append("DeidentificationMethod")  # Type 1C beside YES (PS3.3 C.7.1.1)
         _add(shared, "DeidentificationMethod", "not stated in the source images")
-    return shared, repairs
+    return shared, Repairs(tuple(sorted(repaired)), tuple(sorted(illegal & _IDENTIFY)))
 
 
 def _copy(source: Dataset, keywords: Iterable[str]) -> Dataset:
@@ -192,7 +245,7 @@ def _copy(source: Dataset, keywords: Iterable[str]) -> Dataset:
             absent = keyword not in source if keyword in _TYPE_2 else value in (None, "")
             if not absent:
                 _add(copy, keyword, value)
-        except (ValueError, TypeError, ArithmeticError):  # pydicom, of a value that its VR can't hold
+        except (ValueError, TypeError, LookupError, ArithmeticError):  # pydicom, of a value that its VR can't hold
             continue
     return copy
 
@@ -203,8 +256,15 @@ def _add(dataset: Dataset, keyword: str, value: Any) -> None:
     dataset.add(DataElement(tag, dictionary_VR(tag), value))
 
 
-def _passes(check: Callable[[str], Any], value: str) -> bool:
+def _is_legal(dataset: Dataset, keyword: str) -> bool:
+    """Whether an element that has a value may have it."""
+    element = dataset[keyword]
+    is_measure = keyword in _MEASURES
+    if element.VM > 1 and not is_measure and keyword not in _SEVERAL:
+        return False
+    if keyword == "PatientSex":
+        return element.value in {"M", "F", "O"}
     try:
-        return bool(check(value))
+        return all(_LEGAL[element.VR](str(value)) for value in (element.value if element.VM > 1 else [element.value]))
     except ValueError:
         return False

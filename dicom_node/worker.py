@@ -8,7 +8,7 @@ series again.
 
     -> {"do": "open", "bundle": ..., "backend": ..., ...}
     <- {"is": "ready", "model": ..., "backend": ...}      or {"is": "broken", "error": ...}, now or later
-    -> {"do": "reload", ...}                              as "open"; triage, limits and logging change, nothing else
+    -> {"do": "reload", ...}                              as "open"; triage, limits, results and logging change
     -> {"do": "slice", "series": ID, "path": ...}
     <- {"is": "going", "series": ID}     now and then, before the answer on many frames
     <- {"is": "slice", "series": ID, "rank": ..., "path": ..., "planes": [{...} or null], "refusals": [[code, why]]}
@@ -33,6 +33,7 @@ from typing import IO, TYPE_CHECKING, Any
 from dicom_node import log as logging
 from dicom_node.analysis import Analyser, Outcome, Seen, Series, to_json
 from dicom_node.gate import NotAnalysed
+from dicom_node.results import Form
 from runtime.bundle import open_bundle
 from runtime.errors import DeviceLost, ScansideError
 from runtime.session import open_session, self_test
@@ -72,7 +73,7 @@ def _open(opening: dict[str, Any], answers: IO[str]) -> Analyser:
         bundle, opening["backend"], precision=opening["precision"], threads=opening["threads"], plans=plans
     )
     disagreement = self_test(session, bundle)
-    rules = _rules(opening, bundle)
+    rules, form = _rules(opening, bundle), _form(opening, bundle)
     ready = {
         "model": f"{bundle.name} {bundle.version}",
         "backend": session.identity.backend,
@@ -81,13 +82,18 @@ def _open(opening: dict[str, Any], answers: IO[str]) -> Analyser:
         "self_test": disagreement,
     }
     _say(answers, {"is": "ready", **ready})
-    return Analyser(bundle, session, rules, **_limits(opening), max_batch=opening["max_batch"] or session.max_batch)
+    max_batch = opening["max_batch"] or session.max_batch
+    return Analyser(bundle, session, rules, **_limits(opening), max_batch=max_batch, form=form)
 
 
 def _rules(opening: dict[str, Any], bundle: Bundle) -> list[Rule]:
     rules = [Rule(rule["level"], tuple(rule["classes"]), rule["volume_ml"]) for rule in opening["triage"]]
     check_rules(rules, bundle.classes)
     return rules
+
+
+def _form(opening: dict[str, Any], bundle: Bundle) -> Form:
+    return Form.of(opening["results"], opening["codes"], bundle.classes)
 
 
 def _limits(opening: dict[str, Any]) -> dict[str, Any]:
@@ -112,7 +118,8 @@ def _serve(analyser: Analyser, requests: queue.SimpleQueue[dict[str, Any] | None
             return
         if request["do"] == "reload":
             logging.configure(request["log_level"], request["log_format"])
-            analyser.reload(_rules(request, analyser.bundle), **_limits(request))
+            form = _form(request, analyser.bundle)
+            analyser.reload(_rules(request, analyser.bundle), **_limits(request), form=form)
             continue
         name = request["series"]
         if request["do"] == "close":

@@ -6,7 +6,7 @@ import pydicom
 import pytest
 
 from dicom_node import results
-from dicom_node.source import normalise, plane
+from dicom_node.source import Repairs, normalise, plane
 from tests.dicom_node import ct
 
 CORPUS = Path(__file__).parents[2].parent / "shared" / "corpus"
@@ -38,14 +38,14 @@ def build(sources: list[pydicom.Dataset]) -> results.ResultSet:
 
 def test_a_complete_source_needs_no_repair() -> None:
     _, repairs = normalise(ct.headers())
-    assert repairs == ()
+    assert repairs == Repairs()
 
 
 @pytest.mark.parametrize("keyword", [*TYPE_2, "FrameOfReferenceUID", "SliceThickness"])
 def test_what_is_missing_is_repaired_named_and_carried_by_every_result(keyword: str) -> None:
     sources = ct.headers(without=[keyword])
     copies, repairs = normalise(sources)
-    assert repairs == (keyword,)
+    assert repairs == Repairs(repaired=(keyword,))
     assert keyword in copies[0]
     assert keyword not in sources[0]  # the caller's headers stay as they were
     built = build(sources)
@@ -59,7 +59,7 @@ def test_what_is_missing_is_repaired_named_and_carried_by_every_result(keyword: 
 )
 def test_what_may_be_missing_is_no_repair(keyword: str) -> None:
     sources = ct.headers(without=[keyword])
-    assert normalise(sources)[1] == ()
+    assert normalise(sources)[1] == Repairs()
     build(sources)
 
 
@@ -78,7 +78,7 @@ def test_what_may_be_missing_is_no_repair(keyword: str) -> None:
 def test_what_no_result_could_carry_is_emptied(keyword: str, value: str) -> None:
     sources = [ct.as_received(header) for header in ct.headers(**{keyword: value})]
     copies, repairs = normalise(sources)
-    assert repairs == (keyword,)
+    assert repairs == Repairs(repaired=(keyword,))
     assert not copies[0].get(keyword)
     build(sources)
 
@@ -100,7 +100,7 @@ def test_what_identifies_stays_even_if_it_is_illegal(keyword: str, value: str | 
         setattr(header, keyword, value or f"1.2.03.{number}.{'9' * 60}")
     sources = [ct.as_received(header) for header in sources]
     copies, repairs = normalise(sources)
-    assert repairs == ()
+    assert repairs == Repairs(kept=(keyword,))
     assert [copy[keyword].value for copy in copies] == [source[keyword].value for source in sources]
     built = build(sources)
     if value:
@@ -183,7 +183,7 @@ def test_private_and_other_attributes_stay_behind() -> None:
 
 def test_deidentified_sources_keep_saying_so() -> None:
     copies, repairs = normalise(ct.headers(PatientIdentityRemoved="YES"))
-    assert repairs == ("DeidentificationMethod",)
+    assert repairs.repaired == ("DeidentificationMethod",)
     assert copies[0].PatientIdentityRemoved == "YES"
     assert copies[0].DeidentificationMethod == "not stated in the source images"
 
@@ -203,5 +203,5 @@ def test_plane() -> None:
 def test_real_headers_without_thickness(case: str) -> None:
     sources = [pydicom.dcmread(path, stop_before_pixels=True) for path in sorted((CORPUS / case).glob("*.dcm"))]
     copies, repairs = normalise(sources)
-    assert "SliceThickness" in repairs
+    assert "SliceThickness" in repairs.repaired
     assert all(float(copy.SliceThickness) > 0 for copy in copies)
