@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SERVICES = (mpps.SOP_CLASS, commitment.SOP_CLASS)
+_NAMES = {LabelMapSegmentationStorage: "Label Map Segmentation Storage"}  # newer than pydicom's dictionary
 RESULTS = (
     Comprehensive3DSRStorage,
     SecondaryCaptureImageStorage,
@@ -177,7 +178,8 @@ def compose() -> str:
         reports=_statuses(services.STATUSES | confirmation.STATUSES),
         reasons="\n".join(f"- {reason.value}" for reason in Reason),
         results="\n".join(
-            f"| {one.name} | {one} | SCU | {', '.join(syntax.name for syntax in confirmation.SYNTAXES)} |"
+            f"| {_NAMES.get(one, one.name)} | {one} | SCU "
+            f"| {', '.join(syntax.name for syntax in confirmation.SYNTAXES)} |"
             for one in (*RESULTS, *confirmation.CONTEXTS.values())
         ),
         final=", ".join(f"{status:04X}" for status in sorted(sender.FINAL_STATUSES) if status < 0xA900) + " and A9xx",

@@ -9,6 +9,7 @@ very strings of the source, since viewers compare them; a string that is too lon
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,8 @@ _IDENTIFY = frozenset(
     }
 )
 _SEVERAL = frozenset({"SoftwareVersions", "DeidentificationMethod"})  # may have more than one value
+# the escape sequence that chooses a character set (ISO 2022): pydicom leaves that of GB 2312 in the text it decoded
+_DESIGNATOR = re.compile(r"\x1b[\x20-\x2f]+[\x30-\x7e]")
 _MEASURES = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness")
 
 
@@ -108,7 +111,7 @@ class Repairs:
 
 
 def _is_text(value: str, longest: int) -> bool:
-    return len(value) <= longest and not re.search(r"[\x00-\x1f\x7f-\x9f]", value)
+    return len(value) <= longest and not re.search(r"[\x00-\x1f\\\x7f-\x9f]", value)
 
 
 def _is_name(value: str) -> bool:
@@ -142,31 +145,39 @@ def normalise(sources: Sequence[Dataset]) -> tuple[list[Dataset], Repairs]:
 
     """
     shared, repairs = common(sources[0])
-    copies = [_copy(source, _OF_SLICE) for source in sources]
+    copied = [_copy(source, _OF_SLICE) for source in sources]
+    copies = [copy for copy, _ in copied]
     repaired, kept = {*repairs.repaired}, {*repairs.kept}
-    for copy in copies:
-        repaired.update(_round(copy))
+    for copy, unreadable in copied:
+        repaired.update(unreadable, _mend(copy))
         kept.update(["SOPInstanceUID"] * (not _is_legal(copy, "SOPInstanceUID")))
-    if not all(copy.get("SliceThickness") for copy in copies):
+    if not all("SliceThickness" in copy for copy in copies):
         # PixelMeasures wants one: take what the positions leave to the slice
         repaired.add("SliceThickness")
         thickness_mm = stack({slice_key(copy): plane(copy) for copy in copies}).thickness_mm
         for copy, own_mm in zip(copies, thickness_mm, strict=True):
-            if not copy.get("SliceThickness"):
+            if "SliceThickness" not in copy:
                 copy.SliceThickness = DSfloat(format_number_as_ds(float(own_mm)))
     for copy in copies:
         copy.update(shared)
     return copies, Repairs(tuple(sorted(repaired)), tuple(sorted(kept)))
 
 
-def _round(copy: Dataset) -> Iterator[str]:
-    """Write numbers as DS holds them, whose strings it does not; yields their keywords."""
+def _mend(copy: Dataset) -> Iterator[str]:
+    """Round numbers that are too long for DS, remove what means nothing; yields the keywords."""
+    thickness = copy.get("SliceThickness")
+    if thickness is not None and not (isinstance(thickness, float) and 0 < thickness < math.inf):
+        yield "SliceThickness"
+        del copy.SliceThickness
+    if copy.get("LossyImageCompression", "00") not in {"00", "01"}:
+        yield "LossyImageCompression"
+        del copy.LossyImageCompression
     for keyword in _MEASURES:
         if keyword in copy and not _is_legal(copy, keyword):
+            yield keyword
             values = copy[keyword].value
             rounded = [DSfloat(format_number_as_ds(float(v))) for v in (values if copy[keyword].VM > 1 else [values])]
             copy[keyword].value = rounded if len(rounded) > 1 else rounded[0]
-            yield keyword
 
 
 def plane(source: Dataset) -> Plane:
@@ -217,37 +228,69 @@ def reference(*sources: Dataset) -> Dataset:
 
 def common(source: Dataset) -> tuple[Dataset, Repairs]:
     """What all slices share, and what had to be repaired in it."""
-    shared = _copy(source, (*_TYPE_2, *_KEPT))
+    shared, unreadable = _copy(source, (*_TYPE_2, *_KEPT))
     shared.SpecificCharacterSet = "ISO_IR 192"
+    repaired = {*unreadable, *(keyword for keyword in _TYPE_2 if keyword not in shared)}
+    repaired.update(_read(shared))
     illegal = {keyword for keyword in (*_TYPE_2, *_KEPT) if shared.get(keyword) and not _is_legal(shared, keyword)}
-    repaired = [keyword for keyword in _TYPE_2 if keyword not in shared]
-    for keyword in sorted(illegal - _IDENTIFY):
-        repaired.append(keyword)
+    for keyword in illegal - _IDENTIFY:
+        repaired.add(keyword)
         del shared[keyword]
     for keyword in _TYPE_2:
         if keyword not in shared:
             _add(shared, keyword, None)
     if "FrameOfReferenceUID" not in shared:
-        repaired.append("FrameOfReferenceUID")
+        repaired.add("FrameOfReferenceUID")
         _add(shared, "FrameOfReferenceUID", derive("frame of reference", shared.SeriesInstanceUID))
     if shared.get("PatientIdentityRemoved") == "YES" and not shared.get("DeidentificationMethod"):
-        repaired.append("DeidentificationMethod")  # Type 1C beside YES (PS3.3 C.7.1.1)
+        repaired.add("DeidentificationMethod")  # Type 1C beside YES (PS3.3 C.7.1.1)
         _add(shared, "DeidentificationMethod", "not stated in the source images")
     return shared, Repairs(tuple(sorted(repaired)), tuple(sorted(illegal & _IDENTIFY)))
 
 
-def _copy(source: Dataset, keywords: Iterable[str]) -> Dataset:
-    """Copy what is there, can be read and has a value (or is Type 2); strings of numbers stay as they were."""
-    copy = Dataset()
+def _read(shared: Dataset) -> Iterator[str]:
+    """Make text of what can be made text; yields the keywords of what changed, or what no character set decodes."""
+    for keyword, mark in (("PatientName", "/"), ("FrameOfReferenceUID", "")):  # highdicom takes one value of them
+        if keyword in shared and shared[keyword].VM > 1:
+            yield keyword
+            values = [str(value) for value in shared[keyword].value]
+            _add(shared, keyword, mark.join(values) if mark else values[0])
+    for element in list(shared):
+        legible = _legible(element)
+        if legible != str(element.value):
+            _add(shared, element.keyword, legible)
+            yield element.keyword
+        elif "\ufffd" in legible:
+            yield element.keyword
+
+
+def _legible(element: DataElement) -> str:
+    """Text without what is none of it: designators of character sets, and the dots of an old form of date."""
+    text = str(element.value)
+    if element.VR == "DA":
+        return re.sub(r"^(\d{4})\.(\d{2})\.(\d{2})$", r"\1\2\3", text)
+    return _DESIGNATOR.sub("", text) if element.VR in {"LO", "PN", "SH"} else text
+
+
+def _copy(source: Dataset, keywords: Iterable[str]) -> tuple[Dataset, list[str]]:
+    """Copy what is there, can be read and has a value (or is Type 2); strings of numbers stay as they were.
+
+    Returns
+    -------
+    the copy, and the keywords of what could not be read
+
+    """
+    copy, unreadable = Dataset(), []
     for keyword in keywords:
         try:
             value = source.get(keyword)
             absent = keyword not in source if keyword in _TYPE_2 else value in (None, "")
-            if not absent:
-                _add(copy, keyword, value)
+            if absent:
+                continue
+            _add(copy, keyword, value)
         except (ValueError, TypeError, LookupError, ArithmeticError):  # pydicom, of a value that its VR can't hold
-            continue
-    return copy
+            unreadable.append(keyword)
+    return copy, unreadable
 
 
 def _add(dataset: Dataset, keyword: str, value: Any) -> None:

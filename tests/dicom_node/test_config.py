@@ -143,8 +143,8 @@ def test_paths_are_relative_to_the_file(write, tmp_path, monkeypatch):
         (PACS.replace('name = "pacs"\n', ""), "destinations[0].name: is missing"),
         (PACS + "results = []", "destinations[0].results: must not be empty"),
         (
-            PACS + 'results = ["sr", "pdf"]',
-            "destinations[0].results[1]: \"pdf\" is none of 'notice', 'sr', 'sc' or 'seg'",
+            PACS + 'results = ["sr", "png"]',
+            "destinations[0].results[1]: \"png\" is none of 'notice', 'sr', 'sc', 'pdf' or 'seg'",
         ),
         (PACS + 'levels = ["crit"]', 'destinations[0].levels[0]: "crit" is none of'),
         (PACS + PACS.replace("104", "105"), 'destinations[1].name: "pacs" is the name of destinations[0] already'),

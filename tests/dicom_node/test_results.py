@@ -215,6 +215,11 @@ def test_repairs_are_logged_by_keyword() -> None:
     assert (event["event"], event["series"]) == ("sources_repaired", "1.2.3.4.5")
     assert {"PatientSex", "FrameOfReferenceUID", "SliceThickness"} <= set(event["keywords"])
     assert "PatientID" not in event["keywords"]
+    assert event["kept"] == ()
+    worst = ct.headers(1, without=["PatientSex", "PatientID"])[0]
+    with capture_logs() as events:
+        results.build_notice(worst, "why", ct.MODEL, revision=1, started=ct.STARTED)
+    assert [event["keywords"] for event in events] == [("PatientID", "PatientSex")]
 
 
 def test_files_are_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -270,7 +275,7 @@ class TestUids:
         assert second.device == self.ISSUE.device
 
     def test_the_uids_of_a_known_series_never_change(self) -> None:
-        assert self.ISSUE.instance("seg") == "2.25.139848779618213692876567408705235585514"
+        assert self.ISSUE.instance("seg") == "2.25.209046007632729786447690110746346618935"
 
     @pytest.mark.parametrize(
         ("source", "number"),
