@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from pydicom.uid import UID
+
     from dicom_node.config import Config
     from dicom_node.mistakes import Mistake
     from dicom_node.sections import Destination, Node
@@ -52,6 +54,11 @@ SOP_CLASSES = {
     "pdf": EncapsulatedPDFStorage,
     "seg": SegmentationStorage,
 }
+
+
+def name_of(sop_class: UID) -> str:
+    """What people call a SOP class; pydicom's dictionary is older than one of them."""
+    return "Label Map Segmentation Storage" if sop_class == LabelMapSegmentationStorage else sop_class.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +232,7 @@ def _echo(destination: Destination, ae_title: str, identity: Identity | None, se
         association = associate(destination, ae_title, [build_context(each) for each in needed], identity=identity)
     except PeerError as error:
         return Item(name, False, "finding", str(error))
-    if lacking := sorted(context.abstract_syntax.name for context in association.rejected_contexts):
+    if lacking := sorted(name_of(context.abstract_syntax) for context in association.rejected_contexts):
         association.release()
         message = f"does not accept {', '.join(lacking)}: have it accept that, or change its `results` or `confirm`"
         return Item(name, False, "finding", f"{destination.ae_title} accepts an association, but {message}")
