@@ -242,7 +242,8 @@ def analyse(
     folder: Annotated[Path, typer.Argument(help="DICOM files, any depth.")],
     target: Annotated[Path, typer.Option("--out", help="Results, one folder per series.")],
     config: Annotated[
-        Path | None, typer.Option(help="The node's: its bundle, triage rules and limits hold. Default: the usual ones.")
+        Path | None,
+        typer.Option(help="The node's: its bundle, rules, limits and results hold. Default: the usual ones."),
     ] = None,
     bundle: BundleFolder = None,
     precision: Annotated[
@@ -257,6 +258,8 @@ def analyse(
     from dicom_node import folder as folders
     from dicom_node import offline, tables
     from dicom_node.analysis import Analyser
+    from dicom_node.page.palette import Palette
+    from dicom_node.results import Form
     from runtime.bundle import open_bundle
     from runtime.session import open_session, self_test
     from runtime.triage import Rule
@@ -264,6 +267,8 @@ def analyse(
     series, others = folders.find(folder)
     said = configuration.load(config) if config else configuration.Config()
     opened = open_bundle(bundle or said.model.bundle, said.model.trusted_keys)
+    told = said.model_dump(mode="json", include={"results", "codes"})
+    form = Form.of(told["results"], told["codes"], opened.classes)
     session = open_session(
         opened,
         said.model.backend,
@@ -282,15 +287,16 @@ def analyse(
         max_lossy_ratio=said.series.max_lossy_ratio,
         bone_kernels=said.series.bone_kernels,
         max_batch=said.model.max_batch or session.max_batch,
+        form=form,
     )
     with _progress("images", sum(map(len, series.values()))) as advance:
         done = folders.analyse(analyser, series, target, advance)
     session.close()
-    files = {series_uid: paths for (_, series_uid), paths in series.items()}
-    for one in done:
+    look = {"palette": Palette.of(said.codes), "hide_names": said.page.hide_names}
+    for one, paths in zip(done, series.values(), strict=True):
         if one.outcome.report:
             report = json.loads((one.folder / "report.json").read_text())
-            offline.write(files[one.series_uid], one.folder, report, one.series_uid, hide_names=said.page.hide_names)
+            offline.write(paths, one.folder, report, one.series_uid, **look)
     told = [_told(one) for one in done]
     if as_json:
         engine = {"backend": session.identity.backend, "precision": session.identity.precision, "why": session.why}

@@ -27,6 +27,7 @@ from dicom_node import phantom as writer
 from dicom_node.config import Config
 from dicom_node.node import Node
 from dicom_node.pacs import Pacs
+from dicom_node.page.palette import Palette
 from dicom_node.scanner import push
 from training.lesions import Lesion
 from training.phantom import Scan, make
@@ -136,7 +137,7 @@ def _report(config: Config, paths: list[Path]) -> Path:
     uid = str(dcmread(paths[0], stop_before_pixels=True).SeriesInstanceUID)
     (folder,) = (config.node.folder / "results").glob(f"*/{uid}/revision-1")
     report = json.loads((folder / "report.json").read_text())
-    return offline.write(paths, folder, report, uid, hide_names=False)[0]
+    return offline.write(paths, folder, report, uid, palette=Palette(), hide_names=False)[0]
 
 
 def _wait(condition: Callable[[], bool], what: str) -> None:

@@ -19,11 +19,13 @@ from dicom_node.alerts.settings import Email, Hl7, Settings, Webhook, Worklist
 from dicom_node.mistakes import Mistake, clash, mistake, raised_again, unknown_variables
 from dicom_node.sections import (
     Audit,
+    CodeRow,
     Destination,
     Log,
     Model,
     Node,
     Page,
+    Results,
     Scanner,
     Section,
     Series,
@@ -73,6 +75,19 @@ class Config(Section):
             TriageRule(level="urgent", classes=("any",), volume_ml=0.0),
         ),
         description="Triage rules, in order; the first that holds decides; none: routine.",
+    )
+    results: Results = Field(Results(), description="What results look like.")
+    codes: tuple[CodeRow, ...] = Field(
+        (),
+        description="Codes of a site's own, in place of the bundle's and of scanside's: one table for each class. "
+        "SNOMED CT identifiers are held against their check digit.",
+        examples=[
+            CodeRow(
+                name="subdural",
+                finding=("35486000", "SCT", "Subdural intracranial hemorrhage"),
+                site=("128319008", "SCT", "Intracranial structure"),
+            )
+        ],
     )
     hl7: tuple[Hl7, ...] = Field(
         (),
@@ -269,6 +284,7 @@ def _clashes(table: dict[str, Any]) -> Iterator[InitErrorDetails]:
         for location, value in _wants_tls(table):
             yield clash(location, value, "needs certificate, key and ca in [tls]")
     yield from _repeated_names(table, ("destinations",))
+    yield from _repeated_names(table, ("codes",))
     yield from _repeated_names(table, CHANNELS)
     for index, email in enumerate(_rows(table, "emails")):
         for key, other in (("password", "user"), ("user", "password")):

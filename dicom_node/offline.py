@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from dicom_node.page.palette import Palette
     from dicom_node.page.slices import Entry, Masks
 
 MOST_SLICES = 200  # in the report; of a thinner series every second, third ... and the key slices: 0.08 MB each
@@ -33,7 +34,13 @@ HEADER, FOOTER, MARGIN = 64, 34, 14
 
 
 def write(
-    paths: Sequence[Path], folder: Path, report: Mapping[str, Any], series_uid: str, *, hide_names: bool
+    paths: Sequence[Path],
+    folder: Path,
+    report: Mapping[str, Any],
+    series_uid: str,
+    *,
+    palette: Palette,
+    hide_names: bool,
 ) -> tuple[Path, Path]:
     """Write ``report.html`` and ``montage.png`` beside the results of a series.
 
@@ -43,18 +50,19 @@ def write(
     folder : of its results; the masks are those of ``seg.dcm`` there
     report : as ``report.json`` has it
     series_uid : to name it by
+    palette : titles and colours of the classes
     hide_names : leave the patient's name and birth date out
 
     """
-    pictures = Pictures()
+    pictures = Pictures(palette)
     stacked = pictures.entries(paths)
     masks = pictures.masks(folder / "seg.dcm", {})
     html, montage = folder / "report.html", folder / "montage.png"
     html.write_text(
-        _page(pictures, stacked, masks, report, slices.patient(paths), series_uid, hide_names=hide_names),
+        _page(pictures, stacked, masks, report, slices.patient(paths), series_uid, palette, hide_names=hide_names),
         encoding="utf-8",
     )
-    montage.write_bytes(picture.png(_montage(pictures, stacked, masks, report)))
+    montage.write_bytes(picture.png(_montage(pictures, stacked, masks, report, palette)))
     return html, montage
 
 
@@ -65,6 +73,7 @@ def _page(
     report: Mapping[str, Any],
     patient: Mapping[str, str],
     series_uid: str,
+    palette: Palette,
     *,
     hide_names: bool,
 ) -> str:
@@ -82,10 +91,10 @@ def _page(
     stack = {
         "key": min(listed.key_slice, max(0, len(shown) - 1)),
         "sides": [left, right],
-        "colours": study.colours(masks),
+        "colours": {name: palette.hexadecimal(name) for name in masks.classes.values()},
         "slices": shown,
     }
-    environment = views.environment()
+    environment = views.environment(palette)
     environment.globals["hide_names"] = hide_names
     return environment.get_template("report.html").render(
         report=report,
@@ -125,7 +134,7 @@ def _data(kind: str, content: bytes) -> str:
 
 
 def _montage(
-    pictures: Pictures, stacked: Sequence[Entry], masks: Masks, report: Mapping[str, Any]
+    pictures: Pictures, stacked: Sequence[Entry], masks: Masks, report: Mapping[str, Any], palette: Palette
 ) -> NDArray[np.uint8]:
     """Slices from foot to head at the brain window with contours, under what was decided."""
     places = sorted(set(np.linspace(0, len(stacked) - 1, min(TILES, len(stacked))).round().astype(int).tolist()))
@@ -150,8 +159,8 @@ def _montage(
     draw.text((MARGIN, (HEADER - 8) / 2), level.upper(), capture.WHITE, large, anchor="lm")
     x = wide + 2 * MARGIN
     for each in report["findings"]:
-        said = f"{study.title_of(each['name'])} {views.millilitres(each['volume_ml'])}"
-        draw.rectangle((x, 12, x + 14, 26), fill=views.colour(each["name"]))
+        said = f"{palette.title(each['name'])} {views.millilitres(each['volume_ml'])}"
+        draw.rectangle((x, 12, x + 14, 26), fill=palette.colour(each["name"]))
         draw.text((x + 22, 19), said, capture.WHITE, normal, anchor="lm")
         x += 22 + int(normal.getlength(said)) + 2 * MARGIN
     told = [report["decision"]["reason"], *report["missing"]] if not report["provisional"] else report["missing"]

@@ -27,6 +27,7 @@ from dicom_node.page import hazards, study
 from dicom_node.page.board import SHOWN, Lookout
 from dicom_node.page.guard import Guard, form_of, user_of
 from dicom_node.page.login import COOKIE, SESSION_S, Attempts, LoginError, Sessions, Users
+from dicom_node.page.palette import Palette
 from dicom_node.page.peers import Peers
 from dicom_node.page.slices import Pictures
 from dicom_node.page.views import Views
@@ -63,13 +64,13 @@ class Application:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._lookout, self._pictures, self._peers = Lookout(config), Pictures(), Peers(config)
+        self._palette = Palette.of(config.codes)
+        self._lookout, self._pictures, self._peers = Lookout(config), Pictures(self._palette), Peers(config)
         self._attempts = Attempts()
         self._users = Users(config.page.users) if config.page.users else None
         self._sessions = Sessions(self._users, config.node.folder) if self._users else None
-        self._views = Views(
-            config.page, tuple(hazards.find(config)), f"{config.node.ae_title} on {socket.gethostname()}"
-        )
+        where = f"{config.node.ae_title} on {socket.gethostname()}"
+        self._views = Views(config.page, tuple(hazards.find(config)), where, self._palette)
         series = "/series/{study}/{series}"
         routes = [
             Route("/", self._list),
@@ -152,7 +153,7 @@ class Application:
     def _slices(self, request: Request) -> Response:
         row = self._row(request)
         shown = study.read(self._config, row, self._pictures)
-        return JSONResponse(study.slice_list(shown, _address(row)))
+        return JSONResponse(study.slice_list(shown, _address(row), self._palette))
 
     def _slice(self, request: Request) -> Response:
         window = request.path_params["window"]

@@ -16,7 +16,7 @@ import structlog
 from pydicom import dcmread
 from pydicom.tag import Tag
 
-from dicom_node import capture, codes, decode, frames, part10, picture, source, spool
+from dicom_node import capture, decode, frames, part10, picture, source, spool
 from dicom_node.gate import MULTI_FRAME, NotAnalysed
 from dicom_node.page.cache import Cache
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
     from dicom_node.codes import Colour
+    from dicom_node.page.palette import Palette
     from runtime.types import Plane
 
 HU_BYTES, PICTURE_BYTES, MASK_BYTES, HEAD_BYTES = 64 << 20, 128 << 20, 64 << 20, 32 << 20
@@ -94,17 +95,14 @@ class Masks:
     version : changes with the file that they are from
     labels : ``(H, W)`` uint8 by slice key, of slices that show something
     classes : the name of each label, the largest finding first
+    colours : of each label, in the order of drawing: the largest finding last, on top
 
     """
 
     version: str
     labels: Mapping[str, NDArray[np.uint8]]
     classes: Mapping[int, str]
-
-    @property
-    def colours(self) -> dict[int, Colour]:
-        """Of each label, in the order of drawing: the largest finding last, on top."""
-        return {label: codes.look_up(name).colour for label, name in reversed(self.classes.items())}
+    colours: Mapping[int, Colour]
 
     def shown(self, key: str) -> list[str]:
         """Names of the classes that a slice shows."""
@@ -113,13 +111,20 @@ class Masks:
         return [self.classes[label] for label in np.unique(self.labels[key]).tolist() if label in self.classes]
 
 
-NO_MASKS = Masks("none", {}, {})
+NO_MASKS = Masks("none", {}, {}, {})
 
 
 class Pictures:
-    """Slices, masks and pictures of a node's folder, with what was read before kept in bounds."""
+    """Slices, masks and pictures of a node's folder, with what was read before kept in bounds.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    palette : colours of the classes
+
+    """
+
+    def __init__(self, palette: Palette) -> None:
+        self._palette = palette
         self._heads: Cache[list[Entry]] = Cache(HEAD_BYTES, lambda entries: ENTRY_BYTES * (1 + len(entries)))
         self._hu: Cache[NDArray[np.int16]] = Cache(HU_BYTES, attrgetter("nbytes"))
         self._masks: Cache[Masks] = Cache(MASK_BYTES, lambda masks: sum(one.nbytes for one in masks.labels.values()))
@@ -153,13 +158,17 @@ class Pictures:
         try:
             changed = path.stat().st_mtime_ns
             version = f"{path.parent.name}-{changed:x}"
-            read = _segmented if path.suffix == ".dcm" else _early
-            return self._masks.get((path, changed, tuple(classes)), lambda: read(path, version, classes))
+            return self._masks.get((path, changed, tuple(classes)), lambda: self._read(path, version, classes))
         except FileNotFoundError:
             return NO_MASKS
         except Exception as error:  # noqa: BLE001  # whatever the file is, the slices are shown without it
             log.warning("masks_unreadable", path=str(path), reason=type(error).__name__)
             return NO_MASKS
+
+    def _read(self, path: Path, version: str, classes: Mapping[int, str]) -> Masks:
+        labels, found = _segmented(path) if path.suffix == ".dcm" else (_early(path), classes)
+        colours = {label: self._palette.colour(name) for label, name in reversed(found.items())}
+        return Masks(version, labels, found, colours)
 
     def hu(self, entry: Entry) -> NDArray[np.int16] | NotAnalysed:
         """Hounsfield units of a slice, or why there are none."""
@@ -253,7 +262,7 @@ def _hu(entry: Entry) -> NDArray[np.int16]:
     return answer[1].hu
 
 
-def _segmented(path: Path, version: str, _classes: Mapping[int, str]) -> Masks:
+def _segmented(path: Path) -> tuple[dict[str, NDArray[np.uint8]], dict[int, str]]:
     """Masks of a Segmentation of ours: BINARY, with a frame for each segment, or LABELMAP with one for all."""
     segmentation = dcmread(path)
     pixels = segmentation.pixel_array.reshape(-1, segmentation.Rows, segmentation.Columns)
@@ -274,14 +283,14 @@ def _segmented(path: Path, version: str, _classes: Mapping[int, str]) -> Masks:
     classes = {
         int(segment.SegmentNumber): str(segment.get("TrackingID") or segment.SegmentLabel)
         for segment in segmentation.SegmentSequence
+        if segment.SegmentNumber > 0  # a label map describes its background, too
     }
-    return Masks(version, labels, classes)
+    return labels, classes
 
 
-def _early(path: Path, version: str, classes: Mapping[int, str]) -> Masks:
+def _early(path: Path) -> dict[str, NDArray[np.uint8]]:
     with np.load(path, allow_pickle=False) as stored:
-        labels = {key: stored[key].astype(np.uint8) for key in stored.files}
-    return Masks(version, labels, dict(classes))
+        return {key: stored[key].astype(np.uint8) for key in stored.files}
 
 
 def sides(entries: Sequence[Entry]) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from dicom_node import codes, nameplate, picture, status
+from dicom_node import nameplate, picture, status
 from dicom_node.journal import SeriesState
 from dicom_node.outbox import DELIVERED, Outbox
 from dicom_node.page import arrivals, slices
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dicom_node.journal import SeriesRecord
     from dicom_node.outbox import OutboxItem
     from dicom_node.page.board import Row
+    from dicom_node.page.palette import Palette
     from dicom_node.page.slices import Entry, Pictures
 
 OCCASIONS = {
@@ -201,11 +202,6 @@ def waiting(row: Row) -> list[dict[str, Any]]:
     ]
 
 
-def title_of(name: str) -> str:
-    """What a class is called."""
-    return codes.look_up(name).title.removesuffix(" haemorrhage")
-
-
 def viewer_link(template: str, row: Row) -> str:
     """Address of the study in a viewer."""
     values: Mapping[str, str] = {
@@ -217,19 +213,14 @@ def viewer_link(template: str, row: Row) -> str:
     return template.format(**{name: quote(value, safe="") for name, value in values.items()})
 
 
-def colours(masks: Masks) -> dict[str, str]:
-    """Of each class that is shown, as CSS and SVG write it."""
-    return {name: "#{:02x}{:02x}{:02x}".format(*codes.look_up(name).colour) for name in masks.classes.values()}
-
-
-def slice_list(study: Study, address: str) -> dict[str, Any]:
+def slice_list(study: Study, address: str, palette: Palette) -> dict[str, Any]:
     """What the viewer in the browser has to know of the slices: their pictures' addresses and what each shows."""
     left, right = slices.sides(study.stacked)
     marks = f"{address}/masks/{study.masks.version}"
     return {
         "key": study.key_slice,
         "sides": [left, right],
-        "colours": colours(study.masks),
+        "colours": {name: palette.hexadecimal(name) for name in study.masks.classes.values()},
         "slices": [
             {
                 "number": entry.number,

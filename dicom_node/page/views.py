@@ -11,15 +11,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from starlette.responses import HTMLResponse
 
-from dicom_node import codes
-from dicom_node.page import study
-
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from dicom_node.page.palette import Palette
     from dicom_node.sections import Page
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -33,11 +31,12 @@ class Views:
     page : the section of the configuration
     warnings : of unsafe settings, on every page
     where : which node it is
+    palette : titles and colours of the classes
 
     """
 
-    def __init__(self, page: Page, warnings: Sequence[str], where: str) -> None:
-        self._environment = environment()
+    def __init__(self, page: Page, warnings: Sequence[str], where: str, palette: Palette) -> None:
+        self._environment = environment(palette)
         self._environment.globals |= {"hide_names": page.hide_names, "warnings": warnings, "where": where}
         self._environment.globals |= {"has_login": page.users is not None}
 
@@ -51,7 +50,7 @@ class Views:
         return Markup(self._environment.get_template(template).render(**values))  # noqa: S704 (escaped by the template)
 
 
-def environment() -> Environment:
+def environment(palette: Palette) -> Environment:
     """What all templates share."""
     made = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -60,8 +59,9 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"clock": clock, "day": day, "ml": millilitres, "span": span, "who": who, "colour": colour}
-    made.filters |= {"title": study.title_of, "iso": iso, "birth": birth, "point": operating_point}
+    made.filters |= {"clock": clock, "day": day, "ml": millilitres, "span": span, "who": who}
+    made.filters |= {"title": palette.title, "colour": palette.hexadecimal, "iso": iso, "birth": birth}
+    made.filters["point"] = lambda points: operating_point(points, palette)
     return made
 
 
@@ -85,14 +85,14 @@ def birth(date: str) -> str:
     return f"* {date[:4]}-{date[4:6]}-{date[6:]}" if len(date) == 8 and date.isdecimal() else date
 
 
-def operating_point(points: Mapping[str, Mapping[str, float]]) -> str:
+def operating_point(points: Mapping[str, Mapping[str, float]], palette: Palette) -> str:
     """Under what nothing is a finding; classes with the same point together."""
     alike: dict[str, list[str]] = {}
     for name, point in points.items():
         said = ", ".join(
             f"{what.removeprefix('minimum_').replace('_', ' ')} {value:g}" for what, value in point.items()
         )
-        alike.setdefault(said, []).append(study.title_of(name))
+        alike.setdefault(said, []).append(palette.title(name))
     sentences = [f"{said} ({', '.join(names)})" for said, names in alike.items()]
     return f"at least {next(iter(alike))}" if len(alike) == 1 else f"at least {'; '.join(sentences)}"
 
@@ -121,8 +121,3 @@ def who(patient: Mapping[str, str], *, hide_names: bool) -> str:
     written = [", ".join(part for part in one.split("^")[:2] if part) for one in (alphabetic, *others[:1])]
     name = " ".join(part for part in written if part)
     return name or (f"ID {patient['PatientID']}" if patient.get("PatientID") else "no name, no PatientID")
-
-
-def colour(name: str) -> str:
-    """Of a class, as CSS and SVG write it."""
-    return "#{:02x}{:02x}{:02x}".format(*codes.look_up(name).colour)

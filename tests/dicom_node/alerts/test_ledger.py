@@ -269,6 +269,7 @@ def test_a_message_keeps_its_control_id_whatever_happens(ledger: Ledger, journal
 
 def test_a_channel_that_can_not_be_reached_waits_as_a_whole_until_there_is_news(ledger: Ledger):
     note(ledger, report())
+    note(ledger, report(), series="1.8")  # nobody is there for it either
     now = time.time()
     (first, _) = ledger.claim("ed", now)
     ledger.unreachable(first, "connection refused", 30)
@@ -277,7 +278,11 @@ def test_a_channel_that_can_not_be_reached_waits_as_a_whole_until_there_is_news(
     assert ledger.claim("ed", now) is None
     assert ledger.next_due("ed", now) == pytest.approx(now + 30)
     note(ledger, report(), series="1.9")
-    assert len(deliver(ledger)) == 2
+    (first, _) = ledger.claim("ed", time.time())
+    ledger.unreachable(first, "HTTP 503", 30, asked=True)
+    note(ledger, report(), series="1.7")
+    assert ledger.claim("ed", time.time()) is None, "it asked for that wait"
+    assert len(deliver(ledger, now=now + 60)) == 4
 
 
 def test_what_was_refused_holds_up_its_own_alert_alone_and_is_parked_in_the_end(ledger: Ledger):

@@ -19,6 +19,7 @@ from dicom_node.config import Config
 from dicom_node.journal import Journal, SeriesState
 from dicom_node.lock import FolderLock
 from dicom_node.page.app import Application
+from dicom_node.results import USUAL, Form
 from tests.dicom_node import ct
 
 with warnings.catch_warnings():
@@ -85,13 +86,16 @@ class Folder:
         told["decision"]["level"] = level or told["decision"]["level"]
         return json.loads(json.dumps(told))
 
-    def analyse(self, placed: Placed, level: str | None = None, revision: int = 1, **about: object) -> dict:
+    def analyse(
+        self, placed: Placed, level: str | None = None, revision: int = 1, form: Form = USUAL, **about: object
+    ) -> dict:
         """Results of a series, and its record; an alert where the level has one."""
         told = self.report(placed, level, **about)
         made = ct.report(placed.headers, placed.labels, **about)
         place = self.path / "results" / spool.file_name(placed.study_uid) / spool.file_name(placed.series_uid)
-        built = results.build(placed.headers, placed.labels, {}, made, revision=revision, started=datetime.now(UTC))
-        results.write(built, place / f"revision-{revision}")
+        started = datetime.now(UTC)
+        built = results.build(placed.headers, placed.labels, {}, made, revision=revision, started=started, form=form)
+        results.write(built, place / f"revision-{revision}", json.dumps(told))
         self.record(placed, SeriesState.ANALYSED, None, revision=revision, report=told)
         return told
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from dicom_node import offline
+from dicom_node.page.palette import Palette
 from tests.dicom_node.page.conftest import Folder
 
 
@@ -19,7 +20,9 @@ def write(made: Folder, *, hide_names: bool = False, **series: object):
     placed = made.place(1, **series)
     report = made.analyse(placed, provisional=bool(series.get("slices")))
     target = made.path / "results" / "1.2.1" / "1.2.1.1" / "revision-1"
-    html, montage = offline.write(placed.paths, target, report, placed.series_uid, hide_names=hide_names)
+    html, montage = offline.write(
+        placed.paths, target, report, placed.series_uid, palette=Palette(), hide_names=hide_names
+    )
     return placed, report, html.read_text(), Image.open(io.BytesIO(montage.read_bytes()))
 
 

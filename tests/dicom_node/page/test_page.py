@@ -17,7 +17,9 @@ from dicom_node.journal import SeriesState
 from dicom_node.page import board
 from dicom_node.page.cache import Cache
 from dicom_node.page.guard import HEADERS
+from dicom_node.page.palette import Palette
 from dicom_node.page.slices import Pictures
+from dicom_node.results import Form
 from tests.dicom_node import ct
 from tests.dicom_node.page.conftest import Folder, browse
 
@@ -314,11 +316,12 @@ def test_an_alert_is_acknowledged_by_name_once_and_the_name_is_kept(folder: Fold
     assert page.get(f"/alerts/{alert.id}").headers["location"] == placed.address
 
 
+@pytest.mark.parametrize("kind", ["binary", "labelmap"])
 @pytest.mark.parametrize("classes", [(1,), (1, 2, 3)])
-def test_masks_are_those_of_the_segmentation(folder: Folder, classes):
+def test_masks_are_those_of_the_segmentation(folder: Folder, classes, kind):
     placed = folder.place(1, classes=classes)
-    folder.analyse(placed)
-    pictures = Pictures()
+    folder.analyse(placed, form=Form(segmentation=kind))
+    pictures = Pictures(Palette())
     masks = pictures.masks(folder.path / "results/1.2.1/1.2.1.1/revision-1/seg.dcm", {})
     names = {label: name for label, name in enumerate(ct.NAMES) if label in classes}
     for header, labels in zip(placed.headers, placed.labels, strict=True):
