@@ -262,7 +262,8 @@ def analyse(
     folder: Annotated[Path, typer.Argument(help="DICOM files, any depth.")],
     target: Annotated[Path, typer.Option("--out", help="Results, one folder per series.")],
     config: Annotated[
-        Path | None, typer.Option(help="The node's: its bundle, triage rules and limits hold. Default: the usual ones.")
+        Path | None,
+        typer.Option(help="The node's: its bundle, rules, limits and results hold. Default: the usual ones."),
     ] = None,
     bundle: BundleFolder = None,
     precision: Annotated[
@@ -277,6 +278,7 @@ def analyse(
     from dicom_node import folder as folders
     from dicom_node import tables
     from dicom_node.analysis import Analyser
+    from dicom_node.results import Form
     from runtime.bundle import open_bundle
     from runtime.session import open_session, self_test
     from runtime.triage import Rule
@@ -284,6 +286,8 @@ def analyse(
     series, others = folders.find(folder)
     said = configuration.load(config) if config else configuration.Config()
     opened = open_bundle(bundle or said.model.bundle, said.model.trusted_keys)
+    told = said.model_dump(mode="json", include={"results", "codes"})
+    form = Form.of(told["results"], told["codes"], opened.classes)
     session = open_session(
         opened,
         said.model.backend,
@@ -302,6 +306,7 @@ def analyse(
         max_lossy_ratio=said.series.max_lossy_ratio,
         bone_kernels=said.series.bone_kernels,
         max_batch=said.model.max_batch or session.max_batch,
+        form=form,
     )
     with _progress("images", sum(map(len, series.values()))) as advance:
         done = folders.analyse(analyser, series, target, advance)

@@ -20,7 +20,7 @@ import numpy as np
 import structlog
 from pydicom import dcmread
 
-from dicom_node import capture, decode, kernel, results
+from dicom_node import decode, kernel, montage, results
 from dicom_node.gate import NotAnalysed, Reason
 from dicom_node.journal import ResultFile, Role, SeriesState
 from dicom_node.series import Seen, Series
@@ -79,6 +79,7 @@ class Analyser:
     max_batch : most slices in one inference
     max_lossy_ratio : images that were compressed lossily by more are turned away
     bone_kernels : regular expressions for the ConvolutionKernel of series for bone
+    form : what results look like
 
     """
 
@@ -93,6 +94,7 @@ class Analyser:
         max_batch: int,
         max_lossy_ratio: float = 1.0,
         bone_kernels: Sequence[str] = kernel.BONE_KERNELS,
+        form: results.Form = results.USUAL,
     ) -> None:
         self.bundle, self.session, self.max_batch = bundle, session, max_batch
         self.reload(
@@ -101,6 +103,7 @@ class Analyser:
             min_coverage_mm=min_coverage_mm,
             max_lossy_ratio=max_lossy_ratio,
             bone_kernels=bone_kernels,
+            form=form,
         )
 
     def reload(
@@ -111,8 +114,10 @@ class Analyser:
         min_coverage_mm: float,
         max_lossy_ratio: float,
         bone_kernels: Sequence[str],
+        form: results.Form,
     ) -> None:
         """Go by other rules and limits, from the next slice and the next series that closes on."""
+        self._form = form
         self._rules, self._max_lossy_ratio, self._bone_kernels = tuple(rules), max_lossy_ratio, tuple(bone_kernels)
         self._min_slices, self._min_coverage_mm = min_slices, min_coverage_mm
 
@@ -337,6 +342,7 @@ class Analyser:
             revision=revision,
             started=series.started,
             predecessor=dcmread(predecessor, stop_before_pixels=True) if predecessor else None,
+            form=self._form,
         )
         paths = results.write(objects, folder, to_json(report, series.received))
         files = _result_files(objects, paths)
@@ -364,7 +370,7 @@ class Analyser:
     @staticmethod
     def _pictured(series: Series, stack: SliceStack, report: Report) -> dict[str, NDArray[np.int16]]:
         """HU of the slices worth a picture."""
-        return {key: series.hu(key) for key in capture.key_slices(report, stack.keys)}
+        return {key: series.hu(key) for key in montage.pictured(report, stack.keys)}
 
 
 def to_json(report: Report, received: int) -> str:

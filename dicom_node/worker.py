@@ -8,7 +8,7 @@ series again.
 
     -> {"do": "open", "bundle": ..., "backend": ..., ...}
     <- {"is": "ready", "model": ..., "backend": ...}      or {"is": "broken", "error": ...}, now or later
-    -> {"do": "reload", ...}                              as "open"; triage, limits and logging change, nothing else
+    -> {"do": "reload", ...}                              as "open"; triage, limits, results and logging change
     -> {"do": "slice", "series": ID, "path": ..., "folder": for its results}
     <- {"is": "going", "series": ID}     now and then, before the answer on many frames
     <- {"is": "early", "series": ID, "report": ..., "patient": {...}, "key": ...}
@@ -40,7 +40,7 @@ from dicom_node import results
 from dicom_node.analysis import Analyser, Outcome, to_json
 from dicom_node.gate import NotAnalysed
 from dicom_node.log import configure
-from dicom_node.results import NoRoom
+from dicom_node.results import Form, NoRoom
 from dicom_node.series import Seen, Series
 from runtime.bundle import open_bundle
 from runtime.errors import DeviceLost, ScansideError
@@ -83,7 +83,7 @@ def _open(opening: dict[str, Any], answers: IO[str]) -> Analyser:
         bundle, opening["backend"], precision=opening["precision"], threads=opening["threads"], plans=plans
     )
     disagreement = self_test(session, bundle)
-    rules = _rules(opening, bundle)
+    rules, form = _rules(opening, bundle), _form(opening, bundle)
     ready = {
         "model": f"{bundle.name} {bundle.version}",
         "backend": session.identity.backend,
@@ -92,13 +92,18 @@ def _open(opening: dict[str, Any], answers: IO[str]) -> Analyser:
         "self_test": disagreement,
     }
     _say(answers, {"is": "ready", **ready})
-    return Analyser(bundle, session, rules, **_limits(opening), max_batch=opening["max_batch"] or session.max_batch)
+    max_batch = opening["max_batch"] or session.max_batch
+    return Analyser(bundle, session, rules, **_limits(opening), max_batch=max_batch, form=form)
 
 
 def _rules(opening: dict[str, Any], bundle: Bundle) -> list[Rule]:
     rules = [Rule(**rule | {name: tuple(rule[name]) for name in ("classes", "also")}) for rule in opening["triage"]]
     check_rules(rules, bundle.classes)
     return rules
+
+
+def _form(opening: dict[str, Any], bundle: Bundle) -> Form:
+    return Form.of(opening["results"], opening["codes"], bundle.classes)
 
 
 def _limits(opening: dict[str, Any]) -> dict[str, Any]:
@@ -123,7 +128,8 @@ def _serve(analyser: Analyser, requests: queue.SimpleQueue[dict[str, Any] | None
             return
         if request["do"] == "reload":
             configure(request["log_level"], request["log_format"])
-            analyser.reload(_rules(request, analyser.bundle), **_limits(request))
+            form = _form(request, analyser.bundle)
+            analyser.reload(_rules(request, analyser.bundle), **_limits(request), form=form)
             continue
         name = request["series"]
         if request["do"] == "close":

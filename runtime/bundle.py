@@ -79,6 +79,22 @@ class Bundle:
         return Budget(**self.manifest.budget.model_dump())
 
     @property
+    def calibration(self) -> str:
+        """What is known of what its probabilities are worth, from the scores of these very bytes if it has any."""
+        try:
+            scores = json.loads((self.folder / "scores.json").read_text())
+            error, data = float(scores["calibration"]["expected_error"]), scores["data"]
+            is_its_own = scores["bundle"]["digest"] == self.digest
+        except (OSError, ValueError, KeyError, TypeError):  # a bundle may have none, and nothing computes with them
+            is_its_own = False
+        if not is_its_own:
+            return "not calibrated"
+        return (
+            "not calibrated; as the probability that a slice shows the class, the highest of a slice was off by "
+            f"{error:.3f} on average (expected calibration error), on this data: {data}"
+        )
+
+    @property
     def is_signed(self) -> bool:
         """Whether somebody vouches for it; by whom, `open_bundle` asks."""
         return (self.folder / SIGNATURE).exists()

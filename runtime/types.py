@@ -205,7 +205,8 @@ class Finding:
     volume_ml : sum over slices of pixels x pixel area x the slice's own thickness
     components : connected parts (26-neighbourhood)
     largest_ml : volume of the largest part
-    probability : highest class probability seen, not calibrated
+    abc2_ml : what a reader would estimate the largest part at with a ruler (`runtime.coniglobus`)
+    probability : highest class probability seen; what it is worth, `ModelIdentity.calibration` says
     keys : the slices that show it, in stack order
     key_slice : the slice that shows most of it
 
@@ -216,6 +217,7 @@ class Finding:
     volume_ml: float
     components: int
     largest_ml: float
+    abc2_ml: float
     probability: float
     keys: tuple[str, ...]
     key_slice: str
@@ -265,6 +267,7 @@ class ModelIdentity:
     backend : engine and its version, such as ``"onnxruntime 1.31.1 CPUExecutionProvider"``
     training_data : one sentence on what the network was trained with
     codes : of those classes for which the bundle brings its own
+    calibration : what is known of what its probabilities are worth
 
     """
 
@@ -275,6 +278,7 @@ class ModelIdentity:
     backend: str
     training_data: str
     codes: Mapping[str, Coded] = field(default_factory=dict)
+    calibration: str = "not calibrated"
 
 
 @dataclass(frozen=True, slots=True)

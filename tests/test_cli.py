@@ -107,12 +107,18 @@ def test_analyse_takes_the_nodes_own_rules_and_names_what_it_could_not_read(seri
     first, *_ = sorted((tmp_path / "head").glob("*.dcm"))
     first.write_bytes(first.read_bytes()[:-20_000])
     rules = '[[triage]]\nlevel = "urgent"\nclasses = ["any"]\nvolume_ml = 0\n'
-    (tmp_path / "node.toml").write_text(f"[series]\nmin_coverage_mm = 0\n{rules}")
+    results = '[results]\nsegmentation = "labelmap"\npdf = true\n'
+    codes = '[[codes]]\nname = "intracerebral"\nfinding = ["ICH", "99SITE", "A"]\nsite = ["1", "99SITE", "B"]\n'
+    (tmp_path / "node.toml").write_text(f"[series]\nmin_coverage_mm = 0\n{results}{rules}{codes}")
     arguments = ("analyse", tmp_path / "head", "--out", tmp_path / "out", "--config", tmp_path / "node.toml")
     shown = scanside(*arguments)
     assert shown.returncode == 0, shown.stderr
     assert f"not analysed: {first}: a truncated file" in shown.stdout
     assert "triage: urgent" in shown.stdout
+    (folder,) = (tmp_path / "out").iterdir()
+    assert dcmread(folder / "seg.dcm", stop_before_pixels=True).SegmentationType == "LABELMAP"
+    assert dcmread(folder / "pdf.dcm").EncapsulatedDocument.startswith(b"%PDF")
+    assert "99SITE" in str(dcmread(folder / "sr.dcm"))
 
 
 def test_a_failed_series_is_a_failed_analysis(series: Path, tmp_path: Path):

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import cc3d
 import numpy as np
 
+from runtime.coniglobus import measure_abc
 from training import card, metrics
-from training.coniglobus import measure_abc
 from training.detection import (
     Match,
     bin_probabilities,

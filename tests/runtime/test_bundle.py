@@ -40,6 +40,20 @@ def test_the_shipped_bundle_is_whole_small_and_says_what_it_was_trained_on():
     assert "not a medical device" in (SHIPPED / "MODEL_CARD.md").read_text()
 
 
+def test_of_its_probabilities_it_says_what_its_own_scores_say(copy: Path):
+    bundle = open_bundle(copy)
+    told = {"bundle": {"digest": bundle.digest}, "calibration": {"expected_error": 0.0254}, "data": "some heads"}
+    scores = copy / "scores.json"
+    scores.write_text(json.dumps(told))
+    assert "0.025" in bundle.calibration
+    assert "some heads" in bundle.calibration
+    for wrong in (told | {"bundle": {"digest": "0" * 64}}, told | {"calibration": None}, []):
+        scores.write_text(json.dumps(wrong))
+        assert bundle.calibration == "not calibrated"
+    scores.unlink()
+    assert bundle.calibration == "not calibrated"
+
+
 def test_the_manifests_schema_is_what_the_docs_show():
     shown = Path(__file__).parents[2] / "docs" / "manifest.schema.json"
     assert json.loads(shown.read_text()) == Manifest.model_json_schema()

@@ -34,7 +34,7 @@ def labelled(volume: np.ndarray) -> dict[str, SliceLabels]:
 
 
 def finding(name: str, volume_ml: float) -> Finding:
-    return Finding(1, name, volume_ml, 1, volume_ml, 0.9, ("0",), "0")
+    return Finding(1, name, volume_ml, 1, volume_ml, volume_ml, 0.9, ("0",), "0")
 
 
 def test_volume_is_the_sum_of_pixels_times_area_times_own_thickness():
@@ -56,6 +56,8 @@ def test_parts_are_counted_with_the_thickness_of_the_slices_they_lie_in():
     found = {each.name: each for each in measure(stack, labelled(volume), CLASSES)}
     assert found["intracerebral"].components == 2
     assert found["intracerebral"].largest_ml == pytest.approx(200 * 0.25 * 5 / 1000)
+    # a square of 5 mm with diagonals of 7.07 mm on two slices
+    assert found["intracerebral"].abc2_ml == pytest.approx(50 * 10 / 2000)
     assert found["subdural"].components == 1
     assert list(found) == ["intracerebral", "subdural"]  # largest first
 
