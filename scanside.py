@@ -37,6 +37,7 @@ err = Console(stderr=True, markup=False)
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else.")]
 ConfigFile = Annotated[Path, typer.Option("--config", help="Configuration, see `scanside config --example`.")]
+Days = Annotated[float, typer.Option(min=0, help="How far back; what is open or owed is told in any case.")]
 BundleFolder = Annotated[Path | None, typer.Option(help="Model bundle; default: the one that ships.")]
 BundleArgument = Annotated[Path | None, typer.Argument(help="A bundle; default: the one that ships.")]
 SampleFolder = Annotated[
@@ -203,7 +204,7 @@ def config_(
 
 
 @app.command()
-def status(config: ConfigFile, as_json: Json = False) -> None:
+def status(config: ConfigFile, days: Days = 1.0, as_json: Json = False) -> None:
     """What became of each series, what is arriving, and whether the node runs."""
     import dataclasses
 
@@ -211,7 +212,7 @@ def status(config: ConfigFile, as_json: Json = False) -> None:
     from dicom_node import status as looks
     from dicom_node import tables
 
-    told = looks.look(configuration.load(config))
+    told = looks.look(configuration.load(config), days)
     if as_json:
         print(json.dumps(dataclasses.asdict(told), indent=2))
     else:
@@ -219,14 +220,14 @@ def status(config: ConfigFile, as_json: Json = False) -> None:
 
 
 @outbox.command("list")
-def outbox_list(config: ConfigFile, as_json: Json = False) -> None:
+def outbox_list(config: ConfigFile, days: Days = 1.0, as_json: Json = False) -> None:
     """Every result and where it stands on its way."""
     from dicom_node import config as configuration
     from dicom_node import lock, tables
     from dicom_node import status as looks
 
     settings = configuration.load(config)
-    told = looks.deliveries(settings)
+    told = looks.deliveries(settings, days)
     if as_json:
         print(json.dumps([one.told() for one in told], indent=2))
     else:
@@ -299,7 +300,7 @@ def analyse(
     analyser = Analyser(
         opened,
         session,
-        [Rule(rule.level, rule.classes, rule.volume_ml) for rule in said.triage],
+        [Rule(**rule.model_dump()) for rule in said.triage],
         min_slices=min_slices or said.series.min_slices,
         min_coverage_mm=said.series.min_coverage_mm,
         max_lossy_ratio=said.series.max_lossy_ratio,
@@ -490,11 +491,18 @@ def export(
     minimum_ml: Annotated[
         float, typer.Option(help="Operating point: smallest volume of a class that is a finding.")
     ] = 0.5,
+    minimum_probability: Annotated[
+        float, typer.Option(min=0, max=1, help="And its highest probability in a slice that shows it.")
+    ] = 0.0,
+    minimum_slices: Annotated[
+        int, typer.Option(min=1, max=16, help="And so many neighbouring slices in a row have to show it.")
+    ] = 1,
     contract: Annotated[Path | None, typer.Option(help="TOML that says what an ONNX network sees and answers.")] = None,
 ) -> None:
     """Turn a checkpoint into a bundle: ONNX, golden slices, parity with PyTorch (needs the `export` extra)."""
     from export import bundle as bundles
     from export import foreign
+    from runtime.types import OperatingPoint
     from training import recipe as recipes
     from training.heads import golden_slices
     from training.train import load_checkpoint
@@ -508,7 +516,8 @@ def export(
         said, learnt_from = recipes.load(contract, recipes.Contract), "unknown"
         graph, model = foreign.surround(checkpoint, said)
     golden = golden_slices(said.input.view)
-    parity = bundles.write(said, graph, golden, bundle, minimum_ml=minimum_ml, learnt_from=learnt_from, model=model)
+    point = OperatingPoint(minimum_ml, minimum_probability, minimum_slices)
+    parity = bundles.write(said, graph, golden, bundle, point=point, learnt_from=learnt_from, model=model)
     out.print_json(data=parity)
 
 
@@ -653,7 +662,7 @@ def verify(
     said = configuration.load(config) if config else configuration.Config()
     bundle = bundle or said.model.bundle
     opened = open_bundle(bundle, said.model.trusted_keys)
-    rules = [Rule(rule.level, rule.classes, rule.volume_ml) for rule in said.triage]
+    rules = [Rule(**rule.model_dump()) for rule in said.triage]
     if config:
         check_rules(rules, opened.classes)
     where, there, missing = plans or said.model.plans, [], []
@@ -779,6 +788,46 @@ def bundle_sign(
 
     signature.sign(open_bundle(bundle).folder, key)
     out.print(f"signed: {bundle}", highlight=False)
+
+
+@bundles.command("operate")
+def bundle_operate(
+    bundle: Path,
+    version: Annotated[str, typer.Option(help="The bundle's new version: it answers otherwise from now on.")],
+    classes: Annotated[list[str] | None, typer.Option("--class", help="Only for this one; several times.")] = None,
+    minimum_ml: Annotated[float | None, typer.Option(min=0, help="Smallest volume that is a finding.")] = None,
+    minimum_probability: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Its highest probability in a slice that shows it.")
+    ] = None,
+    minimum_slices: Annotated[
+        int | None, typer.Option(min=1, max=16, help="So many neighbouring slices in a row have to show it.")
+    ] = None,
+) -> None:
+    """Change a bundle's operating point: what is below it is mentioned, is no finding and raises no alert."""
+    from runtime import seal
+    from runtime.bundle import open_bundle
+
+    opened = open_bundle(bundle)
+    unknown = {*(classes or ())} - {*opened.classes[1:]}
+    if unknown:
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: the bundle has {', '.join(opened.classes[1:])}")
+    asked = {
+        "minimum_volume_ml": minimum_ml,
+        "minimum_probability": minimum_probability,
+        "minimum_slices": minimum_slices,
+    }
+    if all(value is None for value in asked.values()):
+        raise typer.BadParameter("--minimum-ml, --minimum-probability, --minimum-slices: give one of them")
+    changes = {
+        name: {**(getattr(opened.manifest, name) or {}), **dict.fromkeys(classes or opened.classes[1:], value)}
+        for name, value in asked.items()
+        if value is not None
+    }
+    seal.change(bundle, lambda _: None, version=version, **changes)
+    _tell_unsigned(opened.is_signed, bundle)
+    for name, point in open_bundle(bundle).operating_point.items():
+        out.print(f"{name}: {point}", highlight=False)
+    out.print(f"now: scanside verify {bundle}, and scanside evaluate {bundle} --seal", highlight=False)
 
 
 @bundles.command("verify")

@@ -98,6 +98,10 @@ class Acceptor:
         self._thread.join()
         self._socket.close()
 
+    def is_alive(self) -> bool:
+        """Whether connections are taken."""
+        return self._thread.is_alive()
+
     def associations(self) -> list[str]:
         """Who has an association; without them, the end of every one has been told."""
         with self._lock:

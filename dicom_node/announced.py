@@ -11,6 +11,8 @@ import time
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from dicom_node.spool import file_name
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
@@ -74,6 +76,13 @@ class Announced:
                 "SELECT sop_uid FROM announced WHERE series_uid = ? AND source = ?", (series_uid, source.value)
             ).fetchall()
         return frozenset(row["sop_uid"] for row in rows)
+
+    def names(self, series_uid: str) -> tuple[frozenset[str], frozenset[str]]:
+        """What a series' step lists, and what was asked to be committed of it, by their names in the spool."""
+        step, committed = (
+            frozenset(map(file_name, self.of(series_uid, source))) for source in (Source.STEP, Source.COMMITMENT)
+        )
+        return step, committed
 
 
 def _announce(execute: Execute, series: Mapping[str, Collection[str]], source: Source) -> None:

@@ -24,7 +24,7 @@ from dicom_node.journal import ResultFile, SeriesState
 from runtime.types import Plane
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from dicom_node.assembler import Assembler, Assembly
     from dicom_node.metrics import Metrics
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 UNDER_WAY = 32  # requests at a time; more would wait in the worker instead of here
 HANG_S = 120.0  # a request that takes longer has hung its worker
 MOST_DEATHS = 3  # workers that one request may take with it
+NO_ROOM_RETRY_S = 5.0  # results that did not fit on the disk
 
 _FIRST = (-1.0,)  # before any rank
 
@@ -48,6 +49,7 @@ class Result:
     report_json: str | None = None
     files: Sequence[ResultFile] = ()
     code: str | None = None
+    patient: Mapping[str, str] = field(default_factory=dict)  # by keyword, as `dicom_node.source.patient` has it
 
     @property
     def level(self) -> str | None:
@@ -56,11 +58,14 @@ class Result:
 
     def summary(self) -> dict[str, Any]:
         """Decision and volumes for the log."""
-        if self.report_json is None:
-            return {}
-        report = json.loads(self.report_json)
-        volumes_ml = {finding["name"]: round(finding["volume_ml"], 2) for finding in report["findings"]}
-        return {"level": report["decision"]["level"], "volumes_ml": volumes_ml, "provisional": report["provisional"]}
+        return summary(self.report_json) if self.report_json else {}
+
+
+def summary(report_json: str) -> dict[str, Any]:
+    """Of a report, what the log says of it; the log's own "level" is another thing."""
+    report = json.loads(report_json)
+    volumes_ml = {finding["name"]: round(finding["volume_ml"], 2) for finding in report["findings"]}
+    return {"triage": report["decision"]["level"], "volumes_ml": volumes_ml, "provisional": report["provisional"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,8 @@ class Dispatch:
     results : folder for result files
     record : told of each result, before its series is forgotten
     metrics : what is counted
+    on_early : told when the slices of an open series make a level: the series, a provisional report as JSON, and whose
+        it is. A worker that takes over says it again
 
     """
 
@@ -96,15 +103,17 @@ class Dispatch:
         results: Path,
         record: Callable[[Assembly, Result], None],
         metrics: Metrics,
+        on_early: Callable[[Assembly, str, Mapping[str, str]], None] = lambda *_: None,
     ) -> None:
         self._supervisor = supervisor
         self._assembler = assembler
         self._results = results
-        self._record, self._metrics = record, metrics
+        self._record, self._metrics, self._on_early = record, metrics, on_early
         self._worker: int | None = None  # which one is ready
         self._waiting: list[tuple[tuple[float, ...], int, _Request]] = []  # a heap
         self._numbers = count()
         self._owed: deque[_Request] = deque()
+        self._put_off: list[tuple[float, _Request]] = []  # until when, and what; the soonest first
         self._progress_at = 0.0  # when the worker last answered, or was given work after none
         self._deaths: Counter[str] = Counter()
 
@@ -131,6 +140,8 @@ class Dispatch:
             self._progress_at = now
             self._supervisor.kill()
             return
+        while self._put_off and self._put_off[0][0] <= now:
+            self.close(self._put_off.pop(0)[1].assembly)
         most = 1 if self._deaths else UNDER_WAY
         while self._worker and self._waiting and len(self._owed) < most:
             if not self._owed:
@@ -140,8 +151,9 @@ class Dispatch:
             self._supervisor.send(self._message(request), worker=self._worker)
 
     def next_deadline(self) -> float | None:
-        """Clock at which the worker is taken for hung; None while it owes nothing."""
-        return self._progress_at + HANG_S if self._owed else None
+        """Clock at which the worker is taken for hung, or something that was put off is due; None without either."""
+        hung = [self._progress_at + HANG_S] if self._owed else []
+        return min([*hung, *(at for at, _ in self._put_off)], default=None)
 
     def hear(self, message: dict[str, Any]) -> None:
         """Take a message of the supervisor: all of one worker's come before the next one's."""
@@ -156,6 +168,12 @@ class Dispatch:
                 self._suspect()
             case "going":
                 self._progress_at = time.monotonic()
+            case "early":
+                self._progress_at = time.monotonic()
+                request = self._owed[0]  # slices go to the worker in order: it is at this one, or at the next few
+                log.info("early_evidence", series=message["series"], **summary(message["report"]))
+                self._metrics.stage("alert", time.monotonic() - request.since)
+                self._on_early(request.assembly, message["report"], message["patient"])
             case "slice":
                 request = self._answered(message, Path(message["path"]))
                 self._metrics.stage("analysis", time.monotonic() - request.since)
@@ -166,11 +184,22 @@ class Dispatch:
                     self._metrics.image_not_analysed(code)
                     image = Path(message["path"]).stem
                     log.info("image_not_analysed", series=message["series"], image=image, reason=refusal)
+            case "no room":
+                request = self._answered(message, None)
+                log.error(
+                    "results_not_written", series=message["series"], reason=message["reason"], retry_s=NO_ROOM_RETRY_S
+                )
+                self._put_off.append((time.monotonic() + NO_ROOM_RETRY_S, request))
             case "result":
                 request = self._answered(message, None)
                 files = [ResultFile(**{**file, "path": Path(file["path"])}) for file in message["files"]]
                 result = Result(
-                    SeriesState(message["state"]), message["reason"], message["report"], files, message["code"]
+                    SeriesState(message["state"]),
+                    message["reason"],
+                    message["report"],
+                    files,
+                    message["code"],
+                    message["patient"],
                 )
                 self._record(request.assembly, result)
 
@@ -208,6 +237,7 @@ class Dispatch:
         self._worker = None
         self._owed.clear()
         self._waiting.clear()
+        self._put_off.clear()  # the next worker is told all that is closed
 
     def _set_aside(self, victim: _Request) -> None:
         log.error("request_set_aside", request=victim.name, workers_lost=MOST_DEATHS)
@@ -222,15 +252,16 @@ class Dispatch:
 
     def _message(self, request: _Request) -> dict[str, Any]:
         assembly = request.assembly
-        if request.path is not None:
-            return {"do": "slice", "series": assembly.name, "path": str(request.path)}
         folder = self._results.joinpath(*assembly.folder.parts[-2:])
+        own = str(folder / f"revision-{assembly.revision}")
+        if request.path is not None:
+            return {"do": "slice", "series": assembly.name, "path": str(request.path), "folder": own}
         lost = [f"{n} image{'s' * (n > 1)} not analysed: {Reason.LETHAL.value}" for n in [len(assembly.set_aside)] if n]
         return {
             "do": "close",
             "series": assembly.name,
             "revision": assembly.revision,
-            "folder": str(folder / f"revision-{assembly.revision}"),
+            "folder": own,
             "predecessor": _last_report(folder),
             "missing": [*assembly.missing, *lost],
             "given_up": assembly.given_up,

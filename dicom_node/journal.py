@@ -189,6 +189,15 @@ class Journal:
             ).fetchone()
         return _series_record(row) if row else None
 
+    def left_out(self, study_uid: str, reason: str) -> list[SeriesRecord]:
+        """Series of a study whose last revision was not analysed for a reason that begins so."""
+        with self.statements() as execute:
+            rows = execute(
+                "SELECT *, MAX(revision) AS revision FROM series WHERE study_uid = ? GROUP BY series_uid", (study_uid,)
+            ).fetchall()
+        records = [_series_record(row) for row in rows]
+        return [one for one in records if one.state is SeriesState.NOT_ANALYSED and one.reason.startswith(reason)]
+
     def series(self) -> list[SeriesRecord]:
         """Every revision of every series, in the order they were recorded."""
         with self.statements() as execute:

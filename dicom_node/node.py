@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import structlog
 
 from dicom_node import commitment, mpps
-from dicom_node.announced import Announced, Source
+from dicom_node.announced import Announced
 from dicom_node.assembler import Assembler, Assembly
 from dicom_node.commitment import Commitments
 from dicom_node.dispatch import Dispatch
+from dicom_node.gate import Reason
 from dicom_node.journal import Journal, JournalError, SeriesState
 from dicom_node.lock import FolderLock
 from dicom_node.metrics import Metrics
@@ -27,7 +28,7 @@ from dicom_node.outbox import DeliveryState, Outbox
 from dicom_node.receiver import Receiver
 from dicom_node.retention import Retention
 from dicom_node.sender import Sender
-from dicom_node.spool import Spool, file_name
+from dicom_node.spool import Spool
 from dicom_node.supervisor import Supervisor
 from dicom_node.tls import Identity
 from dicom_node.trail import Trail
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
     from dicom_node.config import Config
     from dicom_node.dispatch import Result
-    from dicom_node.journal import Role
+    from dicom_node.journal import Role, SeriesRecord
     from dicom_node.outbox import OutboxItem
     from dicom_node.spool import Instance
     from dicom_node.web import Web
@@ -75,7 +76,10 @@ class Node:
         self._journal = Journal(folder / "journal.sqlite")
         self._announced = Announced(self._journal)
         self._assembler = Assembler(
-            config.series.idle_timeout_s, self._history, self._lists, min_coverage_mm=config.series.min_coverage_mm
+            config.series.idle_timeout_s,
+            self._history,
+            self._announced.names,
+            min_coverage_mm=config.series.min_coverage_mm,
         )
         self._events: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._desk = threading.Thread(target=self._run, name="desk", daemon=True)
@@ -177,15 +181,8 @@ class Node:
         """
         found: dict[str, Any] = {"associations": self._receiver.associations()}
         found["series"] = self._ask_desk(self._assembler.unfinished)
-        found["destinations"] = [each.name for each in self.config.destinations if self._is_due(each.name, within_s)]
+        found["destinations"] = self._sender.busy(within_s)
         return {what: waiting for what, waiting in found.items() if waiting}
-
-    def _is_due(self, destination: str, within_s: float) -> bool:
-        try:
-            due = self._outbox.next_due(destination)
-        except JournalError:  # a disk that fails is not waited for
-            return False
-        return due is not None and due <= time.time() + within_s
 
     def stop(self) -> None:
         """Stop taking slices, finish what the worker has been told, keep the rest for the next start."""
@@ -206,8 +203,10 @@ class Node:
     # what monitoring asks
 
     def health(self) -> dict[str, str]:
-        """Look whether the desk, which decides everything, still answers."""
-        return {"desk": "" if self._ask_desk(dict) is not None else f"gives no answer within {DESK_PATIENCE_S:g} s"}
+        """Look whether the desk, which decides everything, still answers, and whether all that has to run runs."""
+        desk = "" if self._ask_desk(dict) is not None else f"gives no answer within {DESK_PATIENCE_S:g} s"
+        receiver = "" if self._is_closed or self._receiver.is_alive() else "takes no connections any more"
+        return {"desk": desk, "receiver": receiver, "sender": self._sender.fault()}
 
     def readiness(self) -> dict[str, str]:
         """Look whether slices would be taken and analysed now."""
@@ -281,7 +280,7 @@ class Node:
             try:
                 event = self._events.get(timeout=max(0.0, min(deadlines) - time.monotonic()) if deadlines else None)
             except queue.Empty:
-                event = _nothing
+                event = _pass_time
             if event is None:
                 return
             try:
@@ -327,10 +326,18 @@ class Node:
             self._later(lambda: self._record(assembly, result))
             return
         self._assembler.finished(assembly.name)
+        if result.state is SeriesState.FAILED:
+            self._take_back(self._journal.left_out(assembly.study_uid, Reason.BONE_KERNEL))
         self.metrics.stage("results", time.monotonic() - assembly.last_arrival)
         self.metrics.series(result.state, result.code, result.level)
         self._sender.wake()
         log.info("series_finished", series=assembly.name, state=result.state, reason=result.reason, **result.summary())
+
+    def _take_back(self, left_out: list[SeriesRecord]) -> None:
+        """Analyse what was left out in favour of a series that has failed since."""
+        for each in left_out:
+            assembly = self._assembler.reopen(each.study_uid, each.series_uid, time.monotonic())
+            self._dispatch.feed(assembly, assembly.paths)
 
     def _later(self, event: Callable[[], None]) -> None:
         timer = threading.Timer(JOURNAL_RETRY_S, self._events.put, [event])
@@ -358,13 +365,6 @@ class Node:
     def _history(self, study_uid: str, series_uid: str) -> tuple[int, list[Path]]:
         latest = self._journal.latest(study_uid, series_uid)
         return (latest.revision if latest else 0), self._spool.series(study_uid, series_uid)
-
-    def _lists(self, series_uid: str) -> tuple[frozenset[str], frozenset[str]]:
-        step, committed = (
-            frozenset(map(file_name, self._announced.of(series_uid, source)))
-            for source in (Source.STEP, Source.COMMITMENT)
-        )
-        return step, committed
 
 
 def _limits(config: Config) -> dict[str, Any]:
@@ -396,5 +396,5 @@ def _opening(config: Config) -> dict[str, Any]:
     }
 
 
-def _nothing() -> None:
-    """Stand for the passing of time, which alone can make a series due."""
+def _pass_time() -> None:
+    """Nothing more: it alone can make a series due."""

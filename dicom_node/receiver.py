@@ -188,6 +188,10 @@ class Receiver:
         if self._acceptor is not None:
             self._acceptor.close()
 
+    def is_alive(self) -> bool:
+        """Whether connections are taken."""
+        return self._acceptor is not None and self._acceptor.is_alive()
+
     def associations(self) -> list[str]:
         """Who has an association; without them, the intake has heard the end of every one."""
         return self._acceptor.associations() if self._acceptor else []

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
 import warnings
+import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import structlog
@@ -19,6 +21,7 @@ from pydicom.sr.coding import Code
 
 from dicom_node import capture, codes, montage, notice, seg, source, sr
 from dicom_node.uids import Issue
+from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -28,9 +31,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
-    from runtime.types import ModelIdentity, Report
+    from runtime.types import ModelIdentity, Report, SliceLabels
 
 log = structlog.get_logger(__name__)
+
+
+class NoRoom(ScansideError):
+    """The disk is full: results can be written once there is room."""
+
+    exit_code: ClassVar[int] = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,16 +194,40 @@ def build_notice(header: Dataset, reason: str, model: ModelIdentity, **about: An
     return ResultSet(notice=image)
 
 
-def write(results: ResultSet, folder: Path) -> dict[str, Path]:
+def whose(header: Dataset) -> dict[str, str]:
+    """`dicom_node.source.patient`, quoted to no log."""
+    with _quoting_nobody():
+        return source.patient(header)
+
+
+def write(results: ResultSet, folder: Path, report_json: str | None = None) -> dict[str, Path]:
     """Write each result to a file of its own: temporary file, fsync, rename, and one fsync of the folder at the end.
+
+    Parameters
+    ----------
+    report_json : goes into ``report.json`` beside them
 
     Returns
     -------
     paths by the names of `ResultSet.named`
 
+    Raises
+    ------
+    NoRoom : the disk is full
+
     """
-    datasets = results.named()
+    try:
+        return _write(results.named(), folder, report_json)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoRoom(f"{folder}: {error.strerror}: make room") from error
+        raise
+
+
+def _write(datasets: Mapping[str, Dataset], folder: Path, report_json: str | None) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
+    if report_json is not None:
+        (folder / "report.json").write_text(report_json)
     paths = {}
     with _quoting_nobody():
         for role, dataset in datasets.items():
@@ -211,6 +244,30 @@ def write(results: ResultSet, folder: Path) -> dict[str, Path]:
     finally:
         os.close(handle)
     return paths
+
+
+def write_early(report: Report, labels: Mapping[str, SliceLabels], folder: Path) -> Path:
+    """Leave the label maps of the slices that show a finding, by their keys, as ``early.npz``: whole or not at all.
+
+    What an earlier one showed is replaced.
+
+    Raises
+    ------
+    OSError
+
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, unfinished = folder / "early.npz", folder / "early.npz.tmp"
+    keys = dict.fromkeys(key for finding in report.findings for key in finding.keys)
+    with unfinished.open("wb") as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:  # savez takes no key "file"
+            for key in keys:
+                with archive.open(f"{key}.npy", "w") as member:
+                    np.lib.format.write_array(member, labels[key].labels, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    return path
 
 
 @contextmanager

@@ -90,6 +90,12 @@ def _any_stands_alone(classes: tuple[str, ...]) -> tuple[str, ...]:
     return classes
 
 
+def _no_any(classes: tuple[str, ...]) -> tuple[str, ...]:
+    if "any" in classes:
+        raise ValueError('names "any": say which class has to be found, too')
+    return classes
+
+
 # DICOM PS3.5 section 6.2, VR AE: leading and trailing spaces don't count, so they are stripped here
 AETitle = Annotated[str, StringConstraints(strip_whitespace=True), AfterValidator(_legal_ae_title)]
 Host = Annotated[str, StringConstraints(strip_whitespace=True), AfterValidator(_legal_host)]
@@ -264,6 +270,16 @@ class TriageRule(Section):
         min_length=1, description='Classes of the model whose volumes are added, or ["any"] for all of them.'
     )
     volume_ml: float = Field(ge=0, description="The rule holds from this volume on.")
+    also: Annotated[tuple[Name, ...], AfterValidator(_no_any)] = Field(
+        (),
+        description="Classes each of which has to be found, too, however little of it.",
+        examples=[["intraventricular"]],
+    )
+    reason: str = Field(
+        "",
+        description="Words of yours for what the rule says, put before the numbers.",
+        examples=["bleeding into the ventricles"],
+    )
 
 
 class Results(Section):

@@ -126,6 +126,15 @@ class Sender:
             courier.stop()
         self._couriers, self._leaving = couriers, [courier for courier in before.values() if courier.is_alive()]
 
+    def busy(self, within_s: float) -> list[str]:
+        """Destinations for which something is due by then."""
+        return [each.destination.name for each in self._couriers if each.is_busy(within_s)]
+
+    def fault(self) -> str:
+        """Whom nobody delivers to any more: empty where it is well."""
+        dead = [each.destination.name for each in self._couriers if not each.is_alive()]
+        return f"delivers no more to {', '.join(dead)}" if dead else ""
+
     def stop(self) -> None:
         """Finish the object on the wire, leave the rest for the next start, and wait for the threads.
 
@@ -168,6 +177,13 @@ class _Courier(Thread):
     def stop(self) -> None:
         self._stopping = True
         self._news.set()
+
+    def is_busy(self, within_s: float) -> bool:
+        try:
+            due = self._outbox.next_due(self.destination.name)
+        except JournalError:  # a disk that fails is not waited for
+            return False
+        return due is not None and due <= time.time() + within_s
 
     def run(self) -> None:
         if self._after:

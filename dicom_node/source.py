@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pydicom.uid import UID
 from pydicom.valuerep import DA, TM, DSfloat, format_number_as_ds
 
@@ -131,6 +132,36 @@ _LEGAL: dict[str, Callable[[str], Any]] = {
     "TM": TM,
     "UI": lambda value: UID(value).is_valid,
 }
+# what an alert or a page needs to say whose images they are
+_OF_PATIENT = (
+    "PatientID",
+    "IssuerOfPatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "StudyDescription",
+    "ReferringPhysicianName",
+    "SeriesNumber",
+    "FillerOrderNumberImagingServiceRequest",
+    "PlacerOrderNumberImagingServiceRequest",
+)
+
+
+def patient(header: Dataset) -> dict[str, str]:
+    """Whose images they are and which study, by keyword, text decoded; what is absent or can't be read is left out."""
+    told = {}
+    for keyword in _OF_PATIENT:
+        try:
+            value = header.get(keyword)
+            text = "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value or "")
+            told[keyword] = _DESIGNATOR.sub("", text)
+        except (ValueError, TypeError, ArithmeticError, LookupError):  # pydicom, of what its VR or encoding can't hold
+            continue
+    return {keyword: text for keyword, text in told.items() if text}
 
 
 def normalise(sources: Sequence[Dataset]) -> tuple[list[Dataset], Repairs]:

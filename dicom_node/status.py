@@ -8,6 +8,7 @@ import shutil
 import time
 from collections import Counter
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from pydicom.tag import Tag
@@ -16,6 +17,7 @@ from dicom_node import lock, part10, spool
 from dicom_node.gate import MULTI_FRAME
 from dicom_node.journal import Journal, JournalError, SeriesState
 from dicom_node.outbox import DELIVERED, DeliveryState, Outbox
+from dicom_node.retention import DAY_S
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -125,8 +127,12 @@ class Delivery:
         }
 
 
-def look(config: Config) -> Status:
+def look(config: Config, days: float = inf) -> Status:
     """Read the spool, the journal and the lock.
+
+    Parameters
+    ----------
+    days : what was recorded before is left out; what is open or owed never is
 
     Raises
     ------
@@ -152,6 +158,8 @@ def look(config: Config) -> Status:
         for key, (count, last) in held.items()
         if key not in latest or count > latest[key].slices or last > latest[key].recorded
     ]
+    owed = {(item.study_uid, item.series_uid) for item in items if item.state not in DELIVERED}
+    told = [one for one in records if _is_recent(one.recorded, days) or (one.study_uid, one.series_uid) in owed]
     free_gb, floor = shutil.disk_usage(config.node.folder).free / 1e9, config.node.free_floor_gb
     states = Counter(item.state for item in items)
     parked, unconfirmed = states[DeliveryState.PARKED], states[DeliveryState.UNCONFIRMED]
@@ -161,12 +169,16 @@ def look(config: Config) -> Status:
         results_parked=parked,
         results_unconfirmed=unconfirmed,
         refusing=f"{free_gb:.1f} GB free, below node.free_floor_gb = {floor:g}" if free_gb < floor else None,
-        series=(*map(_recorded, records), *sorted(waiting, key=lambda one: one.changed)),
+        series=(*map(_recorded, told), *sorted(waiting, key=lambda one: one.changed)),
     )
 
 
-def deliveries(config: Config) -> list[Delivery]:
+def deliveries(config: Config, days: float = inf) -> list[Delivery]:
     """Every result for every destination, in the order of sending.
+
+    Parameters
+    ----------
+    days : what arrived and was made before is left out
 
     Raises
     ------
@@ -178,7 +190,8 @@ def deliveries(config: Config) -> list[Delivery]:
         items = outbox.items()
         # all that a destination is owed goes when the first of it is due
         due = {one.name: outbox.next_due(one.name) for one in config.destinations}
-    return [Delivery(item, _next_try(item, due)) for item in items]
+    told = [item for item in items if item.state not in DELIVERED or _is_recent(item.created, days)]
+    return [Delivery(item, _next_try(item, due)) for item in told]
 
 
 def open_journal(config: Config, *, read_only: bool) -> Journal:
@@ -193,6 +206,10 @@ def open_journal(config: Config, *, read_only: bool) -> Journal:
     if not path.exists():
         raise JournalError(f"{path} is not there: the node of this configuration has not run yet")
     return Journal(path, read_only=read_only)
+
+
+def _is_recent(at: float, days: float) -> bool:
+    return at >= time.time() - days * DAY_S
 
 
 def _slices(root: Path, study_uid: str, series_uid: str, files: int) -> int:

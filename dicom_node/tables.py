@@ -39,7 +39,13 @@ def show_status(told: Status, out: Console) -> None:
     if told.refusing:
         _say(out, f"slices are refused: {told.refusing}", style="bold red")
     newest = {(one.study_uid, one.series_uid): one.revision for one in told.series if not one.is_open}
-    rows = [one for one in told.series if one.is_open or newest[one.study_uid, one.series_uid] == one.revision]
+    # results stand where a later revision has none: what they say must not vanish behind it
+    stands = {(one.study_uid, one.series_uid): one.revision for one in told.series if one.decision}
+    rows = [
+        one
+        for one in told.series
+        if one.is_open or one.revision in {each.get((one.study_uid, one.series_uid)) for each in (newest, stands)}
+    ]
     if not rows:
         out.print("no series yet")
         return

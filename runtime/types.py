@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Vector = tuple[float, float, float]
+SINGLE = 1e-6  # probabilities have single precision: 0.9 is a little less in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +162,39 @@ class SliceLabels:
 
 
 @dataclass(frozen=True, slots=True)
+class OperatingPoint:
+    """From where on a class of haemorrhage is a finding, and may raise an alert; what is below it is mentioned.
+
+    Attributes
+    ----------
+    minimum_volume_ml : in the whole series
+    minimum_probability : the highest anywhere in a slice that shows it
+    minimum_slices : so many neighbouring slices in a row have to show it
+
+    """
+
+    minimum_volume_ml: float
+    minimum_probability: float = 0.0
+    minimum_slices: int = 1
+
+    def __str__(self) -> str:
+        told = [f"from {self.minimum_volume_ml:g} ml"]
+        if self.minimum_probability > 0:
+            told.append(f"probability {self.minimum_probability:g}")
+        if self.minimum_slices > 1:
+            told.append(f"{self.minimum_slices} neighbouring slices")
+        return ", ".join(told)
+
+    def admits(self, volume_ml: float, probability: float, in_a_row: int) -> bool:
+        """Whether so much of a class, seen with such a probability in so many neighbouring slices, is a finding."""
+        return (
+            volume_ml >= self.minimum_volume_ml
+            and probability >= self.minimum_probability - SINGLE
+            and in_a_row >= self.minimum_slices
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One class of haemorrhage found in a series.
 
@@ -255,7 +289,7 @@ class Report:
     ----------
     findings : classes found, largest volume first
     absent : names of the classes looked for and not found
-    below_threshold : (name, ml) of what was seen but is smaller than the bundle's operating point reports
+    below_threshold : (name, ml) of what was seen but is no finding at the bundle's operating point
     decision : triage
     model : what computed it
     slices : how many slices went in
@@ -264,6 +298,7 @@ class Report:
     thickness_mm : smallest and largest slice thickness along the normal
     coverage_mm : how much of the head the slices cover, along the normal
     tilt_deg : gantry tilt as the positions show it
+    operating_point : by class, what made it a finding or not
 
     """
 
@@ -278,3 +313,4 @@ class Report:
     thickness_mm: tuple[float, float]
     coverage_mm: float
     tilt_deg: float
+    operating_point: Mapping[str, OperatingPoint] = field(default_factory=dict)

@@ -238,6 +238,40 @@ def test_what_was_not_analysed_says_why(folder: Folder, capsys):
     assert "failed        30    ValueError at seg.py:120" in text
 
 
+def test_what_was_found_stays_in_sight_where_a_later_revision_has_no_result(folder: Folder, capsys):
+    uid = folder.receive(1, 30)
+    folder.record(uid, 30, findings=FINDINGS, decision=Decision("critical", "much"))
+    folder.record(uid, 31, revision=2, state="failed", reason="ValueError at seg.py:120")
+    text = folder.shown(capsys)
+    assert "critical" in text
+    assert "ValueError at seg.py:120 (revision 2)" in text
+    folder.record(uid, 32, revision=3)
+    text = folder.shown(capsys)
+    assert NONE_FOUND in text
+    assert "critical" not in text, "the last result replaces the first"
+
+
+def test_what_is_old_and_delivered_is_told_to_those_who_ask_for_it(folder: Folder, capsys):
+    old, owed, new = (folder.receive(number, 12) for number in (1, 2, 3))
+    for uid in (old, owed, new):
+        folder.record(uid, 12)
+    outbox = Outbox(folder.journal)
+    for item in outbox.items():
+        if item.series_uid == old:
+            outbox.mark_sent(item.id)
+    with folder.journal.transaction() as execute:
+        execute("UPDATE series SET recorded = recorded - 2 * 86400 WHERE series_uid != ?", (new,))
+        execute("UPDATE outbox SET created = created - 2 * 86400 WHERE series_uid != ?", (new,))
+    for series in folder.path.glob("spool/*/*"):
+        os.utime(series, (1e9, 1e9))  # or it would wait for its next result
+    for tell in (scanside.status, scanside.outbox_list):
+        tell(folder.config)
+        text = capsys.readouterr().out
+        assert [uid in text for uid in (old, owed, new)] == [False, True, True], text
+        tell(folder.config, days=3)
+        assert old in capsys.readouterr().out
+
+
 def test_one_series_looks_as_many_do(folder: Folder, capsys):
     folder.record(folder.receive(1, 5), 5, slices=5)
     alone = folder.shown(capsys).splitlines()[1:]

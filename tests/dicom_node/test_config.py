@@ -358,8 +358,8 @@ def test_a_config_is_frozen_and_checked_in_code_too():
 
 
 def test_a_triage_row_is_a_rule_of_the_runtime():
-    row = TriageRule(level="urgent", classes=("any",), volume_ml=1)
-    assert Rule(**row.model_dump()) == Rule("urgent", ("any",), 1.0)
+    row = TriageRule(level="urgent", classes=("any",), volume_ml=1, also=["subdural"], reason="two kinds")
+    assert Rule(**row.model_dump()) == Rule("urgent", ("any",), 1.0, ("subdural",), "two kinds")
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)

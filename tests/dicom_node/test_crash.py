@@ -47,6 +47,8 @@ def _collected() -> Iterator[None]:
 
 
 SLICES, SLICES_PER_S = 8, 8
+LIVES_S = (0.3, 1.5, 6)  # one of these at most: some nodes die before they have done anything, some while they deliver
+BACKLOG = 12  # series without a result for which scanners wait: or the killing would keep every node at its start
 
 SERVE = "from scanside import main; main()"
 # a node that answers before the slice has its name: what the harness is there to find
@@ -105,6 +107,9 @@ class Harness:
     def scan(self, scanner: str, studies: Studies) -> None:
         """Push studies, each until all of its slices are acknowledged, until the killing is over."""
         while not self.enough.is_set():
+            if len(self.acknowledged) - self.analysed() > BACKLOG:
+                time.sleep(0.2)
+                continue
             left = studies.next()
             series = next(iter(left)).rpartition(".")[0]
             while left and not self.over.is_set():
@@ -147,7 +152,7 @@ class Harness:
             thread.start()
         try:
             for _ in range(kills):
-                time.sleep(self.random.uniform(0.05, 1.5))
+                time.sleep(self.random.choice(LIVES_S) * self.random.random())
                 if self.kill(node):
                     node = self.start()
             self.enough.set()
@@ -163,6 +168,10 @@ class Harness:
             node.wait(30)
             for thread in threads:
                 thread.join(30)
+
+    def analysed(self) -> int:
+        """How many series have a result on the disk."""
+        return len(list((self.folder / "node" / "results").glob("*/*/revision-1/report.json")))
 
     def is_done(self) -> bool:
         """Whether every series has a result of all its slices, and the archive has everything."""
@@ -224,14 +233,12 @@ def studies(bleeding: Pushable, tmp_path: Path) -> Studies:
     return Studies(bleeding.paths[middle - SLICES // 2 : middle + SLICES // 2], tmp_path / "scanner")
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [4, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_no_kill_loses_or_changes_anything(tmp_path: Path, pacs: Pacs, studies: Studies, kills: int):
     seed = 20261122 + kills
     harness = Harness(tmp_path, pacs, seed)
-    harness.run(kills, studies)
-    (first, *_) = harness.acknowledged
-    latest = [one for one in look(harness.config).series if one.series_uid == first]
-    expected = volumes_ml(latest[-1])
+    harness.run(kills, studies, patience_s=PATIENCE_S + 2 * kills)
+    expected = next(volumes_ml(one) for one in look(harness.config).series if one.slices_analysed == SLICES)
     assert expected, "no blood was found: volumes say nothing"
     wrong = harness.verdict(expected)
     told = f"seed {seed}: {harness.deaths} deaths, {len(harness.acknowledged)} series acknowledged"

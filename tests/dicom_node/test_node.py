@@ -20,7 +20,7 @@ from pynetdicom import AE
 from structlog.testing import capture_logs
 
 from dicom_node import node as nodes
-from dicom_node.assembler import Assembler
+from dicom_node.assembler import Assembler, Assembly
 from dicom_node.gate import Reason
 from dicom_node.journal import Journal, JournalError, SeriesState
 from dicom_node.lock import LockedError
@@ -153,6 +153,50 @@ def test_a_worker_killed_in_mid_series_costs_nothing(bleeding: Pushable, node: N
     assert not report["provisional"]
 
 
+def test_blood_is_told_of_before_the_series_ends_and_again_by_the_next_worker(
+    bleeding: Pushable, node: Node, pacs: Pacs, monkeypatch: pytest.MonkeyPatch
+):
+    """The worker dies as soon as it has told it: the next one, told the slices again, says the same."""
+    heard: list[tuple[Assembly, dict, dict]] = []
+
+    def hear(assembly: Assembly, report_json: str, patient: dict[str, str]) -> None:
+        heard.append((assembly, json.loads(report_json), patient))
+        if len(heard) == 1:
+            os.kill(node.supervisor.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(node._dispatch, "_on_early", hear)
+    header = dcmread(bleeding.paths[0])
+    ae = AE("CT1")
+    ae.add_requested_context(CTImageStorage, "1.2.840.10008.1.2.1")
+    association = ae.associate("127.0.0.1", node.port, ae_title="SCANSIDE")
+    with capture_logs() as logs:
+        for path in bleeding.paths[:-5]:
+            assert association.send_c_store(path).Status == 0
+        levels = [["urgent", "critical"], ["critical"]]
+        wait_until(lambda: [report["decision"]["level"] for _, report, _ in heard[1:]] in levels, "the word again")
+        assert not pacs.received, "the association is open, and five slices have not come"
+        for path in bleeding.paths[-5:]:
+            assert association.send_c_store(path).Status == 0
+        association.release()
+        final = result(pacs)
+    assert final["slices"] == len(bleeding.paths)
+    assert final["decision"]["level"] == "critical"
+    volumes = {finding["name"]: finding["volume_ml"] for finding in final["findings"]}
+    for assembly, report, patient in heard:
+        assert assembly.series_uid == header.SeriesInstanceUID
+        assert report["provisional"]
+        assert report["missing"][0] == "the series is still arriving"
+        assert 5 <= report["slices"] <= len(bleeding.paths) - 5
+        assert all(finding["volume_ml"] <= volumes[finding["name"]] + 1e-6 for finding in report["findings"])
+        assert patient["PatientID"] == header.PatientID
+    (early,) = (node.config.node.folder / "results").glob("*/*/revision-1/early.npz")
+    assert early.with_name("report.json").exists()
+    told = [one for one in logs if one["event"] == "early_evidence"]
+    assert [one["triage"] for one in told] == [report["decision"]["level"] for _, report, _ in heard]
+    assert str(header.PatientID) not in str(told)
+    assert str(header.PatientName) not in str(told)
+
+
 def test_an_image_that_kills_three_workers_is_set_aside_alone(
     bleeding: Pushable, tmp_path: Path, pacs: Pacs, monkeypatch: pytest.MonkeyPatch
 ):
@@ -172,6 +216,34 @@ def test_an_image_that_kills_three_workers_is_set_aside_alone(
         assert any("ended the worker three times" in sentence for sentence in report["missing"])
         assert any("1 slice missing" in sentence for sentence in report["missing"])
         assert list((node.config.node.folder / "spool").rglob(f"{uid}.dcm")), "the slice itself is gone"
+
+
+def test_results_that_do_not_fit_on_the_disk_wait_for_room(
+    bleeding: Pushable, tmp_path: Path, pacs: Pacs, monkeypatch: pytest.MonkeyPatch
+):
+    """And are made then, of the slices that the worker has analysed: a full disk is no fault of the series."""
+    full = tmp_path / "full"
+    full.touch()
+    failing = (
+        "import errno, os\nfrom dicom_node import results, worker\nwrite = results.dcmwrite\n"
+        "def full(*given, **how):\n"
+        f"    if os.path.exists({str(full)!r}):\n"
+        "        raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "    write(*given, **how)\n"
+        "results.dcmwrite = full\nworker.main()\n"
+    )
+    monkeypatch.setattr(Supervisor, "command", (sys.executable, "-c", failing))
+    monkeypatch.setattr("dicom_node.dispatch.NO_ROOM_RETRY_S", 0.2)
+    with capture_logs() as logs, running(config_for(tmp_path / "node", pacs.port)) as node:
+        scan(bleeding.paths, node)
+        told = lambda: [one for one in logs if one["event"] == "results_not_written"]  # noqa: E731
+        wait_until(lambda: len(told()) > 1, "a second try")
+        full.unlink()
+        report = result(pacs)
+        assert (report["slices"], report["provisional"]) == (len(bleeding.paths), False)
+        assert "make room" in told()[0]["reason"]
+        (one,) = look(node.config).series
+        assert one.revision == 1
 
 
 def test_a_worker_that_hangs_is_replaced(
@@ -194,7 +266,9 @@ def test_signals_to_the_whole_group_let_the_worker_finish(bleeding: Pushable, tm
         push(bleeding.paths, ("127.0.0.1", port), calling_ae="CT1", called_ae="SCANSIDE")
         os.killpg(process.pid, signal.SIGTERM)
         assert process.wait(60) == 0
-    assert "worker_died" not in "".join(path.read_text() for path in tmp_path.glob("*.log"))
+    told = "".join(path.read_text() for path in tmp_path.glob("*.log"))
+    assert "worker_died" not in told
+    assert '"triage": "critical"' in told, "the decision, which is not the event's level"
 
 
 def test_a_second_node_in_the_same_folder_is_refused(node: Node):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import pydicom
@@ -7,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from dicom_node import results
-from dicom_node.source import Repairs, normalise, plane
+from dicom_node.source import Repairs, normalise, patient, plane
 from tests.dicom_node import ct
 
 CORPUS = Path(__file__).parents[2].parent / "shared" / "corpus"
@@ -272,3 +273,39 @@ def test_real_headers_without_thickness(case: str) -> None:
     copies, repairs = normalise(sources)
     assert "SliceThickness" in repairs.repaired
     assert all(float(copy.SliceThickness) > 0 for copy in copies)
+
+
+def test_whose_a_series_is_is_told_in_text_and_without_what_is_not_there() -> None:
+    header = pydicom.Dataset()
+    header.SpecificCharacterSet = ["ISO 2022 IR 6", "ISO 2022 IR 87"]
+    header.PatientName = "Yamada^Tarou=山田^太郎"
+    header.PatientID, header.IssuerOfPatientID, header.SeriesNumber = "7", "HOSPITAL", 2
+    header.PatientSex, header.AccessionNumber = "", ["A1", "A2"]
+    header.add_new("StudyDate", "DA", "20260102")
+    header.PlacerOrderNumberImagingServiceRequest = "P-9"
+    header.PatientAge = "080Y"
+    file = BytesIO()
+    header.save_as(file, implicit_vr=True, little_endian=True)
+    file.seek(0)
+    assert b"\x1b$B" in file.getvalue(), "encoded as it says"
+    assert patient(pydicom.dcmread(file, force=True)) == {
+        "PatientID": "7",
+        "IssuerOfPatientID": "HOSPITAL",
+        "PatientName": "Yamada^Tarou=山田^太郎",
+        "AccessionNumber": "A1\\A2",
+        "StudyDate": "20260102",
+        "SeriesNumber": "2",
+        "PlacerOrderNumberImagingServiceRequest": "P-9",
+    }
+
+
+def test_what_of_a_patient_can_not_be_read_is_left_out_alone() -> None:
+    class Damaged(pydicom.Dataset):
+        def get(self, key: str, default: object = None) -> object:
+            if key == "SeriesNumber":
+                raise ValueError("bytes that are no number")
+            return super().get(key, default)
+
+    header = Damaged()
+    header.PatientID, header.PatientName, header.SeriesNumber = "7", "Doe^Jane", 2
+    assert results.whose(header) == {"PatientID": "7", "PatientName": "Doe^Jane"}

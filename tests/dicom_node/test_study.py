@@ -15,11 +15,12 @@ from pydicom.uid import RLELossless, SecondaryCaptureImageStorage, generate_uid
 
 from dicom_node import decode, dispatch, enhanced, kernel
 from dicom_node import folder as folders
-from dicom_node.analysis import Analyser, Series
+from dicom_node.analysis import Analyser
 from dicom_node.gate import NotAnalysed
 from dicom_node.journal import Journal, SeriesState
 from dicom_node.outbox import Outbox
-from dicom_node.scanner import push
+from dicom_node.scanner import Sent, push
+from dicom_node.series import Series
 from dicom_node.supervisor import Supervisor
 from runtime.bundle import open_bundle
 from runtime.session import open_session
@@ -181,6 +182,33 @@ def test_a_series_for_bone_is_analysed_where_that_for_soft_tissue_could_not_be(
     bone = again(head, tmp_path / "bone", ConvolutionKernel="H60s")
     scan(bone, node)
     assert records(node, 2)[series_uid(bone)].state is SeriesState.ANALYSED
+
+
+def test_a_series_for_bone_is_analysed_once_that_for_soft_tissue_has_failed(
+    head: list[Path], tmp_path: Path, pacs: Pacs, monkeypatch: pytest.MonkeyPatch
+):
+    """It was left out while the other one was still to be analysed."""
+    soft = series_uid(head)
+    dying = (
+        "import os\nfrom dicom_node import results, worker\nbuild = results.build\n"
+        f"results.build = lambda sources, *more, **how: os._exit(9) if sources[0].SeriesInstanceUID == {soft!r}"
+        " else build(sources, *more, **how)\nworker.main()\n"
+    )
+    monkeypatch.setattr(Supervisor, "command", (sys.executable, "-c", dying))
+    bone = again(head, tmp_path / "bone", ConvolutionKernel="H60s")
+    with running(config_for(tmp_path / "node", pacs.port)) as node:
+
+        def scan_bone(sent: Sent) -> None:
+            """Within the association that brings the soft series, so that it is still open."""
+            if sent.path == head[-1]:
+                scan(bone, node)
+                assert records(node, 1)[series_uid(bone)].state is SeriesState.NOT_ANALYSED
+
+        push(head, ("127.0.0.1", node.port), calling_ae="CT1", called_ae="SCANSIDE", on_slice=scan_bone)
+        wait_until(lambda: records(node, 2)[series_uid(bone)].revision == 2, "the bone series again")
+        found = records(node, 2)
+        assert found[soft].state is SeriesState.FAILED
+        assert found[series_uid(bone)].state is SeriesState.ANALYSED
 
 
 def test_a_series_for_bone_that_has_results_gets_those_that_replace_them(head: list[Path], node: Node, tmp_path: Path):

@@ -43,9 +43,10 @@ def test_a_series_is_counted_and_timed_from_its_first_slice_to_the_archive(
 ):
     with running(with_web(tmp_path / "node", pacs)) as node:
         url = f"http://127.0.0.1:{node._web.port}"
-        assert httpx.get(f"{url}/healthz").json() == {"desk": "ok"}
+        well = {"desk": "ok", "receiver": "ok", "sender": "ok"}
+        assert httpx.get(f"{url}/healthz").json() == well
         ready = httpx.get(f"{url}/readyz")
-        assert (ready.status_code, ready.json()) == (200, {"desk": "ok", "worker": "ok", "disk": "ok"})
+        assert (ready.status_code, ready.json()) == (200, well | {"worker": "ok", "disk": "ok"})
         before = scraped(url)
         assert before["scanside_worker_ready",] == 1
         sent = push(bleeding.paths, ("127.0.0.1", node.port), calling_ae="CT1", called_ae="SCANSIDE")

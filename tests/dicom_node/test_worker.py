@@ -113,7 +113,8 @@ def test_a_worker_that_loses_its_gpu_says_so_and_ends(tmp_path: Path):
         for i in range(6)
     ]
     requests = [_opening(Config(model=Model(max_batch=1)))]
-    requests += [{"do": "slice", "series": "one", "path": str(path)} for path in phantom.write(slices, tmp_path)]
+    told = {"do": "slice", "series": "one", "folder": str(tmp_path / "results")}
+    requests += [told | {"path": str(path)} for path in phantom.write(slices, tmp_path)]
     shown = subprocess.run(
         [sys.executable, "-c", LOSES_ITS_GPU],
         input="".join(f"{json.dumps(one)}\n" for one in requests),
