@@ -6,7 +6,7 @@ import dataclasses
 import json
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pytest
 from dicom_node import results, spool
 from dicom_node.alerts.ledger import Ledger
 from dicom_node.config import Config
-from dicom_node.journal import Journal, SeriesState
+from dicom_node.journal import Journal, ResultFile, Role, SeriesState
 from dicom_node.lock import FolderLock
 from dicom_node.page.app import Application
 from dicom_node.results import USUAL, Form
@@ -100,7 +100,15 @@ class Folder:
         return told
 
     def record(
-        self, placed: Placed, state: SeriesState, reason: str | None, *, revision: int = 1, report: dict | None = None
+        self,
+        placed: Placed,
+        state: SeriesState,
+        reason: str | None,
+        *,
+        revision: int = 1,
+        report: dict | None = None,
+        files: Sequence[ResultFile] = (),
+        to: Mapping[str, Collection[Role]] | None = None,
     ) -> None:
         self.journal.record_result(
             placed.study_uid,
@@ -110,8 +118,8 @@ class Folder:
             reason=reason,
             slices=len(placed.paths),
             report_json=json.dumps(report) if report else None,
-            files=(),
-            destinations={},
+            files=files,
+            destinations=to or {},
         )
         if report:
             self.alert(placed, report, final=True, revision=revision)

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from dicom_node import spool
-from dicom_node.journal import SeriesState
+from dicom_node.journal import ResultFile, SeriesState
+from dicom_node.outbox import Outbox
 from dicom_node.page import board
 from dicom_node.page.cache import Cache
 from dicom_node.page.guard import HEADERS
@@ -416,6 +417,29 @@ def test_revisions_and_stages_stand_in_order(folder: Folder):
     assert "results written (revision 1)" in stages
     assert stages.index("results written (revision 1)") < stages.index("results written (revision 2)")
     assert "<b>2</b>: critical" in text
+
+
+def test_what_is_owed_and_what_has_arrived_is_told(folder: Folder):
+    placed = folder.place(1)
+    report = folder.report(placed, "routine")
+    files = [
+        ResultFile("sr", folder.path / "sr.dcm", "1.2", "1.2.3"),
+        ResultFile("seg", folder.path / "s", "1.2", "1.2.4"),
+    ]
+    folder.record(
+        placed, SeriesState.ANALYSED, None, report=report, files=files, to={"pacs": ("sr", "seg"), "old": ("sr",)}
+    )
+    outbox = Outbox(folder.journal)
+    for item in outbox.claim("pacs", time.time()):
+        outbox.mark_sent(item.id)
+    (parked,) = outbox.claim("old", time.time())
+    outbox.park(parked.id, "status 0xA900: <no>")
+    page = browse(folder)
+    text = page.get("/").text
+    assert "1 result could not be delivered" in text
+    assert "<b>old</b>: 1 parked" in text
+    assert "status 0xA900: &lt;no&gt;" in text
+    assert "2 of 2 results at pacs" in page.get(placed.address).text
 
 
 def test_a_uid_that_is_no_file_name_has_an_address(folder: Folder):
