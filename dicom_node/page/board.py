@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from dicom_node.outbox import OutboxItem
 
 FRESH_S = 0.3  # so long a look is everybody's who asks
-LOCKED_MS = 1000  # a journal that another process has to itself is waited for, and no longer
+LOCKED_S = 1.0  # a journal that another process has to itself is waited for, and no longer
 SHOWN = 100  # rows, unless all are asked for
 DAY_S = 86400.0
 KNOWN_S = 7 * DAY_S  # results of which nothing else is left are shown for so long
@@ -326,9 +326,8 @@ class _Records:
             raise JournalError(f"{path}: {error.strerror}: the node of this configuration has not run yet") from error
         if self._journal is None or (found.st_dev, found.st_ino) != self._file:
             self._forget()
-            self._journal, self._file = Journal(path, read_only=True), (found.st_dev, found.st_ino)
-            with self._journal.statements() as execute:
-                execute(f"PRAGMA busy_timeout = {LOCKED_MS}")
+            self._journal = Journal(path, read_only=True, patience_s=LOCKED_S)
+            self._file = found.st_dev, found.st_ino
         try:
             with self._journal.statements() as execute:
                 version = execute("PRAGMA data_version").fetchone()[0]

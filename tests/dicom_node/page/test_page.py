@@ -253,7 +253,7 @@ def test_a_journal_that_is_not_there_is_said_loudly(folder: Folder):
 def test_a_journal_that_another_has_to_itself_is_waited_for_shortly(folder: Folder, monkeypatch):
     placed = folder.place(1)
     folder.analyse(placed)
-    monkeypatch.setattr(board, "LOCKED_MS", 50)
+    monkeypatch.setattr(board, "LOCKED_S", 0.05)
     folder.journal.close()
     holder = sqlite3.connect(folder.path / "journal.sqlite", isolation_level=None)
     holder.execute("PRAGMA locking_mode = EXCLUSIVE")
