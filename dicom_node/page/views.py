@@ -11,6 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from starlette.responses import HTMLResponse
 
+from runtime.types import OperatingPoint
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -89,12 +91,10 @@ def operating_point(points: Mapping[str, Mapping[str, float]], palette: Palette)
     """Under what nothing is a finding; classes with the same point together."""
     alike: dict[str, list[str]] = {}
     for name, point in points.items():
-        said = ", ".join(
-            f"{what.removeprefix('minimum_').replace('_', ' ')} {value:g}" for what, value in point.items()
-        )
-        alike.setdefault(said, []).append(palette.title(name))
-    sentences = [f"{said} ({', '.join(names)})" for said, names in alike.items()]
-    return f"at least {next(iter(alike))}" if len(alike) == 1 else f"at least {'; '.join(sentences)}"
+        alike.setdefault(str(OperatingPoint(**point)), []).append(palette.title(name))
+    if len(alike) == 1:
+        return f"each class {next(iter(alike))}"
+    return "; ".join(f"{', '.join(names)} {said}" for said, names in alike.items())
 
 
 def millilitres(volume_ml: float) -> str:
