@@ -234,7 +234,15 @@ def test_a_worker_tells_it_before_the_slice_and_again_after_a_restart(paths: lis
         for pair in zip(paths, clean, strict=True)
         for name, path in zip(("bleeds", "clean"), pair, strict=True)
     ]
-    close = {"do": "close", "revision": 1, "missing": [], "predecessor": None, "given_up": None, "paths": []}
+    close = {
+        "do": "close",
+        "revision": 1,
+        "missing": [],
+        "predecessor": None,
+        "closed": 0.0,
+        "given_up": None,
+        "paths": [],
+    }
     closing = [
         close | {"series": name, "folder": str(tmp_path / "results" / name / "revision-1")}
         for name in ("bleeds", "clean")
