@@ -23,7 +23,7 @@ from pynetdicom import AE
 from pynetdicom.sop_class import Verification
 from structlog.testing import capture_logs
 
-from dicom_node import reload, syslog
+from dicom_node import reload, syslog, trial
 from dicom_node.audit import Participant
 from dicom_node.config import Config, ConfigError, load
 from dicom_node.journal import Journal, SeriesState
