@@ -23,7 +23,7 @@ from dicom_node.check import check
 from dicom_node.journal import Journal
 from dicom_node.pacs import Pacs
 from dicom_node.scanner import push
-from dicom_node.status import look
+from dicom_node.status import deliveries, look
 from dicom_node.toml import show
 from tests.dicom_node.alerts.listener import Listener, taken
 from tests.dicom_node.conftest import Pushable, config_for, running, wait_until
@@ -70,6 +70,7 @@ def test_a_bleed_is_told_of_before_its_series_ends_and_somebody_takes_notice(
             assert "alert 1 critical (confirmed)" in command("status", "--config", path)
             command("alerts", "acknowledge", "1", "--by", "Dr A", "--config", path)
             (listed,) = json.loads(command("alerts", "list", "--json", "--config", path))
+            sent = [one.item for one in deliveries(config)]
             with urllib.request.urlopen(f"http://127.0.0.1:{node._web.port}/metrics") as answer:
                 answer.read()
             with urllib.request.urlopen(f"http://127.0.0.1:{node._web.port}/metrics") as answer:
@@ -80,6 +81,7 @@ def test_a_bleed_is_told_of_before_its_series_ends_and_somebody_takes_notice(
     assert field(listener.got[0], "PID", 3)
     assert order[-1] >= 1, "the alert came after the series"
     assert listed["acknowledged_by"] == "Dr A"
+    assert listed["evidence"]["sr_uid"] in {item.sop_uid for item in sent}
     assert listed["messages"][0]["tried"][0]["outcome"] == "taken"
     assert 'scanside_alerts{level="critical",state="confirmed"} 1.0' in metrics
     assert 'scanside_alert_messages{channel="ed-0",state="sent"}' in metrics
