@@ -132,7 +132,7 @@ def test_rules_that_change_hold_from_the_next_slice_on(paths: list[Path]):
     one, series = analyser(()), Series()
     assert told(one, paths[:8], series) == []
     limits = {"min_slices": 5, "min_coverage_mm": 0, "max_lossy_ratio": 1.0, "bone_kernels": ()}
-    one.reload(RULES, **limits)
+    one.reload(RULES, **limits, form=results.USUAL)
     assert told(one, paths[8:], series) == [(9, "critical")]
 
 
@@ -234,7 +234,15 @@ def test_a_worker_tells_it_before_the_slice_and_again_after_a_restart(paths: lis
         for pair in zip(paths, clean, strict=True)
         for name, path in zip(("bleeds", "clean"), pair, strict=True)
     ]
-    close = {"do": "close", "revision": 1, "missing": [], "predecessor": None, "given_up": None, "paths": []}
+    close = {
+        "do": "close",
+        "revision": 1,
+        "missing": [],
+        "predecessor": None,
+        "closed": 0.0,
+        "given_up": None,
+        "paths": [],
+    }
     closing = [
         close | {"series": name, "folder": str(tmp_path / "results" / name / "revision-1")}
         for name in ("bleeds", "clean")
