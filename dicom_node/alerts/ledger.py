@@ -148,18 +148,24 @@ class Ledger:
 
     # what people do, and look at
 
-    def acknowledge(self, alert_id: int, by: str) -> bool:
+    def acknowledge(self, alert_id: int, by: str, seen: str | None = None) -> bool:
         """Keep who has taken notice, and cancel what nobody needs to be told any more.
+
+        Parameters
+        ----------
+        seen : the level that was looked at: who took notice of "urgent" has taken none of what is critical since
 
         Returns
         -------
-        False where it is acknowledged already, or not there
+        False where it is acknowledged already, not there, or higher than what was seen
 
         """
         now = time.time()
         with self._journal.transaction() as execute:
             row = execute("SELECT * FROM alert WHERE id = ?", (alert_id,)).fetchone()
             if row is None or row["acknowledged"] is not None:
+                return False
+            if seen is not None and URGENCY[row["level"]] > URGENCY.get(seen, 0):
                 return False
             update(execute, "alert", alert_id, {"acknowledged": now, "acknowledged_by": by})
             execute(

@@ -233,6 +233,36 @@ def test_a_listener_that_says_nothing_holds_nobody_up_for_ever(ledger, monkeypat
         gate.set()
 
 
+def test_a_listener_that_never_shakes_hands_holds_nobody_up_for_ever(ledger, tmp_path, monkeypatch):
+    import socket
+    import threading
+
+    note(ledger, report())
+    message, alert = written(ledger)
+    monkeypatch.setattr(channels.Deadline.__init__, "__defaults__", (0.3,))
+    node = Identity(Tls.model_validate(vars(Authority(tmp_path / "pki").issue("node"))))
+    answers: list[str] = []
+
+    def send(port: int) -> None:
+        try:
+            Hl7Channel(settings(port, tls=True), node).send(message, alert)
+        except Unreachable as error:
+            answers.append(str(error))
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        sending = threading.Thread(target=send, args=(silent.getsockname()[1],), daemon=True)
+        sending.start()
+        sending.join(10)
+    assert ["takes too long" in each for each in answers] == [True]
+
+
+def test_who_wants_tls_is_told_nothing_without(ledger):
+    note(ledger, report())
+    with Listener() as listener, pytest.raises(Unreachable, match="TLS"):
+        Hl7Channel(settings(listener.port, tls=True), None).send(*written(ledger))
+    assert listener.got == []
+
+
 def test_over_tls_both_show_their_certificates(ledger, tmp_path):
     note(ledger, report())
     message, alert = written(ledger)

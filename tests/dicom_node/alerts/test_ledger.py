@@ -100,6 +100,16 @@ def test_a_level_that_goes_up_wants_a_new_acknowledgement_and_one_that_goes_down
     assert [one["by"] for one in ledger.acknowledgements(after=1)] == ["Dr B"]
 
 
+def test_who_looked_at_urgent_has_not_taken_notice_of_critical(ledger: Ledger):
+    note(ledger, report("urgent", 5, missing=("x",)), final=False)
+    note(ledger, EARLY, final=False)  # between the look and the click
+    assert not ledger.acknowledge(1, "Dr A", "urgent")
+    assert not ledger.acknowledge(1, "Dr A", "nonsense")
+    assert ledger.alerts()[0].is_open
+    note(ledger, report("urgent", 5))
+    assert ledger.acknowledge(1, "Dr A", "critical")
+
+
 def test_a_later_revision_raises_again_what_was_withdrawn(ledger: Ledger):
     note(ledger, report())
     ledger.acknowledge(1, "Dr A")
