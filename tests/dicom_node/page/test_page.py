@@ -332,6 +332,19 @@ def test_masks_are_those_of_the_segmentation(folder: Folder, classes, kind):
             assert np.array_equal(shown == segment, labels == label), (header.SOPInstanceUID, name)
 
 
+def test_a_form_that_showed_urgent_does_not_acknowledge_critical(folder: Folder):
+    placed = folder.place(1)
+    folder.alert(placed, folder.report(placed, "urgent"), final=False)
+    page = browse(folder)
+    assert '<input type="hidden" name="level" value="urgent">' in page.get(placed.address).text
+    folder.alert(placed, folder.report(placed, "critical"), final=False)
+    sent = page.post("/alerts/1/acknowledge", data={"by": "A", "level": "urgent"})
+    assert (sent.status_code, sent.headers["location"]) == (303, placed.address)
+    assert folder.ledger.alerts()[0].is_open
+    page.post("/alerts/1/acknowledge", data={"by": "A", "level": "critical"})
+    assert not folder.ledger.alerts()[0].is_open
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
