@@ -49,6 +49,7 @@ from dicom_node import capture, codes
 from dicom_node.source import frame_number, instances, slice_key
 from dicom_node.uids import MANUFACTURER
 from runtime import ich_score
+from runtime.millilitres import said
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -158,8 +159,8 @@ def _volumetric(
     )
     group[0].ContentSequence.extend(_illustrations(finding, sources))
     comment = (
-        f"{code.title}: {finding.volume_ml:.2f} ml, connected components: {finding.components}, the largest "
-        f"{finding.largest_ml:.2f} ml, by ABC/2 {finding.abc2_ml:.2f} ml; slices that show it: {len(finding.keys)}. "
+        f"{code.title}: {said(finding.volume_ml)}, connected components: {finding.components}, the largest "
+        f"{said(finding.largest_ml)}, by ABC/2 {said(finding.abc2_ml)}; slices that show it: {len(finding.keys)}. "
         f"Highest class probability of any pixel: {finding.probability:.2f}, no measure of certainty: "
         f"{issue.model.calibration}. Codes: {code.provenance}."
     )
@@ -261,7 +262,7 @@ def comments(report: Report, issue: Issue) -> Iterator[str]:
     for sentence in report.missing:
         yield f"Missing or left out: {sentence}"
     for name, volume_ml in report.below_threshold:
-        yield f"Below the reporting threshold: {issue.code(name).title}, {volume_ml:.2f} ml."
+        yield f"Below the reporting threshold: {issue.code(name).title}, {said(volume_ml)}."
     if point := operating_point(report):
         yield f"Operating point, below which nothing is a finding: {point}."
     model = report.model

@@ -174,7 +174,7 @@ def _obx(message: Message, alert: Alert) -> Iterator[str]:
         ("TX", _components("triage-text", "Triage", _CODING), text.sentence(alert), "", "", decision),
         ("ST", _components("series", "Series Instance UID", _CODING), alert.series_uid, "", "", status),
     ]
-    found = [(each["name"], f"{each['volume_ml']:.1f}", status) for each in alert.evidence["findings"]]
+    found = [(each["name"], _number(each["volume_ml"]), status) for each in alert.evidence["findings"]]
     retracted = [(name, "", "W") for name in alert.evidence.get("retracted", ())]
     rows += [("NM", _volume(name), ml, "mL^milliliter^UCUM", "", said) for name, ml, said in found + retracted]
     model = alert.evidence["model"]
@@ -184,6 +184,11 @@ def _obx(message: Message, alert: Alert) -> Iterator[str]:
             "OBX", str(number), kind, what, "1", _escaped(value), unit, "", abnormal, "", "", its_status,
             "", "", _time(alert.changed), "", "", method,
         )  # fmt: skip
+
+
+def _number(volume_ml: float) -> str:
+    """As people are told it; of what is little no less than there is, for NM has no "under"."""
+    return f"{volume_ml:.1f}" if volume_ml >= 1 else f"{volume_ml:.4f}".rstrip("0")
 
 
 def _volume(name: str) -> str:

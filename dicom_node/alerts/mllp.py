@@ -49,13 +49,13 @@ def exchange(settings: Hl7, identity: Identity | None, message: bytes | None) ->
 
 
 def _connect(settings: Hl7, identity: Identity | None, deadline: Deadline) -> socket.socket:
+    if settings.tls and identity is None:  # never in the clear instead
+        raise Unready(f"{settings.name} takes TLS, and this node has no certificate: see [tls]")
     connection = socket.create_connection((settings.host, settings.port), CONNECT_S)
     try:
         connection.settimeout(None)  # the deadline is for all of it
         deadline.watch(connection)
-        if settings.tls:
-            if identity is None:  # never in the clear instead
-                raise Unready(f"{settings.name} takes TLS, and this node has no certificate: see [tls]")
+        if settings.tls and identity:
             connection = identity.requestor().wrap_socket(
                 connection, server_hostname=settings.host, do_handshake_on_connect=False
             )

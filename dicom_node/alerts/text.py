@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from dicom_node.codes import look_up
+from runtime.millilitres import said
 from runtime.types import OperatingPoint
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ _STATES = {
 
 def headline(alert: Alert) -> str:
     """The level, and whether it still holds, in a few words: for a subject or a label."""
-    what = ", ".join(f"{_title(each['name'])} {each['volume_ml']:.1f} ml" for each in alert.evidence["findings"])
+    what = ", ".join(f"{_title(each['name'])} {said(each['volume_ml'])}" for each in alert.evidence["findings"])
     if alert.state == "withdrawn":
         return f"WITHDRAWN ({alert.level}): {what or 'no haemorrhage found'}"
     return f"{alert.level.upper()}: {what}"
@@ -55,7 +56,7 @@ def occasion(message: Message, alert: Alert) -> str:
 def findings(alert: Alert) -> list[str]:
     """A line for each finding."""
     return [
-        f"{_title(each['name'])}: {each['volume_ml']:.1f} ml on {each['slices']} of {alert.evidence['slices']} slices,"
+        f"{_title(each['name'])}: {said(each['volume_ml'])} on {each['slices']} of {alert.evidence['slices']} slices,"
         f" probability {each['probability']:.2f}"
         for each in alert.evidence["findings"]
     ]

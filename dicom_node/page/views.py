@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from starlette.responses import HTMLResponse
 
+from runtime import millilitres
 from runtime.types import OperatingPoint
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def environment(palette: Palette) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"clock": clock, "day": day, "ml": millilitres, "span": span, "who": who}
+    made.filters |= {"clock": clock, "day": day, "ml": millilitres.said, "span": span, "who": who}
     made.filters |= {"title": palette.title, "colour": palette.hexadecimal, "iso": iso, "birth": birth}
     made.filters["point"] = lambda points: operating_point(points, palette)
     return made
@@ -95,10 +96,6 @@ def operating_point(points: Mapping[str, Mapping[str, float]], palette: Palette)
     if len(alike) == 1:
         return f"each class {next(iter(alike))}"
     return "; ".join(f"{', '.join(names)} {said}" for said, names in alike.items())
-
-
-def millilitres(volume_ml: float) -> str:
-    return f"{volume_ml:.1f} ml" if volume_ml >= 1 else f"{volume_ml:.2f} ml"
 
 
 def span(seconds: float) -> str:

@@ -9,6 +9,7 @@ from highdicom.sr.utils import find_content_items
 from pydicom.uid import CTImageStorage
 
 from dicom_node import codes, results, sr
+from runtime.millilitres import said
 from tests.dicom_node import ct
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def test_one_volumetric_group_for_each_finding(name: str, tmp_path: Path) -> Non
             assert one.value == pytest.approx(told_ml, abs=0.0006)
             assert "volume" not in one.name.meaning.lower()  # by name, a reader finds the volume alone
         assert group.referenced_segment.referenced_segment_numbers == [number]
-        assert f"the largest {finding.largest_ml:.2f} ml" in texts(group[0], codes.COMMENT)[0]
+        assert f"the largest {said(finding.largest_ml)}" in texts(group[0], codes.COMMENT)[0]
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.report.findings])

@@ -74,6 +74,16 @@ def test_a_raised_alert_is_a_legal_preliminary_result(ledger):
         assert word in notes
 
 
+def test_little_blood_is_not_told_as_none(ledger):
+    note(ledger, report(ml=0.0012))
+    message, alert = written(ledger)
+    text = said(message, alert)
+    assert valid(text)
+    rows = {row[3].partition("^")[0]: row[5] for row in segments(text, "OBX")}
+    assert rows["volume-intracerebral"] == "0.0012"
+    assert rows["triage-text"].startswith("CRITICAL: Intracerebral haemorrhage under 0.01 ml (")
+
+
 def test_the_operating_point_is_told(ledger):
     point = {"minimum_volume_ml": 0.5, "minimum_probability": 0.6, "minimum_slices": 2}
     note(ledger, report(operating_point={"intracerebral": point, "subdural": point}))
