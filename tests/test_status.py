@@ -16,11 +16,11 @@ from rich.console import Console
 
 import scanside
 from dicom_node import commands
-from dicom_node.analysis import to_json
 from dicom_node.config import load
 from dicom_node.journal import Journal, ResultFile, SeriesState
 from dicom_node.lock import FolderLock
 from dicom_node.outbox import Outbox
+from dicom_node.results import to_json
 from dicom_node.spool import Spool
 from runtime.millilitres import said
 from runtime.types import Decision

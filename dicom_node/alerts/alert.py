@@ -117,6 +117,8 @@ def evidence(report: Mapping[str, Any]) -> dict[str, Any]:
     findings = [
         {
             "name": each["name"],
+            "title": each["title"],
+            "code": each["code"],
             "volume_ml": each["volume_ml"],
             "probability": each["probability"],
             "slices": len(each["keys"]),

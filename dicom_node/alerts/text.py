@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from dicom_node.codes import look_up
 from runtime.millilitres import said
 from runtime.types import OperatingPoint
 
@@ -25,7 +24,7 @@ _STATES = {
 
 def headline(alert: Alert) -> str:
     """The level, and whether it still holds, in a few words: for a subject or a label."""
-    what = ", ".join(f"{_title(each['name'])} {said(each['volume_ml'])}" for each in alert.evidence["findings"])
+    what = ", ".join(f"{each['title']} {said(each['volume_ml'])}" for each in alert.evidence["findings"])
     if alert.state == "withdrawn":
         return f"WITHDRAWN ({alert.level}): {what or 'no haemorrhage found'}"
     return f"{alert.level.upper()}: {what}"
@@ -56,7 +55,7 @@ def occasion(message: Message, alert: Alert) -> str:
 def findings(alert: Alert) -> list[str]:
     """A line for each finding."""
     return [
-        f"{_title(each['name'])}: {said(each['volume_ml'])} on {each['slices']} of {alert.evidence['slices']} slices,"
+        f"{each['title']}: {said(each['volume_ml'])} on {each['slices']} of {alert.evidence['slices']} slices,"
         f" probability {each['probability']:.2f}"
         for each in alert.evidence["findings"]
     ]
@@ -95,7 +94,3 @@ def clock(seconds: float) -> str:
 def link(template: str, alert: Alert) -> str:
     """An address from its template: ``{alert}``, ``{study_uid}`` and ``{series_uid}`` are filled in."""
     return template.format(alert=alert.id, study_uid=alert.study_uid, series_uid=alert.series_uid)
-
-
-def _title(name: str) -> str:
-    return look_up(name).title

@@ -74,6 +74,22 @@ def test_a_raised_alert_is_a_legal_preliminary_result(ledger):
         assert word in notes
 
 
+def test_findings_have_the_sites_codes_also_when_they_are_taken_back(ledger):
+    early, final = report(missing=("x",)), report("urgent", 5)
+    early["findings"][0] |= {"title": "Inner bleed", "code": ["B7", "99SITE", "Bleed, inner"]}
+    final["findings"][0]["name"] = "subdural"
+    note(ledger, early, final=False)
+    note(ledger, final)
+    first, alert = written(ledger)
+    text = said(first, alert)
+    assert "volume-intracerebral^Volume of Inner bleed^99SCANSIDE^B7^Bleed, inner^99SITE|" in text
+    assert "CRITICAL: Inner bleed 31.2 ml" in text
+    ledger.sent(first, "AA")
+    rows = {row[3].partition("^")[0]: row for row in segments(said(*written(ledger)), "OBX")}
+    assert rows["volume-intracerebral"][3].endswith("^B7^Bleed, inner^99SITE")
+    assert rows["volume-intracerebral"][11] == "W"
+
+
 def test_little_blood_is_not_told_as_none(ledger):
     note(ledger, report(ml=0.0012))
     message, alert = written(ledger)

@@ -43,7 +43,15 @@ def test_early_evidence_raises_and_the_result_confirms(ledger: Ledger):
     assert before <= alert.raised == alert.changed <= time.time()
     assert alert.patient == PATIENT
     assert alert.evidence["findings"] == [
-        {"name": "intracerebral", "volume_ml": 31.2, "probability": 0.98, "slices": 3, "key_slice": "1.2.3.4.5.8"}
+        {
+            "name": "intracerebral",
+            "title": "Intracerebral haemorrhage",
+            "code": ["274100004", "SCT", "Cerebral hemorrhage"],
+            "volume_ml": 31.2,
+            "probability": 0.98,
+            "slices": 3,
+            "key_slice": "1.2.3.4.5.8",
+        }
     ]
     assert alert.evidence["missing"] == ["the series is still arriving"]
     assert deliver(ledger) == [("raised", "provisional", "critical", "preliminary")]
