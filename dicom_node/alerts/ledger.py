@@ -272,7 +272,7 @@ class Ledger:
                     " AND state IN ('queued', 'sending', 'waiting') AND level != 'critical' AND due < :end",
                     {"end": quiet_until, "channel": channel},
                 )
-            row = _next(execute, channel, now)
+            row = _next(execute, channel, now, "critical" if quiet_until is not None else None)
             if row is None:
                 return None
             execute("UPDATE message SET state = 'sending', attempts = attempts + 1 WHERE id = ?", (row["id"],))
@@ -335,8 +335,14 @@ class Ledger:
             ).fetchone()[0]
 
 
-def _next(execute: Execute, channel: str, now: float) -> sqlite3.Row | None:
-    """The message of a channel that goes next; an escalation that nobody needs any more is cancelled on the way."""
+def _next(execute: Execute, channel: str, now: float, only: str | None) -> sqlite3.Row | None:
+    """The message of a channel that goes next; an escalation that nobody needs any more is cancelled on the way.
+
+    Parameters
+    ----------
+    only : a level; what has another one waits
+
+    """
     rows = execute(
         "SELECT message.*, alert.acknowledged, alert.state AS alert_state FROM message"
         " JOIN alert ON alert.id = alert_id"
@@ -351,7 +357,7 @@ def _next(execute: Execute, channel: str, now: float) -> sqlite3.Row | None:
             update(execute, "message", row["id"], {"state": "cancelled", "holds": 0})
         elif row["alert_id"] in held:
             continue
-        elif _is_due(row, now):
+        elif _is_due(row, now) and only in (None, row["level"]):
             return row
         elif row["attempts"]:
             held.add(row["alert_id"])
@@ -359,8 +365,14 @@ def _next(execute: Execute, channel: str, now: float) -> sqlite3.Row | None:
 
 
 def _is_due(row: sqlite3.Row, now: float) -> bool:
-    """Whether a message may go; one that waits longer than any wait does so because the clock has been set back."""
-    return row["state"] == "sending" or row["due"] <= now or (row["holds"] and row["due"] > now + LONGEST_HOLD_S)
+    """Whether a message may go.
+
+    One that was written later than now, or waits longer than any wait, does so because the clock has been set back:
+    then it goes, for too early is better than by as much too late.
+    """
+    longest_s = LONGEST_HOLD_S if row["holds"] > 1 else LONGEST_WAIT_S
+    is_from_later = row["created"] > now + LONGEST_WAIT_S or (row["holds"] and row["due"] > now + longest_s)
+    return row["state"] == "sending" or row["due"] <= now or is_from_later
 
 
 def _find(execute: Execute, study_uid: str, series_uid: str) -> sqlite3.Row | None:

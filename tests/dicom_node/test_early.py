@@ -317,6 +317,9 @@ def test_the_desk_hands_it_on_and_times_it():
     desk.feed(*assembler.stored("ct", Instance("1", "1.2", "ct", "one", "le", path, "hash"), 0.0))
     desk.pump(0.0)
     report = json.dumps({"decision": {"level": "urgent"}, "findings": [], "provisional": True})
+    with pytest.raises(RuntimeError, match="answered 1/9/1 early instead of"):  # a worker that has lost count
+        desk.hear({"is": "early", "series": "1/9/1", "report": report, "patient": {"PatientID": "9"}, "key": "k"})
+    assert heard.pop() == "killed"
     desk.hear({"is": "early", "series": "1/1.2/1", "report": report, "patient": {"PatientID": "7"}, "key": "k"})
     ((assembly, told, patient),) = heard
     assert (assembly.series_uid, told, patient) == ("1.2", report, {"PatientID": "7"})

@@ -327,6 +327,26 @@ def test_a_clock_that_is_set_back_holds_up_nothing_for_good(ledger: Ledger):
     assert deliver(ledger, now=now - 10 * LONGEST_HOLD_S)
 
 
+@pytest.mark.parametrize("back_s", [600.0, 5 * LONGEST_HOLD_S])
+def test_a_clock_that_is_set_back_delays_nothing(journal: Journal, back_s: float):
+    ledger = Ledger(journal, [Channel("ed"), Channel("down"), Channel("phone", after_s=300)])
+    note(ledger, report())
+    now = time.time()
+    (message, _) = ledger.claim("down", now)
+    ledger.unreachable(message, "down", 60)
+    assert ledger.claim("phone", now - 1) is None, "a look that began a moment before it was written"
+    for name in ("ed", "down", "phone"):
+        assert len(deliver(ledger, name, now=now - back_s)) == 1, name
+
+
+def test_a_clock_that_is_set_back_breaks_no_quiet_hours(journal: Journal):
+    now = time.time()
+    ledger = Ledger(journal, [Channel("ed", night=(now - 3600, now + 3600))])
+    note(ledger, report("urgent", 5))
+    assert deliver(ledger, now=now - 600, quiet_until=now + 3600) == []
+    assert len(deliver(ledger, now=now + 3601)) == 1
+
+
 def test_who_gives_a_message_up_frees_its_alert(ledger: Ledger):
     note(ledger, report())
     assert ledger.cancel(1)
