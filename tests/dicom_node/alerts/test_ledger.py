@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dicom_node.alerts.ledger import LONGEST_HOLD_S, Ledger
+from dicom_node.alerts.text import headline
 from dicom_node.journal import Journal, JournalError, SeriesState
 from tests.dicom_node.alerts.made import EARLY, PATIENT, SERIES, STUDY, Channel, note, report
 
@@ -77,6 +78,7 @@ def test_what_does_not_alarm_raises_nothing_and_withdraws(ledger: Ledger, level:
     (alert,) = ledger.alerts()
     assert (alert.state, alert.level, alert.is_open) == ("withdrawn", "critical", False)
     assert alert.reason == report(level)["decision"]["reason"]
+    assert headline(alert) == "WITHDRAWN (critical): no finding", "part of a head does not show that there is no blood"
     assert [told[:2] for told in deliver(ledger)] == [("raised", "provisional"), ("withdrawn", "withdrawn")]
 
 
