@@ -231,12 +231,23 @@ class Ledger:
             execute(f"DELETE FROM alert WHERE MAX(changed, IFNULL(acknowledged, 0)) < :before AND {gone}", said)  # noqa: S608
 
     def retry(self, message_id: int | None = None) -> int:
-        """Try one message now, or all that are parked or wait; how many there were."""
+        """Try one message now, or all that are parked or wait; how many there were.
+
+        What was parked while its channel was told something later of the same alert is given up instead: to tell it now
+        would raise what has been withdrawn.
+        """
         chosen = "state IN ('parked', 'waiting')" + ("" if message_id is None else " AND id = :id")
+        said = {"id": message_id, "now": time.time()}
         with self._journal.transaction() as execute:
+            execute(
+                f"UPDATE message SET state = 'cancelled', last_error = 'overtaken' WHERE {chosen} AND EXISTS"  # noqa: S608
+                " (SELECT 1 FROM message AS later WHERE (later.alert_id, later.channel) = (message.alert_id,"
+                " message.channel) AND later.id > message.id AND later.state = 'sent')",
+                said,
+            )
             return execute(
                 f"UPDATE message SET state = 'waiting', refusals = 0, holds = 0, due = :now WHERE {chosen}",  # noqa: S608
-                {"id": message_id, "now": time.time()},
+                said,
             ).rowcount
 
     def cancel(self, message_id: int) -> bool:
@@ -336,12 +347,9 @@ class Ledger:
 
 
 def _next(execute: Execute, channel: str, now: float, only: str | None) -> sqlite3.Row | None:
-    """The message of a channel that goes next; an escalation that nobody needs any more is cancelled on the way.
+    """The message of a channel that goes next, of one level `only` or of any.
 
-    Parameters
-    ----------
-    only : a level; what has another one waits
-
+    An escalation that nobody needs any more is cancelled on the way.
     """
     rows = execute(
         "SELECT message.*, alert.acknowledged, alert.state AS alert_state FROM message"
@@ -365,11 +373,7 @@ def _next(execute: Execute, channel: str, now: float, only: str | None) -> sqlit
 
 
 def _is_due(row: sqlite3.Row, now: float) -> bool:
-    """Whether a message may go.
-
-    One that was written later than now, or waits longer than any wait, does so because the clock has been set back:
-    then it goes, for too early is better than by as much too late.
-    """
+    """Whether a message may go, or was written or put off before the clock was set back: rather too early than late."""
     longest_s = LONGEST_HOLD_S if row["holds"] > 1 else LONGEST_WAIT_S
     is_from_later = row["created"] > now + LONGEST_WAIT_S or (row["holds"] and row["due"] > now + longest_s)
     return row["state"] == "sending" or row["due"] <= now or is_from_later

@@ -315,10 +315,19 @@ def test_what_was_refused_holds_up_its_own_alert_alone_and_is_parked_in_the_end(
     assert deliver(ledger) == [("raised", "confirmed", "urgent", "final")]
     (bad, _) = ledger.claim("ed", now + 99)
     ledger.refused(bad, "AE: no such patient", None)
-    assert deliver(ledger) == [("confirmed", "confirmed", "critical", "final")]
     assert messages(ledger)[0] == ("raised", "parked")
     assert ledger.retry() == 1
-    assert [told[0] for told in deliver(ledger)] == ["raised"]
+    assert [told[0] for told in deliver(ledger)] == ["raised", "confirmed"]
+
+
+def test_what_was_overtaken_while_it_was_parked_is_not_told_any_more(ledger: Ledger):
+    note(ledger, EARLY, final=False)
+    note(ledger, report("routine"))
+    (bad, _) = ledger.claim("ed", time.time())
+    ledger.refused(bad, "AE: no such patient", None)
+    assert deliver(ledger) == [("withdrawn", "withdrawn", "critical", "final")]
+    assert (ledger.retry(), deliver(ledger)) == (0, [])
+    assert messages(ledger)[0] == ("raised", "cancelled")
 
 
 def test_a_clock_that_is_set_back_holds_up_nothing_for_good(ledger: Ledger):
