@@ -87,7 +87,7 @@ def _page(
         if not isinstance(hu := pictures.hu(entry), NotAnalysed)
         for told in [_slice(entry, hu, masks)]
     ]
-    listed = study.Study(dict(report), (), (), tuple(chosen), masks)
+    listed = study.Study(dict(report), None, (), (), tuple(chosen), masks)
     left, right = slices.sides(chosen)
     stack = {
         "key": min(listed.key_slice, max(0, len(shown) - 1)),

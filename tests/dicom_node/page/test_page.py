@@ -419,6 +419,19 @@ def test_what_is_unsafe_is_said_as_long_as_it_is(folder: Folder):
     assert "hazard" not in browse(folder).get("/").text.partition("<noscript>")[0]
 
 
+def test_findings_of_an_older_revision_say_so(folder: Folder):
+    placed = folder.place(1)
+    folder.analyse(placed, "critical")
+    said = "Findings of revision 1: revision 2"
+    assert said not in browse(folder).get(placed.address).text
+    extra = placed.paths[0].with_name("1.2.1.1.99.dcm")
+    extra.write_bytes(placed.paths[0].read_bytes())
+    assert f"{said} has no result yet." in browse(folder).get(placed.address).text
+    placed.paths.append(extra)
+    folder.record(placed, SeriesState.FAILED, "a bug", revision=2)
+    assert f"{said} has none." in browse(folder).get(placed.address).text
+
+
 def test_revisions_and_stages_stand_in_order(folder: Folder):
     placed = folder.place(1)
     folder.age(placed, 100)
