@@ -1,0 +1,208 @@
+"""A node and an archive as processes of their own, to be measured from outside."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+from prometheus_client.parser import text_string_to_metric_families
+from pydicom.uid import Comprehensive3DSRStorage, EncapsulatedPDFStorage, SecondaryCaptureImageStorage
+
+from dicom_node.demo import ROLES
+from dicom_node.pacs import Pacs
+from runtime.errors import ScansideError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+PATIENCE_S = 180
+ROLE_OF = {**ROLES, Comprehensive3DSRStorage: "sr", SecondaryCaptureImageStorage: "sc", EncapsulatedPDFStorage: "pdf"}
+CONFIGURATION = """[node]
+port = {port}
+folder = "node"
+free_floor_gb = 0.2
+max_associations = 64
+
+[[destinations]]
+name = "archive"
+ae_title = "ARCHIVE"
+host = "127.0.0.1"
+port = {archive}
+
+[web]
+port = {web}
+
+[log]
+format = "json"
+"""
+
+
+class RunError(ScansideError):
+    """A node, an archive or a sender that did not do its part."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """An object in the archive: when it had it, in seconds since the epoch, and which."""
+
+    at: float
+    role: str
+    series_uid: str
+
+
+class Archive(Protocol):
+    """Where results go."""
+
+    name: str
+    port: int
+
+    def arrivals(self, log: Path) -> list[Arrival]:
+        """What it has so far; `log` is the node's."""
+
+
+class Ours:
+    """The archive of the demo, which has an object on its disk before it says so."""
+
+    name = "scanside's own archive"
+
+    def __init__(self, folder: Path) -> None:
+        self._pacs = Pacs(folder)
+        self._pacs.start()
+        self.port = self._pacs.port
+        self.close = self._pacs.stop
+
+    def arrivals(self, log: Path) -> list[Arrival]:  # noqa: ARG002  # it knows by itself
+        return [Arrival(at, ROLE_OF.get(sop_class, "other"), "") for at, sop_class, _ in list(self._pacs.received)]
+
+
+class Orthanc:
+    """Orthanc as Debian ships it: an object is there when the node has its answer, as the node's log tells."""
+
+    name = "Orthanc"
+
+    def __init__(self, folder: Path) -> None:
+        if not shutil.which("Orthanc"):
+            raise RunError("Orthanc is not installed: apt-get install orthanc, or leave out --orthanc")
+        folder.mkdir(parents=True)
+        self.port, web = free_port(), free_port()
+        path = folder / "orthanc.json"
+        settings = {
+            "StorageDirectory": str(folder), "IndexDirectory": str(folder), "DicomPort": self.port, "HttpPort": web,
+            "DicomCheckCalledAet": False, "DicomAlwaysAllowStore": True, "OverwriteInstances": True,
+            "UnknownSopClassAccepted": True,
+        }  # fmt: skip
+        path.write_text(json.dumps(settings))
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self._process = subprocess.Popen(("Orthanc", str(path)), **quiet)
+        wait_for_port(self.port)
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(30)
+
+    def arrivals(self, log: Path) -> list[Arrival]:
+        return [
+            Arrival(when(line), line["role"].partition("-")[0], line["series_uid"])
+            for line in told(log)
+            if line["event"] == "result_sent"
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A running `scanside serve`."""
+
+    pid: int
+    port: int
+    web: int
+    folder: Path
+    started_s: float  # from its start to its open port
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "node.log"
+
+    def stages(self) -> dict[str, tuple[float, int]]:
+        """Seconds and count of each stage so far, as its metrics tell."""
+        address = f"http://127.0.0.1:{self.web}/metrics"
+        with urllib.request.urlopen(address, timeout=10) as answer:  # http, to this machine
+            families = {one.name: one for one in text_string_to_metric_families(answer.read().decode())}
+        found: dict[str, dict[str, float]] = {}
+        for one in families["scanside_stage_seconds"].samples:
+            found.setdefault(one.labels["stage"], {})[one.name.rpartition("_")[2]] = one.value
+        return {name: (values["sum"], int(values["count"])) for name, values in found.items()}
+
+
+@contextmanager
+def serving(folder: Path, archive: int, more: str = "") -> Iterator[Node]:
+    """`scanside serve`, from when its port is open.
+
+    Parameters
+    ----------
+    archive : port of its destination
+    more : further sections of its configuration
+
+    """
+    port, web = free_port(), free_port()
+    config = folder / "node.toml"
+    config.write_text(CONFIGURATION.format(port=port, archive=archive, web=web) + more)
+    began = time.perf_counter()
+    with (folder / "node.log").open("w") as log:
+        command = [sys.executable, "-m", "scanside", "serve", "--config", str(config)]
+        process = subprocess.Popen(command, stderr=log, stdout=log)
+    try:
+        wait_for_port(port, process)
+        yield Node(process.pid, port, web, folder, time.perf_counter() - began)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes] | None = None) -> None:
+    """Wait until somebody listens.
+
+    Raises
+    ------
+    RunError : nobody does in time, or the process has ended
+
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline and (process is None or process.poll() is None):
+        with suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        time.sleep(0.01)
+    raise RunError(f"nobody listens on port {port}: see the log of what should")
+
+
+def told(log: Path) -> list[dict[str, Any]]:
+    """The lines of a node's log that are whole."""
+    lines = []
+    for line in log.read_text().splitlines():
+        with suppress(ValueError):
+            lines.append(json.loads(line))
+    return [line for line in lines if isinstance(line, dict) and "event" in line]
+
+
+def when(line: dict[str, Any]) -> float:
+    """Seconds since the epoch of a line of a log."""
+    return datetime.fromisoformat(line["timestamp"]).timestamp()
