@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 QUIET_S = 0.6  # without another object before a round is over: an archive gets them one after the other
 SETTLING_S = 1.0  # between two rounds: what the last one left behind is not the next one's
+ALONE = 500_000  # what is analysed for the floor is a study of its own, too
 SYNCED_B = 526_000
 TARGETS_MS = {"40 slices": 300.0, "320 slices": 600.0}  # at p95, pushed at 20 slices a second
 
@@ -67,7 +68,8 @@ def measure(
                 for number in range(1, rounds + 1):
                     for count, head in heads.items():
                         _round(record, node, archive, head.write(folder / "scan", 1000 * count + number), rate)
-                        own = floors.closing(one, head.write(folder / "scan", 1), folder / "alone")
+                        alone = head.write(folder / "scan", ALONE + 1000 * count + number)
+                        own = floors.closing(one, alone, folder / "alone")
                         _floors(record, count, own, archive.port)
                         shutil.rmtree(folder / "alone")
                         time.sleep(SETTLING_S)

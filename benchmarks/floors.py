@@ -16,8 +16,9 @@ from pydicom import dcmread
 from pynetdicom import build_context
 
 from benchmarks import ingest
+from benchmarks.running import RunError
 from benchmarks.timing import once_ms
-from dicom_node import analysis, results
+from dicom_node import analysis, dimse, results
 from dicom_node.analysis import Analyser, Series
 from runtime.bundle import open_bundle
 from runtime.session import open_session
@@ -88,7 +89,13 @@ class _timed:  # noqa: N801  # reads as the context manager that it is
 
 
 def round_trip_ms(files: Sequence[Path], port: int) -> float:
-    """Milliseconds to store objects over loopback, from connecting to the last answer, with all encoded before."""
+    """Milliseconds to store objects over loopback, from connecting to the last answer, with all encoded before.
+
+    Raises
+    ------
+    RunError : one was refused
+
+    """
     messages, contexts = [], []
     for number, path in enumerate(files):
         head = dcmread(path, stop_before_pixels=True)
@@ -107,6 +114,8 @@ def _store(request: bytes, messages: Sequence[bytes], port: int) -> None:
         ingest.read_pdu(peer)
         for message in messages:
             peer.sendall(message)
-            ingest.read_pdu(peer)
+            status = dimse.Command(ingest.read_pdu(peer)[6:]).number(dimse.STATUS)
+            if status != dimse.SUCCESS:
+                raise RunError(f"an object was refused with status {status:04X}")
         peer.sendall(struct.pack(">BxL4x", 5, 4))
         ingest.read_pdu(peer)

@@ -178,9 +178,10 @@ def encoded(path: Path, piece: int = 16000, context_id: int = 1) -> bytes:
     )
 
 
-def read_pdu(peer: socket.socket) -> None:
+def read_pdu(peer: socket.socket) -> bytes:
+    """The next PDU without its head."""
     head = _exactly(peer, 6)
-    _exactly(peer, struct.unpack(">BxL", head)[1])
+    return _exactly(peer, struct.unpack(">BxL", head)[1])
 
 
 def _exactly(peer: socket.socket, size: int) -> bytes:
