@@ -285,7 +285,8 @@ def analyse(
     folder: Annotated[Path, typer.Argument(help="DICOM files, any depth.")],
     target: Annotated[Path, typer.Option("--out", help="Results, one folder per series.")],
     config: Annotated[
-        Path | None, typer.Option(help="The node's: its bundle, triage rules and limits hold. Default: the usual ones.")
+        Path | None,
+        typer.Option(help="The node's: its bundle, rules, limits and results hold. Default: the usual ones."),
     ] = None,
     bundle: BundleFolder = None,
     precision: Annotated[
@@ -300,6 +301,7 @@ def analyse(
     from dicom_node import folder as folders
     from dicom_node import tables
     from dicom_node.analysis import Analyser
+    from dicom_node.results import Form
     from runtime.bundle import open_bundle
     from runtime.session import open_session, self_test
     from runtime.triage import Rule
@@ -307,6 +309,8 @@ def analyse(
     series, others = folders.find(folder)
     said = configuration.load(config) if config else configuration.Config()
     opened = open_bundle(bundle or said.model.bundle, said.model.trusted_keys)
+    told = said.model_dump(mode="json", include={"results", "codes"})
+    form = Form.of(told["results"], told["codes"], opened.classes)
     session = open_session(
         opened,
         said.model.backend,
@@ -319,12 +323,13 @@ def analyse(
     analyser = Analyser(
         opened,
         session,
-        [Rule(rule.level, rule.classes, rule.volume_ml) for rule in said.triage],
+        [Rule(**rule.model_dump()) for rule in said.triage],
         min_slices=min_slices or said.series.min_slices,
         min_coverage_mm=said.series.min_coverage_mm,
         max_lossy_ratio=said.series.max_lossy_ratio,
         bone_kernels=said.series.bone_kernels,
         max_batch=said.model.max_batch or session.max_batch,
+        form=form,
     )
     with _progress("images", sum(map(len, series.values()))) as advance:
         done = folders.analyse(analyser, series, target, advance)
@@ -509,11 +514,18 @@ def export(
     minimum_ml: Annotated[
         float, typer.Option(help="Operating point: smallest volume of a class that is a finding.")
     ] = 0.5,
+    minimum_probability: Annotated[
+        float, typer.Option(min=0, max=1, help="And its highest probability in a slice that shows it.")
+    ] = 0.0,
+    minimum_slices: Annotated[
+        int, typer.Option(min=1, max=16, help="And so many neighbouring slices in a row have to show it.")
+    ] = 1,
     contract: Annotated[Path | None, typer.Option(help="TOML that says what an ONNX network sees and answers.")] = None,
 ) -> None:
     """Turn a checkpoint into a bundle: ONNX, golden slices, parity with PyTorch (needs the `export` extra)."""
     from export import bundle as bundles
     from export import foreign
+    from runtime.types import OperatingPoint
     from training import recipe as recipes
     from training.heads import golden_slices
     from training.train import load_checkpoint
@@ -527,7 +539,8 @@ def export(
         said, learnt_from = recipes.load(contract, recipes.Contract), "unknown"
         graph, model = foreign.surround(checkpoint, said)
     golden = golden_slices(said.input.view)
-    parity = bundles.write(said, graph, golden, bundle, minimum_ml=minimum_ml, learnt_from=learnt_from, model=model)
+    point = OperatingPoint(minimum_ml, minimum_probability, minimum_slices)
+    parity = bundles.write(said, graph, golden, bundle, point=point, learnt_from=learnt_from, model=model)
     out.print_json(data=parity)
 
 
@@ -672,7 +685,7 @@ def verify(
     said = configuration.load(config) if config else configuration.Config()
     bundle = bundle or said.model.bundle
     opened = open_bundle(bundle, said.model.trusted_keys)
-    rules = [Rule(rule.level, rule.classes, rule.volume_ml) for rule in said.triage]
+    rules = [Rule(**rule.model_dump()) for rule in said.triage]
     if config:
         check_rules(rules, opened.classes)
     where, there, missing = plans or said.model.plans, [], []
@@ -798,6 +811,46 @@ def bundle_sign(
 
     signature.sign(open_bundle(bundle).folder, key)
     out.print(f"signed: {bundle}", highlight=False)
+
+
+@bundles.command("operate")
+def bundle_operate(
+    bundle: Path,
+    version: Annotated[str, typer.Option(help="The bundle's new version: it answers otherwise from now on.")],
+    classes: Annotated[list[str] | None, typer.Option("--class", help="Only for this one; several times.")] = None,
+    minimum_ml: Annotated[float | None, typer.Option(min=0, help="Smallest volume that is a finding.")] = None,
+    minimum_probability: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Its highest probability in a slice that shows it.")
+    ] = None,
+    minimum_slices: Annotated[
+        int | None, typer.Option(min=1, max=16, help="So many neighbouring slices in a row have to show it.")
+    ] = None,
+) -> None:
+    """Change a bundle's operating point: what is below it is mentioned, is no finding and raises no alert."""
+    from runtime import seal
+    from runtime.bundle import open_bundle
+
+    opened = open_bundle(bundle)
+    unknown = {*(classes or ())} - {*opened.classes[1:]}
+    if unknown:
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: the bundle has {', '.join(opened.classes[1:])}")
+    asked = {
+        "minimum_volume_ml": minimum_ml,
+        "minimum_probability": minimum_probability,
+        "minimum_slices": minimum_slices,
+    }
+    if all(value is None for value in asked.values()):
+        raise typer.BadParameter("--minimum-ml, --minimum-probability, --minimum-slices: give one of them")
+    changes = {
+        name: {**(getattr(opened.manifest, name) or {}), **dict.fromkeys(classes or opened.classes[1:], value)}
+        for name, value in asked.items()
+        if value is not None
+    }
+    seal.change(bundle, lambda _: None, version=version, **changes)
+    _tell_unsigned(opened.is_signed, bundle)
+    for name, point in open_bundle(bundle).operating_point.items():
+        out.print(f"{name}: {point}", highlight=False)
+    out.print(f"now: scanside verify {bundle}, and scanside evaluate {bundle} --seal", highlight=False)
 
 
 @bundles.command("verify")

@@ -36,6 +36,7 @@ from runtime.bundle import open_bundle
 from runtime.manifest import PROCESSOR
 from runtime.ort import OrtSession
 from runtime.triage import Rule
+from runtime.types import OperatingPoint
 from runtime.verdict import Budget
 from training import heads
 from training.train import BEST, load_checkpoint
@@ -87,7 +88,7 @@ def measure(
     recipe, graph = checkpoint.recipe, checkpoint.graph
     if not (folder / "verdicts.json").exists():
         if not (folder / "manifest.json").exists():
-            bundles.write(recipe, graph, heads.golden_slices(recipe.input.view), folder, minimum_ml=0.5)
+            bundles.write(recipe, graph, heads.golden_slices(recipe.input.view), folder, point=OperatingPoint(0.5))
         bundle = open_bundle(folder)
         made = calibrate(bundle, calibration, count=views, budget=budget, on_stage=lambda *_: lambda _: None)
         write_graphs(bundle, made, budget)

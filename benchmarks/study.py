@@ -30,6 +30,7 @@ from export import bundle as bundles
 from models import catalogue
 from runtime.bundle import open_bundle
 from runtime.session import open_session
+from runtime.types import OperatingPoint
 from training import evaluate, heads
 from training.figures import COLOURS, DARK
 from training.recipe import Recipe
@@ -133,7 +134,7 @@ def score(run: Path, cases: Sequence[Case], folder: Path) -> tuple[Row, dict[str
     """Export a trained network into `folder`, and score its bundle on the cases."""
     checkpoint = load_checkpoint(run / BEST)
     recipe, graph = checkpoint.recipe, checkpoint.graph
-    bundles.write(recipe, graph, heads.golden_slices(recipe.input.view), folder, minimum_ml=0.5)
+    bundles.write(recipe, graph, heads.golden_slices(recipe.input.view), folder, point=OperatingPoint(0.5))
     bundle = open_bundle(folder)
     session = open_session(bundle, "onnxruntime")
     scored = [evaluate.score(case, case.images, bundle, session) for case in cases]

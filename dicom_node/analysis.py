@@ -6,15 +6,12 @@ network.
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import json
-import math
 import time
 import traceback
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -23,15 +20,17 @@ import numpy as np
 import structlog
 from pydicom import dcmread
 
-from dicom_node import capture, decode, kernel, results, source
+from dicom_node import decode, kernel, montage, results
 from dicom_node.gate import NotAnalysed, Reason
 from dicom_node.journal import ResultFile, Role, SeriesState
+from dicom_node.series import Seen, Series
 from runtime import geometry
 from runtime.errors import DeviceLost, GeometryError, InferenceError
 from runtime.report import compose
+from runtime.triage import is_higher
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
@@ -39,21 +38,9 @@ if TYPE_CHECKING:
     from runtime.bundle import Bundle
     from runtime.session import Session
     from runtime.triage import Rule
-    from runtime.types import Plane, Report, Slice, SliceLabels, SliceStack
+    from runtime.types import Report, Slice, SliceStack
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What became of each image of a file: a plane when it was analysed, a reason when it was turned away."""
-
-    path: Path
-    images: list[Plane | NotAnalysed] = field(default_factory=list)
-
-    @property
-    def refusals(self) -> list[NotAnalysed]:
-        return [image for image in self.images if isinstance(image, NotAnalysed)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +54,7 @@ class Outcome:
     report : None when it was not analysed
     files : result files, written and synced
     received : slices that came, those of another kind and those turned away included; frames count one by one
+    patient : whose they are, by keyword, as far as one of them says so
 
     """
 
@@ -76,40 +64,7 @@ class Outcome:
     files: tuple[ResultFile, ...] = ()
     code: str | None = None
     received: int = 0
-
-
-@dataclass(slots=True)
-class Series:
-    """What is known so far of one series that is still open."""
-
-    started: datetime = field(default_factory=lambda: datetime.now(UTC))
-    paths: dict[str, Path] = field(default_factory=dict)  # by the slices' keys, like all below
-    headers: dict[str, Dataset] = field(default_factory=dict)
-    planes: dict[str, Plane] = field(default_factory=dict)
-    sizes: set[tuple[int, ...]] = field(default_factory=set)
-    order: list[tuple[float, str]] = field(default_factory=list)  # places along the first slice's normal, mm
-    recent: dict[str, NDArray[np.int16]] = field(default_factory=dict)  # HU of the last slices
-    labels: dict[str, SliceLabels] = field(default_factory=dict)
-    looked_at: dict[str, tuple[str, ...]] = field(default_factory=dict)  # what each answer was made from
-    files: list[Path] = field(default_factory=list)  # all of them, whatever became of them
-    rank: tuple[bool, float] | None = None  # see `dicom_node.kernel`; None before the first slice
-    refused: list[NotAnalysed] = field(default_factory=list)
-    repeated: int = 0  # images that say they are one that is here already
-
-    def add(self, path: Path, header: Dataset, slice_: Slice) -> None:
-        """Take a slice in and find its place among the others."""
-        self.paths[slice_.key], self.headers[slice_.key] = path, header
-        self.planes[slice_.key], self.recent[slice_.key] = slice_.plane, slice_.hu
-        self.sizes.add(slice_.hu.shape)
-        normal = next(iter(self.planes.values())).normal_lps
-        bisect.insort(self.order, (float(normal @ np.asarray(slice_.plane.origin_lps)), slice_.key))
-
-    def hu(self, key: str) -> NDArray[np.int16]:
-        """HU of a slice: one of the last, or decoded again, for keeping all would hold whole series in memory."""
-        if key in self.recent:
-            return self.recent[key]
-        _, slice_ = next(decode.read(self.paths[key], math.inf, source.frame_number(self.headers[key])))
-        return slice_.hu
+    patient: Mapping[str, str] = field(default_factory=dict)
 
 
 class Analyser:
@@ -124,6 +79,7 @@ class Analyser:
     max_batch : most slices in one inference
     max_lossy_ratio : images that were compressed lossily by more are turned away
     bone_kernels : regular expressions for the ConvolutionKernel of series for bone
+    form : what results look like
 
     """
 
@@ -138,6 +94,7 @@ class Analyser:
         max_batch: int,
         max_lossy_ratio: float = 1.0,
         bone_kernels: Sequence[str] = kernel.BONE_KERNELS,
+        form: results.Form = results.USUAL,
     ) -> None:
         self.bundle, self.session, self.max_batch = bundle, session, max_batch
         self.reload(
@@ -146,6 +103,7 @@ class Analyser:
             min_coverage_mm=min_coverage_mm,
             max_lossy_ratio=max_lossy_ratio,
             bone_kernels=bone_kernels,
+            form=form,
         )
 
     def reload(
@@ -156,8 +114,10 @@ class Analyser:
         min_coverage_mm: float,
         max_lossy_ratio: float,
         bone_kernels: Sequence[str],
+        form: results.Form,
     ) -> None:
         """Go by other rules and limits, from the next slice and the next series that closes on."""
+        self._form = form
         self._rules, self._max_lossy_ratio, self._bone_kernels = tuple(rules), max_lossy_ratio, tuple(bone_kernels)
         self._min_slices, self._min_coverage_mm = min_slices, min_coverage_mm
 
@@ -232,7 +192,30 @@ class Analyser:
             for number, (shown, answered) in enumerate(batch):
                 first = number * self.bundle.view.answered
                 for key, answer in zip(answered, answers[first:], strict=False):
-                    series.labels[key], series.looked_at[key] = answer, shown
+                    series.answered(key, answer, shown)
+
+    def look(self, series: Series) -> Report | None:
+        """A provisional report, whenever the slices so far make a higher level of triage than was told before.
+
+        Pixel counts say whether that can be; only then all labels are measured. What may turn out to be no head, or
+        not to be needed (a series for bone), says nothing before its end.
+        """
+        here = len(series.evidence)
+        if here < max(self._min_slices, series.next_look) or len(series.sizes) > 1 or not series.rank or series.rank[0]:
+            return None
+        level = series.evidence.level(self.bundle.operating_point, self._rules)
+        if not is_higher(level, series.told):
+            return None
+        series.next_look = here + here // 8 + 1  # should it come to nothing: not all of them again for every slice
+        try:
+            stack = geometry.stack({key: series.planes[key] for key in series.labels}, growing=True)
+        except GeometryError:  # closing says so
+            return None
+        report = compose(stack, series.labels, self.bundle, self.session.identity, self._rules, arriving=True)
+        if not is_higher(report.decision.level, series.told):
+            return None
+        series.told, series.next_look = report.decision.level, 0
+        return report
 
     def close(
         self,
@@ -277,7 +260,9 @@ class Analyser:
             reason = "; ".join((str(refusal), *wanting))
             is_told = refusal.reason.leaves_out_a_head(wanting)
             files = self._notice(reason, series, folder, revision, predecessor) if is_told else ()
-            return Outcome(SeriesState.NOT_ANALYSED, reason, None, files, refusal.reason.name)
+            return Outcome(
+                SeriesState.NOT_ANALYSED, reason, None, files, refusal.reason.name, patient=self.whose(series)
+            )
         except (DeviceLost, results.NoRoom):
             raise
         except InferenceError as error:  # of ours, and about no patient
@@ -286,14 +271,26 @@ class Analyser:
             frame = traceback.extract_tb(error.__traceback__)[-1]
             reason = f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
             log.error("series_failed", reason=reason)  # noqa: TRY400  # a traceback would quote the message
-        return Outcome(SeriesState.FAILED, reason, None, self._notice(reason, series, folder, revision, predecessor))
+        return self._failed(reason, series, folder, revision, predecessor)
 
     def give_up(
         self, reason: str, files: list[Path], folder: Path, *, revision: int, predecessor: Path | None = None
     ) -> Outcome:
         """Say of a series that nothing could be made of it; the reason is the caller's."""
-        notice = self._notice(reason, Series(files=files), folder, revision, predecessor)
-        return Outcome(SeriesState.FAILED, reason, None, notice)
+        return self._failed(reason, Series(files=files), folder, revision, predecessor)
+
+    def _failed(self, reason: str, series: Series, folder: Path, revision: int, predecessor: Path | None) -> Outcome:
+        notice = self._notice(reason, series, folder, revision, predecessor)
+        return Outcome(SeriesState.FAILED, reason, None, notice, patient=self.whose(series))
+
+    @staticmethod
+    def whose(series: Series) -> dict[str, str]:
+        """Whose images they are, if one of them says so."""
+        try:
+            return results.whose(next(iter(series.headers.values()), None) or decode.legible(series.files))
+        except Exception as error:  # noqa: BLE001  # as in `close`: what made the series fail may be in the header
+            log.error("patient_unknown", reason=type(error).__name__)  # noqa: TRY400
+            return {}
 
     def _notice(
         self, reason: str, series: Series, folder: Path, revision: int, predecessor: Path | None
@@ -337,7 +334,6 @@ class Analyser:
             missing=[*missing, *incomplete],
             left_out=left_out,
         )
-        received = len(series.planes) + series.repeated + len(series.refused)
         objects = results.build(
             [series.headers[key] for key in stack.keys],
             np.stack([series.labels[key].labels for key in stack.keys]),
@@ -346,9 +342,11 @@ class Analyser:
             revision=revision,
             started=series.started,
             predecessor=dcmread(predecessor, stop_before_pixels=True) if predecessor else None,
+            form=self._form,
         )
-        paths = results.write(objects, folder, to_json(report, received))
-        return Outcome(SeriesState.ANALYSED, None, report, _result_files(objects, paths), received=received)
+        paths = results.write(objects, folder, to_json(report, series.received))
+        files = _result_files(objects, paths)
+        return Outcome(SeriesState.ANALYSED, None, report, files, received=series.received, patient=self.whose(series))
 
     def _stack(self, series: Series) -> SliceStack:
         if not series.planes:
@@ -372,7 +370,7 @@ class Analyser:
     @staticmethod
     def _pictured(series: Series, stack: SliceStack, report: Report) -> dict[str, NDArray[np.int16]]:
         """HU of the slices worth a picture."""
-        return {key: series.hu(key) for key in capture.key_slices(report, stack.keys)}
+        return {key: series.hu(key) for key in montage.pictured(report, stack.keys)}
 
 
 def to_json(report: Report, received: int) -> str:

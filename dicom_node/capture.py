@@ -15,24 +15,26 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pydicom.valuerep import DA, TM
 
 from dicom_node import codes
-from dicom_node.source import frame_number, plane, reference, slice_key
+from dicom_node.source import frame_number, instances, plane, reference, slice_key
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
     from dicom_node.uids import Issue
-    from runtime.types import Plane, Report, Vector
+    from runtime.types import Finding, Plane, Report, Vector
 
 MAX_IMAGES = 8
+A_REVISION = MAX_IMAGES + 1  # instance numbers: an overview, then the key slices
 MAX_FINDINGS = 6  # that the panel has room for
 WINDOW_LEVEL_HU, WINDOW_WIDTH_HU = 40, 80  # brain
 SIDE = 768  # pixels of the square that holds the slice: 512 x 1.5, so that text is legible beside it
-PANEL = 336  # pixels of the panel to the right of it
-MARGIN = 22
-FOOTER = SIDE - 162  # where the panel's last block begins
+PANEL = 384  # pixels of the panel to the right of it; both in a viewport of 512: text has 8 pixels there
+MARGIN = 20
+FOOTER = SIDE - 188  # where the panel's last block begins
+SMALL, NORMAL, LARGE = 18, 22, 34  # font sizes
 
 DESCRIPTION = "Brain window with contours of the segmented haemorrhage. Research use only"
 
@@ -61,10 +63,15 @@ def key_slices(report: Report, keys: Sequence[str]) -> tuple[str, ...]:
     """
     if not report.findings:
         return tuple(dict.fromkeys(keys[int(len(keys) * part)] for part in (0.25, 0.42, 0.58, 0.75)))
-    wanted = [finding.key_slice for finding in report.findings]
-    for part in (0.25, 0.75):
-        wanted += [finding.keys[int(len(finding.keys) * part)] for finding in report.findings]
-    return tuple(dict.fromkeys(wanted))[:MAX_IMAGES]
+    wanted = [telling(finding) for finding in report.findings]
+    in_turn = (one[place] for place in range(3) for one in wanted if place < len(one))
+    return tuple(dict.fromkeys(in_turn))[:MAX_IMAGES]
+
+
+def telling(finding: Finding) -> tuple[str, ...]:
+    """Slices that show a finding best: where most of it is, and a quarter and three quarters through it."""
+    keys = finding.keys
+    return tuple(dict.fromkeys([finding.key_slice, *(keys[int(len(keys) * part)] for part in (0.25, 0.75))]))
 
 
 def build(
@@ -74,51 +81,61 @@ def build(
     report: Report,
     issue: Issue,
 ) -> list[SCImage]:
-    """One Secondary Capture for each slice whose HU are given, in the order of `hu`, all in one series.
+    """One Secondary Capture for each key slice whose HU are given, behind the overview in the same series.
 
     Parameters
     ----------
     sources : normalised headers in stack order
     labels : ``(N, H, W)``, class index per pixel
-    hu : ``(H, W)`` Hounsfield units by `dicom_node.source.slice_key`; every key must be a source's
+    hu : ``(H, W)`` Hounsfield units by `dicom_node.source.slice_key`
     report : what was found
     issue : names the objects
 
     """
     slices = {slice_key(source): (source, mask) for source, mask in zip(sources, labels, strict=True)}
-    if unknown := ", ".join(sorted(hu.keys() - slices.keys())):
-        raise ValueError(f"HU of slices that are not of this series: {unknown}")
     images = []
-    for index, key in enumerate(hu):
+    for key in key_slices(report, list(slices)):
+        if key not in hu:
+            continue
         source, mask = slices[key]
-        where = plane(source)
-        image = SCImage.from_ref_dataset(
-            ref_dataset=source,
-            pixel_array=render(hu[key], mask, report, key, plane=where, caption=_caption(source)),
-            photometric_interpretation="RGB",
-            bits_allocated=8,
-            coordinate_system="PATIENT",
-            transfer_syntax_uid=ExplicitVRLittleEndian,
-            patient_orientation=(_direction(where.row_lps), _direction(where.column_lps)),
-            **issue.attributes("OT", f"sc:{key}", number=(issue.revision - 1) * MAX_IMAGES + index + 1),
-        )
-        complete(image, source, issue, description=DESCRIPTION)
-        images.append(image)
+        caption = named(source)
+        picture = render(hu[key], mask, report, key, plane=plane(source), caption=caption, own=issue.codes)
+        images.append(wrap(picture, [source], issue, f"sc:{key}", place=len(images) + 2, description=DESCRIPTION))
     return images
 
 
-def complete(image: SCImage, source: Dataset, issue: Issue, *, description: str) -> None:
+def wrap(
+    picture: NDArray[np.uint8], shown: Sequence[Dataset], issue: Issue, role: str, *, place: int, description: str
+) -> SCImage:
+    """A picture of slices as Secondary Capture, `place` in this revision's part of the series, from 1."""
+    where = plane(shown[0])
+    image = SCImage.from_ref_dataset(
+        ref_dataset=shown[0],
+        pixel_array=picture,
+        photometric_interpretation="RGB",
+        bits_allocated=8,
+        coordinate_system="PATIENT",
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        patient_orientation=(_direction(where.row_lps), _direction(where.column_lps)),
+        **issue.attributes("OT", role, number=(issue.revision - 1) * A_REVISION + place),
+    )
+    complete(image, shown, issue, description=description)
+    return image
+
+
+def complete(image: SCImage, shown: Sequence[Dataset], issue: Issue, *, description: str) -> None:
     """Add what highdicom leaves out, and replace its clock by the issue's."""
-    image.copy_patient_and_study_information(source)
+    image.copy_patient_and_study_information(shown[0])
     image.BodyPartExamined = "HEAD"  # without it Laterality is required (PS3.3 C.7.3.1)
     image.ConversionType = "WSD"
     image.BurnedInAnnotation = "NO"  # nothing that identifies the patient (PS3.3 C.7.6.1)
     image.DerivationDescription = description
     started = issue.started.astimezone()
     image.DateOfSecondaryCapture, image.TimeOfSecondaryCapture = DA(started.date()), TM(started.time())
-    shown = reference(source)
-    shown.PurposeOfReferenceCodeSequence = [CodedConcept.from_code(codes.SOURCE_IMAGE)]
-    image.SourceImageSequence = [shown]
+    references = [reference(*sources) for sources in instances(shown).values()]
+    for item in references:
+        item.PurposeOfReferenceCodeSequence = [CodedConcept.from_code(codes.SOURCE_IMAGE)]
+    image.SourceImageSequence = references
 
 
 def render(
@@ -129,6 +146,7 @@ def render(
     *,
     plane: Plane | None = None,
     caption: str = "",
+    own: Mapping[str, codes.OwnCode] = codes.NONE,
 ) -> NDArray[np.uint8]:
     """Picture of one slice: brain window, contours in the colours of the classes, and a panel that says what they are.
 
@@ -140,36 +158,49 @@ def render(
     key : the slice's key: a finding that is largest here says so
     plane : gives the shape of the pixels and the side markers; without it pixels are square and no side is named
     caption : names the slice, such as ``"series 2, image 17"``
+    own : codes of the configuration
 
     Returns
     -------
     ``(SIDE, SIDE + PANEL, 3)`` RGB
 
     """
-    rows_mm, columns_mm = plane.spacing_mm if plane else (1.0, 1.0)
-    height, width = hu.shape[0] * rows_mm, hu.shape[1] * columns_mm
-    size = round(SIDE * width / max(height, width)), round(SIDE * height / max(height, width))
-    corner = (SIDE - size[0]) // 2, (SIDE - size[1]) // 2
-
-    lowest = WINDOW_LEVEL_HU - WINDOW_WIDTH_HU / 2
-    grey = np.clip((hu.astype(np.float32) - lowest) * (255 / WINDOW_WIDTH_HU), 0, 255).astype(np.uint8)
-    picture = Image.fromarray(grey).resize(size, Image.Resampling.BICUBIC).convert("RGB")
-    for finding in reversed(report.findings):  # the largest last, on top
-        if (labels == finding.label).any():
-            picture.paste(
-                codes.look_up(finding.name, report.model).colour, mask=_contour(labels == finding.label, size)
-            )
     canvas = Image.new("RGB", (SIDE + PANEL, SIDE))
-    canvas.paste(picture, corner)
+    canvas.paste(draw_slice(hu, labels, report, SIDE, plane=plane, own=own))
     draw = ImageDraw.Draw(canvas)
     if plane:
         _draw_sides(draw, plane)
     shown = {finding.name for finding in report.findings if (labels == finding.label).any()}
-    _draw_panel(draw, report, key, shown, caption)
+    draw_panel(draw, report, caption, shown=shown, key=key, own=own)
     return np.asarray(canvas)
 
 
-def _contour(mask: NDArray[np.bool_], size: tuple[int, int]) -> Image.Image:
+def draw_slice(
+    hu: NDArray[np.int16],
+    labels: NDArray[np.uint8],
+    report: Report,
+    side: int,
+    *,
+    plane: Plane | None = None,
+    own: Mapping[str, codes.OwnCode] = codes.NONE,
+) -> Image.Image:
+    """A slice with contours in a square of `side` pixels; parameters are those of `render`."""
+    rows_mm, columns_mm = plane.spacing_mm if plane else (1.0, 1.0)
+    height, width = hu.shape[0] * rows_mm, hu.shape[1] * columns_mm
+    size = round(side * width / max(height, width)), round(side * height / max(height, width))
+    lowest = WINDOW_LEVEL_HU - WINDOW_WIDTH_HU / 2
+    grey = np.clip((hu.astype(np.float32) - lowest) * (255 / WINDOW_WIDTH_HU), 0, 255).astype(np.uint8)
+    picture = Image.fromarray(grey).resize(size, Image.Resampling.BICUBIC).convert("RGB")
+    for finding in reversed(report.findings):  # the largest last, on top
+        mask = labels == finding.label
+        if mask.any():
+            picture.paste(codes.look_up(finding.name, report.model, own).colour, mask=contour(mask, size))
+    square = Image.new("RGB", (side, side))
+    square.paste(picture, ((side - size[0]) // 2, (side - size[1]) // 2))
+    return square
+
+
+def contour(mask: NDArray[np.bool_], size: tuple[int, int]) -> Image.Image:
     """Line of about two pixels just outside a mask, so that what is inside stays visible, however small.
 
     Drawn at twice the size around the mask only, then halved: the edges are smooth and the cost is the lesion's.
@@ -191,46 +222,69 @@ def _grown(mask: Image.Image, *, blur: float, threshold: int) -> Image.Image:
     return mask.filter(ImageFilter.GaussianBlur(blur)).point([0] * threshold + [255] * (256 - threshold))
 
 
+def sides(plane: Plane) -> tuple[str, str]:
+    """The patient's side at the left and at the right edge of an image, such as ``("R", "L")``."""
+    across = _direction(plane.row_lps)
+    return _OPPOSITE[across], across
+
+
 def _draw_sides(draw: ImageDraw.ImageDraw, plane: Plane) -> None:
     """Name the patient's side at the left and right edge, as ImageOrientationPatient gives it."""
-    font = ImageFont.load_default(24)
-    across = _direction(plane.row_lps)
-    for x, side, anchor in ((10, _OPPOSITE[across], "lm"), (SIDE - 10, across, "rm")):
+    font = ImageFont.load_default(LARGE)
+    left, right = sides(plane)
+    for x, side, anchor in ((10, left, "lm"), (SIDE - 10, right, "rm")):
         draw.text((x, SIDE / 2), side, WHITE, font, anchor=anchor, stroke_width=2, stroke_fill=(0, 0, 0))
 
 
-def _draw_panel(draw: ImageDraw.ImageDraw, report: Report, key: str, shown: set[str], caption: str) -> None:
+def draw_panel(
+    draw: ImageDraw.ImageDraw,
+    report: Report,
+    caption: str,
+    *,
+    shown: Collection[str],
+    key: str = "",
+    own: Mapping[str, codes.OwnCode] = codes.NONE,
+) -> None:
+    """Level and reason, what was found in which colour, what is missing, and what made it.
+
+    Parameters
+    ----------
+    shown : names of the findings that the picture shows: their boxes are filled
+    key : of the slice in the picture
+
+    """
     left, right = SIDE + MARGIN, SIDE + PANEL - MARGIN
-    small, normal, large = (ImageFont.load_default(points) for points in (14, 17, 26))
+    small, normal, large = (ImageFont.load_default(points) for points in (SMALL, NORMAL, LARGE))
     draw.rectangle((SIDE, 0, SIDE + PANEL, SIDE), BACKGROUND)
 
     level = report.decision.level
-    draw.rectangle((SIDE, 0, SIDE + PANEL, 56), LEVEL_COLOURS.get(level, LEVEL_COLOURS["routine"]))
-    draw.text((left, 28), level.upper(), WHITE, large, anchor="lm")
+    draw.rectangle((SIDE, 0, SIDE + PANEL, 60), LEVEL_COLOURS.get(level, LEVEL_COLOURS["routine"]))
+    draw.text((left, 30), level.upper(), WHITE, large, anchor="lm")
     if report.provisional:
-        draw.text((right, 28), "PROVISIONAL", WHITE, normal, anchor="rm")
-    y = write(draw, (left, 72), report.decision.reason, normal, WHITE, lines=4)
+        draw.text((right, 30), "PROVISIONAL", WHITE, small, anchor="rm")
+    y = write(draw, (left, 70), report.decision.reason, small, WHITE, lines=4)
 
-    y = _rule(draw, y + 8)
+    y = _rule(draw, y + 6)
     if not report.findings:
-        y = write(
-            draw,
-            (left, y),
-            "No finding" if report.below_threshold or report.provisional else "No haemorrhage segmented",
-            normal,
-            WHITE,
-            lines=1,
-        )
-    for finding in report.findings[:MAX_FINDINGS]:
-        code = codes.look_up(finding.name, report.model)
-        box = (left, y + 4, left + 14, y + 18)
-        draw.rectangle(box, fill=code.colour if finding.name in shown else None, outline=code.colour, width=2)
-        draw.text((left + 24, y), _clip(code.title.removesuffix(" haemorrhage"), normal, 170), WHITE, normal)
-        draw.text((right, y), _millilitres(finding.volume_ml), WHITE, normal, anchor="ra")
-        parts = "1 part" if finding.components == 1 else f"{finding.components} parts"
-        here = ", most of it here" if finding.key_slice == key else ""
-        draw.text((left + 24, y + 22), f"{parts}{here}", DIM, small)
-        y += 50
+        nothing = "No finding" if report.below_threshold or report.provisional else "No haemorrhage segmented"
+        y = write(draw, (left, y), nothing, normal, WHITE, lines=1)
+    rows = report.findings[:MAX_FINDINGS]
+    is_tight = len(rows) > 4  # then the second lines give way
+    for finding in rows:
+        code = codes.look_up(finding.name, report.model, own)
+        box = (left, y + 4, left + 18, y + 22)
+        draw.rectangle(box, fill=code.colour if finding.name in shown else None, outline=code.colour, width=3)
+        volume = _millilitres(finding.volume_ml)
+        title = code.title.removesuffix(" haemorrhage")
+        room = right - left - 30 - round(normal.getlength(volume)) - 8
+        draw.text((left + 30, y), _clip(title, normal, room), WHITE, normal)
+        draw.text((right, y), volume, WHITE, normal, anchor="ra")
+        y += 30
+        if not is_tight:
+            parts = "1 part" if finding.components == 1 else f"{finding.components} parts"
+            here = ", most of it here" if finding.key_slice == key else ""
+            draw.text((left + 30, y - 2), f"{parts}{here}", DIM, small)
+            y += 26
     if len(report.findings) > MAX_FINDINGS:
         more = f"and {len(report.findings) - MAX_FINDINGS} more, see the report"
         y = write(draw, (left, y), more, small, DIM, lines=1)
@@ -239,18 +293,23 @@ def _draw_panel(draw: ImageDraw.ImageDraw, report: Report, key: str, shown: set[
     if notes:
         y = _rule(draw, y + 4)
     for index, note in enumerate(notes):
-        if y > FOOTER - 60:
+        if y > FOOTER - 4 * SMALL:
             write(draw, (left, y), f"and {len(notes) - index} more, see the report", small, DIM, lines=1)
             break
-        y = write(draw, (left, y), note, small, WHITE, lines=4) + 2
+        y = write(draw, (left, y), note, small, WHITE, lines=2) + 2
+    _draw_footer(draw, report, caption)
 
+
+def _draw_footer(draw: ImageDraw.ImageDraw, report: Report, caption: str) -> None:
+    left, right = SIDE + MARGIN, SIDE + PANEL - MARGIN
+    small, normal = ImageFont.load_default(SMALL), ImageFont.load_default(NORMAL)
     draw.line((left, FOOTER, right, FOOTER), RULE)
     model = f"AI: {report.model.name} {report.model.version}"
     extent = f"{report.slices} slices analysed, {report.coverage_mm:.0f} mm"
     for row, text in enumerate((caption, extent, f"W {WINDOW_WIDTH_HU}  L {WINDOW_LEVEL_HU}", model)):
-        draw.text((left, FOOTER + 12 + 20 * row), _clip(text, small, right - left), DIM, small)
-    draw.text((left, FOOTER + 104), "Research use only", WHITE, normal)
-    draw.text((left, FOOTER + 126), "Not a medical device", WHITE, normal)
+        draw.text((left, FOOTER + 10 + 25 * row), _clip(text, small, right - left), DIM, small)
+    draw.text((left, FOOTER + 118), "Research use only", WHITE, normal)
+    draw.text((left, FOOTER + 147), "Not a medical device", WHITE, normal)
 
 
 def _rule(draw: ImageDraw.ImageDraw, y: float) -> float:
@@ -297,7 +356,7 @@ def _millilitres(volume_ml: float) -> str:
     return f"{volume_ml:.1f} ml" if volume_ml >= 1 else f"{volume_ml:.2f} ml"
 
 
-def _caption(source: Dataset) -> str:
+def named(source: Dataset) -> str:
     """The slice as a viewer numbers it."""
     named = (
         ("series", source.get("SeriesNumber")),

@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Literal
 from pynetdicom import build_context
 from pynetdicom.sop_class import (
     Comprehensive3DSRStorage,
+    EncapsulatedPDFStorage,
+    LabelMapSegmentationStorage,
     SecondaryCaptureImageStorage,
     SegmentationStorage,
     Verification,
 )
 
+from dicom_node.codes import CodeError, check_names
 from dicom_node.confirmation import CONTEXTS
 from dicom_node.lock import is_locked
 from dicom_node.receiver import PORT_REMEDIES
@@ -31,8 +34,10 @@ from runtime.errors import BackendError, BundleError, InferenceError, ScansideEr
 from runtime.triage import RuleError, check_rules
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from pydicom.uid import UID
 
     from dicom_node.config import Config
     from dicom_node.mistakes import Mistake
@@ -46,8 +51,14 @@ SOP_CLASSES = {
     "notice": SecondaryCaptureImageStorage,
     "sr": Comprehensive3DSRStorage,
     "sc": SecondaryCaptureImageStorage,
+    "pdf": EncapsulatedPDFStorage,
     "seg": SegmentationStorage,
 }
+
+
+def name_of(sop_class: UID) -> str:
+    """What people call a SOP class; pydicom's dictionary is older than one of them."""
+    return "Label Map Segmentation Storage" if sop_class == LabelMapSegmentationStorage else sop_class.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,19 +210,29 @@ def _peers(config: Config) -> Iterator[Item]:
             yield Item("tls", True, "environment", f"{config.tls.certificate}: can be used")
     for destination in config.destinations:
         if identity or not destination.tls:
-            yield _echo(destination, config.node.ae_title, identity)
+            yield _echo(destination, config.node.ae_title, identity, _sent(config))
 
 
-def _echo(destination: Destination, ae_title: str, identity: Identity | None) -> Item:
+def _sent(config: Config) -> dict[str, str]:
+    """SOP classes of the results that are made, by role."""
+    sent = {**SOP_CLASSES}
+    if not config.results.pdf:
+        del sent["pdf"]
+    if config.results.segmentation == "labelmap":
+        sent["seg"] = LabelMapSegmentationStorage
+    return sent
+
+
+def _echo(destination: Destination, ae_title: str, identity: Identity | None, sent: Mapping[str, str]) -> Item:
     """C-ECHO (DICOM PS3.4 annex A), on an association as results will ask for."""
     name = f"destination {destination.name}"
-    needed = {Verification, *(SOP_CLASSES[role] for role in destination.results)}
+    needed = {Verification, *(sent[role] for role in destination.results if role in sent)}
     needed |= {CONTEXTS[destination.confirm]} if destination.confirm in CONTEXTS else set()
     try:
         association = associate(destination, ae_title, [build_context(each) for each in needed], identity=identity)
     except PeerError as error:
         return Item(name, False, "finding", str(error))
-    if lacking := sorted(context.abstract_syntax.name for context in association.rejected_contexts):
+    if lacking := sorted(name_of(context.abstract_syntax) for context in association.rejected_contexts):
         association.release()
         message = f"does not accept {', '.join(lacking)}: have it accept that, or change its `results` or `confirm`"
         return Item(name, False, "finding", f"{destination.ae_title} accepts an association, but {message}")
@@ -346,10 +367,15 @@ def _gpu(config: Config, bundle: Bundle) -> Iterator[Item]:
 
 
 def _triage(config: Config, bundle: Bundle) -> Iterator[Item]:
+    """Hold what names classes against those that there are."""
     try:
         check_rules(config.triage, bundle.classes)
     except RuleError as error:
         yield Item("triage", False, "configuration", str(error))
+    try:
+        check_names((row.name for row in config.codes), bundle.classes)
+    except CodeError as error:
+        yield Item("codes", False, "configuration", str(error))
 
 
 def _triage_without_bundle(config: Config) -> Iterator[Item]:

@@ -1,5 +1,7 @@
 """The one table of clinical codes and colours: what each class of haemorrhage is called in DICOM.
 
+A bundle may bring codes for its classes, and a site may have its own in the configuration, which go before both.
+
 No DICOM context group holds a subtype of intracranial haemorrhage (all CIDs of PS3.16 searched). So the segment's
 property type is always (50960005, SCT, Hemorrhage), which CID 7159 has, with its anatomic region; the subtype is the
 Finding of the report. SNOMED CT is used under the DICOM agreement (PS3.16 section 8.1).
@@ -13,10 +15,15 @@ from typing import TYPE_CHECKING
 
 from pydicom.sr.coding import Code
 
+from runtime.errors import ScansideError
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
     from runtime.types import ModelIdentity
 
 Colour = tuple[int, int, int]
+OWN_SCHEME = "99SCANSIDE"  # of what no standard has a code for; 99 makes it a private one (PS3.3 8.2)
 
 MORPHOLOGICALLY_ABNORMAL = Code("49755003", "SCT", "Morphologically Abnormal Structure")  # CID 7150
 HEMORRHAGE = Code("50960005", "SCT", "Hemorrhage")  # CID 7159, included in CID 7151
@@ -30,9 +37,13 @@ INDETERMINATE = Code("82334004", "SCT", "Indeterminate")
 VOLUME = Code("118565006", "SCT", "Volume")  # CID 218, CID 7469
 NUMBER_OF_LESIONS = Code("246206008", "SCT", "Number of lesions")
 CUBIC_CENTIMETER = Code("cm3", "UCUM", "cubic centimeter")
+# in this scheme so that no reader takes either for the finding's volume
+LARGEST = Code("largest", OWN_SCHEME, "Size of the largest component")
+ABC2 = Code("abc2", OWN_SCHEME, "ABC/2 estimate of the largest component")
 COMPONENTS = Code("{components}", "UCUM", "components")
 
 CT_PROCEDURE = Code("25045-6", "LN", "CT unspecified body region")  # CID 100 has no head CT
+MEASUREMENT_REPORT = Code("126000", "DCM", "Imaging Measurement Report")  # CID 7021
 QUALITATIVE_EVALUATIONS = Code("C0034375", "UMLS", "Qualitative Evaluations")  # TID 1500 row 12
 CONCLUSION = Code("121077", "DCM", "Conclusion")
 COMMENT = Code("121106", "DCM", "Comment")
@@ -40,6 +51,8 @@ ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")  # CI
 PROCESSING_EQUIPMENT = Code("109102", "DCM", "Processing Equipment")  # CID 7005
 SOURCE_IMAGE = Code("121322", "DCM", "Source image for image processing operation")  # CID 7202
 DEVICE = Code("121007", "DCM", "Device")  # CID 270
+BEST_ILLUSTRATION = Code("121080", "DCM", "Best illustration of finding")  # CID 6028 and others
+ILLUSTRATION = Code("125201", "DCM", "Illustration of Finding")
 
 BRAIN = Code("12738006", "SCT", "Brain")  # CID 7153
 BRAIN_VENTRICLE = Code("35764002", "SCT", "Brain ventricle")  # CID 7153
@@ -116,13 +129,63 @@ _TABLE = MappingProxyType(
 )
 
 
-def look_up(name: str, model: ModelIdentity | None = None) -> FindingCode:
-    """Code of a class: the one that its bundle brings, or of this table; any other name is haemorrhage of the brain."""
-    own = model.codes.get(name) if model else None
+@dataclass(frozen=True, slots=True)
+class OwnCode:
+    """A row of the configuration (``[[codes]]``); title and colour stay as they are where it has none."""
+
+    finding: Code
+    site: Code
+    title: str | None = None
+    colour: Colour | None = None
+
+
+NONE: Mapping[str, OwnCode] = MappingProxyType({})
+
+
+class CodeError(ScansideError):
+    """A code for a class that the model does not have."""
+
+
+def check_names(names: Iterable[str], classes: Sequence[str]) -> None:
+    """Refuse codes of classes that the model does not have: with a typo, results would keep the code that was replaced.
+
+    Raises
+    ------
+    CodeError
+
+    """
+    if unknown := sorted({*names} - {*classes[1:]}):
+        raise CodeError(
+            f"[[codes]] name {', '.join(unknown)}; the model has {', '.join(classes[1:])}: write codes for its classes"
+        )
+
+
+def look_up(name: str, model: ModelIdentity | None = None, own: Mapping[str, OwnCode] = NONE) -> FindingCode:
+    """How a class is written: as the configuration says, or its bundle, or this table.
+
+    Any other name is haemorrhage of the brain. `FindingCode.provenance` says which it was.
+
+    Parameters
+    ----------
+    name : of the class
+    model : whose bundle may bring codes
+    own : rows of the configuration
+
+    """
     row = _TABLE.get(name) or _general(name)
-    if own is None:
+    if configured := own.get(name):
+        return replace(
+            row,
+            title=configured.title or row.title,
+            finding=configured.finding,
+            site=configured.site,
+            colour=configured.colour or row.colour,
+            provenance="the configuration's",
+        )
+    brought = model.codes.get(name) if model else None
+    if brought is None:
         return row
-    finding, site = (Code(one.value, one.scheme, one.meaning) for one in (own.finding, own.site))
+    finding, site = (Code(one.value, one.scheme, one.meaning) for one in (brought.finding, brought.site))
     return replace(row, finding=finding, site=site, provenance="the bundle's own")
 
 

@@ -16,7 +16,21 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from dicom_node.mistakes import Mistake, clash, mistake, raised_again, unknown_variables
-from dicom_node.sections import Audit, Destination, Log, Model, Node, Scanner, Section, Series, Tls, TriageRule, Web
+from dicom_node.sections import (
+    Audit,
+    CodeRow,
+    Destination,
+    Log,
+    Model,
+    Node,
+    Results,
+    Scanner,
+    Section,
+    Series,
+    Tls,
+    TriageRule,
+    Web,
+)
 from runtime.engine import TAKES
 from runtime.errors import ScansideError
 
@@ -58,6 +72,19 @@ class Config(Section):
             TriageRule(level="urgent", classes=("any",), volume_ml=0.0),
         ),
         description="Triage rules, in order; the first that holds decides; none: routine.",
+    )
+    results: Results = Field(Results(), description="What results look like.")
+    codes: tuple[CodeRow, ...] = Field(
+        (),
+        description="Codes of a site's own, in place of the bundle's and of scanside's: one table for each class. "
+        "SNOMED CT identifiers are held against their check digit.",
+        examples=[
+            CodeRow(
+                name="subdural",
+                finding=("35486000", "SCT", "Subdural intracranial hemorrhage"),
+                site=("128319008", "SCT", "Intracranial structure"),
+            )
+        ],
     )
     web: Web = Field(Web(), description="For monitoring: Prometheus' metrics, and whether the node is well.")
     audit: Audit = Field(Audit(), description="Audit trail (DICOM PS3.15 A.5). Off without a file and a host.")
@@ -202,18 +229,24 @@ def _clashes(table: dict[str, Any]) -> Iterator[InitErrorDetails]:
     if not table.get("tls"):
         for location, value in _wants_tls(table):
             yield clash(location, value, "needs certificate, key and ca in [tls]")
+    yield from _named_twice(table)
     destinations = table.get("destinations")
-    names: dict[str, int] = {}
     for index, value in enumerate(destinations if isinstance(destinations, list | tuple) else ()):
         destination = _as_dict(value)
-        name = destination.get("name")
-        if name is not None and names.setdefault(str(name), index) != index:
-            complaint = f"is the name of destinations[{names[str(name)]}] already"
-            yield clash(("destinations", index, "name"), name, complaint)
         same_port = str(destination.get("port")) == str(node["port"])
         if same_port and _is_same_host(str(destination.get("host")), str(node["address"])):
             complaint = f"with port {node['port']} is this node itself: results would come back in"
             yield clash(("destinations", index, "host"), destination.get("host"), complaint)
+
+
+def _named_twice(table: dict[str, Any]) -> Iterator[InitErrorDetails]:
+    for section in ("destinations", "codes"):
+        rows = table.get(section)
+        names: dict[str, int] = {}
+        for index, value in enumerate(rows if isinstance(rows, list | tuple) else ()):
+            name = _as_dict(value).get("name")
+            if name is not None and names.setdefault(str(name), index) != index:
+                yield clash((section, index, "name"), name, f"is the name of {section}[{names[str(name)]}] already")
 
 
 def _wants_tls(table: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], Any]]:

@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 
 from pydicom.uid import (
     Comprehensive3DSRStorage,
+    EncapsulatedPDFStorage,
     SecondaryCaptureImageStorage,
     SegmentationStorage,
 )
 from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION
+from pynetdicom.sop_class import LabelMapSegmentationStorage
 
 from dicom_node import commitment, confirmation, connection, mpps, outbox, receiver, sender, services
+from dicom_node.check import name_of
 from dicom_node.gate import Reason
 from dicom_node.tls import CIPHERS
 from dicom_node.wire import FROM_CT_SCANNERS
@@ -20,7 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SERVICES = (mpps.SOP_CLASS, commitment.SOP_CLASS)
-RESULTS = (Comprehensive3DSRStorage, SecondaryCaptureImageStorage, SegmentationStorage)
+RESULTS = (
+    Comprehensive3DSRStorage,
+    SecondaryCaptureImageStorage,
+    EncapsulatedPDFStorage,
+    SegmentationStorage,
+    LabelMapSegmentationStorage,
+)
 
 PAGE = """# DICOM conformance statement
 
@@ -169,7 +178,7 @@ def compose() -> str:
         reports=_statuses(services.STATUSES | confirmation.STATUSES),
         reasons="\n".join(f"- {reason.value}" for reason in Reason),
         results="\n".join(
-            f"| {one.name} | {one} | SCU | {', '.join(syntax.name for syntax in confirmation.SYNTAXES)} |"
+            f"| {name_of(one)} | {one} | SCU | {', '.join(syntax.name for syntax in confirmation.SYNTAXES)} |"
             for one in (*RESULTS, *confirmation.CONTEXTS.values())
         ),
         final=", ".join(f"{status:04X}" for status in sorted(sender.FINAL_STATUSES) if status < 0xA900) + " and A9xx",

@@ -24,7 +24,7 @@ from dicom_node.journal import ResultFile, SeriesState
 from runtime.types import Plane
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from dicom_node.assembler import Assembler, Assembly
     from dicom_node.metrics import Metrics
@@ -49,6 +49,7 @@ class Result:
     report_json: str | None = None
     files: Sequence[ResultFile] = ()
     code: str | None = None
+    patient: Mapping[str, str] = field(default_factory=dict)  # by keyword, as `dicom_node.source.patient` has it
 
     @property
     def level(self) -> str | None:
@@ -56,12 +57,15 @@ class Result:
         return json.loads(self.report_json)["decision"]["level"] if self.report_json else None
 
     def summary(self) -> dict[str, Any]:
-        """Decision and volumes for the log, whose own "level" is another thing."""
-        if self.report_json is None:
-            return {}
-        report = json.loads(self.report_json)
-        volumes_ml = {finding["name"]: round(finding["volume_ml"], 2) for finding in report["findings"]}
-        return {"triage": report["decision"]["level"], "volumes_ml": volumes_ml, "provisional": report["provisional"]}
+        """Decision and volumes for the log."""
+        return summary(self.report_json) if self.report_json else {}
+
+
+def summary(report_json: str) -> dict[str, Any]:
+    """Of a report, what the log says of it; the log's own "level" is another thing."""
+    report = json.loads(report_json)
+    volumes_ml = {finding["name"]: round(finding["volume_ml"], 2) for finding in report["findings"]}
+    return {"triage": report["decision"]["level"], "volumes_ml": volumes_ml, "provisional": report["provisional"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,8 @@ class Dispatch:
     results : folder for result files
     record : told of each result, before its series is forgotten
     metrics : what is counted
+    on_early : told when the slices of an open series make a level: the series, a provisional report as JSON, and whose
+        it is. A worker that takes over says it again
 
     """
 
@@ -97,11 +103,12 @@ class Dispatch:
         results: Path,
         record: Callable[[Assembly, Result], None],
         metrics: Metrics,
+        on_early: Callable[[Assembly, str, Mapping[str, str]], None] = lambda *_: None,
     ) -> None:
         self._supervisor = supervisor
         self._assembler = assembler
         self._results = results
-        self._record, self._metrics = record, metrics
+        self._record, self._metrics, self._on_early = record, metrics, on_early
         self._worker: int | None = None  # which one is ready
         self._waiting: list[tuple[tuple[float, ...], int, _Request]] = []  # a heap
         self._numbers = count()
@@ -161,6 +168,12 @@ class Dispatch:
                 self._suspect()
             case "going":
                 self._progress_at = time.monotonic()
+            case "early":
+                self._progress_at = time.monotonic()
+                request = self._owed[0]  # slices go to the worker in order: it is at this one, or at the next few
+                log.info("early_evidence", series=message["series"], **summary(message["report"]))
+                self._metrics.stage("alert", time.monotonic() - request.since)
+                self._on_early(request.assembly, message["report"], message["patient"])
             case "slice":
                 request = self._answered(message, Path(message["path"]))
                 self._metrics.stage("analysis", time.monotonic() - request.since)
@@ -181,7 +194,12 @@ class Dispatch:
                 request = self._answered(message, None)
                 files = [ResultFile(**{**file, "path": Path(file["path"])}) for file in message["files"]]
                 result = Result(
-                    SeriesState(message["state"]), message["reason"], message["report"], files, message["code"]
+                    SeriesState(message["state"]),
+                    message["reason"],
+                    message["report"],
+                    files,
+                    message["code"],
+                    message["patient"],
                 )
                 self._record(request.assembly, result)
 
@@ -234,15 +252,16 @@ class Dispatch:
 
     def _message(self, request: _Request) -> dict[str, Any]:
         assembly = request.assembly
-        if request.path is not None:
-            return {"do": "slice", "series": assembly.name, "path": str(request.path)}
         folder = self._results.joinpath(*assembly.folder.parts[-2:])
+        own = str(folder / f"revision-{assembly.revision}")
+        if request.path is not None:
+            return {"do": "slice", "series": assembly.name, "path": str(request.path), "folder": own}
         lost = [f"{n} image{'s' * (n > 1)} not analysed: {Reason.LETHAL.value}" for n in [len(assembly.set_aside)] if n]
         return {
             "do": "close",
             "series": assembly.name,
             "revision": assembly.revision,
-            "folder": str(folder / f"revision-{assembly.revision}"),
+            "folder": own,
             "predecessor": _last_report(folder),
             "missing": [*assembly.missing, *lost],
             "given_up": assembly.given_up,

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pydicom
 
 from dicom_node import decode
-from dicom_node.analysis import Analyser, Outcome, Series
 from dicom_node.gate import NotAnalysed, Reason
+from dicom_node.series import Series
 from dicom_node.uids import derive
 from runtime.errors import ScansideError
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from pydicom.dataset import Dataset
 
+    from dicom_node.analysis import Analyser, Outcome
     from runtime.types import Slice
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Execute = Callable[..., sqlite3.Cursor]
 
 # in the order of sending: what a reader needs first, and the largest last
-Role = Literal["notice", "sr", "sc", "seg"]
+Role = Literal["notice", "sr", "sc", "pdf", "seg"]
 
 
 class JournalError(ScansideError):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from pydicom.dataset import Dataset
 
-    from dicom_node.analysis import Series
+    from dicom_node.series import Series
     from runtime.types import Plane
 
 # Whole values of ConvolutionKernel, whatever their case. A site with others says so in `series.bone_kernels`.

@@ -20,14 +20,15 @@ if TYPE_CHECKING:
 # from a slice's answer to a destination that was down for minutes
 BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300)
 
-Stage = Literal["response", "analysis", "closing", "results", "delivery"]
+Stage = Literal["response", "analysis", "alert", "closing", "results", "delivery"]
 
 
 class Metrics:
     """Counters and times of one node, with a registry of their own.
 
     ``scanside_stage_seconds`` has, by stage: *response*, from a C-STORE request to its answer; *analysis*, from a
-    slice's arrival to its segmentation; *closing*, from a series' last slice to the decision that it is complete;
+    slice's arrival to its segmentation; *alert*, from the arrival of the slice that makes a level of triage in an open
+    series to the word of it; *closing*, from a series' last slice to the decision that it is complete;
     *results*, from there to results on the disk; *delivery*, from there to a destination that has taken one.
     """
 

@@ -389,6 +389,8 @@ def _opening(config: Config) -> dict[str, Any]:
         "max_lossy_ratio": config.series.max_lossy_ratio,
         "bone_kernels": config.series.bone_kernels,
         "triage": [rule.model_dump(mode="json") for rule in config.triage],
+        "results": config.results.model_dump(mode="json"),
+        "codes": [row.model_dump(mode="json") for row in config.codes],
         "log_level": config.log.level,
         "log_format": config.log.format,
     }

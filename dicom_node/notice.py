@@ -35,8 +35,8 @@ ANALYSED_BEFORE = (
 
 def build(
     header: Dataset, reason: str, model: ModelIdentity, *, revision: int, started: datetime, has_results: bool = False
-) -> SCImage:
-    """One Secondary Capture in the series of the pictures, in their place.
+) -> tuple[SCImage, source.Repairs]:
+    """One Secondary Capture in the series of the pictures, in their place, and what its source lacks.
 
     Parameters
     ----------
@@ -48,9 +48,10 @@ def build(
     has_results : an earlier revision was analysed
 
     """
-    shared, _ = source.common(header)
+    shared, repairs = source.common(header)
     shared.SOPClassUID, shared.SOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
-    issue = Issue.of(shared, model, revision=revision, started=started)
+    content = f"{reason} {has_results}"
+    issue = Issue.of(shared, model, revision=revision, started=started, content=content)
     caption = "" if issue.series_number is None else f"Series {issue.series_number}"
     image = SCImage.from_ref_dataset(
         ref_dataset=shared,
@@ -60,11 +61,11 @@ def build(
         coordinate_system="PATIENT",
         transfer_syntax_uid=ExplicitVRLittleEndian,
         patient_orientation=("L", "P"),
-        **issue.attributes("OT", "notice", number=(revision - 1) * capture.MAX_IMAGES + 1),
+        **issue.attributes("OT", "notice", number=(revision - 1) * capture.A_REVISION + 1),
     )
-    capture.complete(image, shared, issue, description="Notice that the series was not analysed. Research use only")
+    capture.complete(image, [shared], issue, description="Notice that the series was not analysed. Research use only")
     image.PatientOrientation = None  # a page of text has none (Type 2C, PS3.3 C.7.6.1)
-    return image
+    return image, repairs
 
 
 def render(reason: str, model: ModelIdentity, *, caption: str = "", has_results: bool = False) -> NDArray[np.uint8]:

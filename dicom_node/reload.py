@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from dicom_node.codes import check_names
 from dicom_node.config import Config, ConfigError
 from dicom_node.mistakes import mistake
 from runtime.bundle import open_bundle
@@ -30,10 +31,12 @@ AT_ONCE = frozenset(
         "destinations",
         "scanners",
         "triage",
+        "results",
+        "codes",
         "log",
     }
 )
-_WHOLE = ("destinations", "scanners", "triage", "tls")  # sections that change as a whole
+_WHOLE = ("destinations", "scanners", "triage", "codes", "tls")  # sections that change as a whole
 
 
 def merge(running: Config, wanted: Config) -> tuple[Config, list[str], list[str]]:
@@ -46,7 +49,7 @@ def merge(running: Config, wanted: Config) -> tuple[Config, list[str], list[str]
     Raises
     ------
     ConfigError : what can change does not fit to what can't, such as a destination with TLS to a node without
-    ScansideError : triage rules that the bundle does not know, or no bundle to ask
+    ScansideError : triage rules or codes for classes that the bundle does not know, or no bundle to ask
 
     """
     keys = list(_differences(running, wanted))
@@ -63,8 +66,10 @@ def merge(running: Config, wanted: Config) -> tuple[Config, list[str], list[str]
     except ValidationError as error:
         found = [str(mistake(details, Config)) for details in error.errors()]
         raise ConfigError("\n".join(["what can change now does not fit to what needs a restart", *found])) from None
-    if "triage" in changed:
-        check_rules(merged.triage, open_bundle(merged.model.bundle, merged.model.trusted_keys).classes)
+    if {"triage", "codes"} & {*changed}:
+        classes = open_bundle(merged.model.bundle, merged.model.trusted_keys).classes
+        check_rules(merged.triage, classes)
+        check_names((row.name for row in merged.codes), classes)
     return merged, changed, [key for key in keys if key not in changed]
 
 

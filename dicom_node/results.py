@@ -1,19 +1,25 @@
-"""The results of one analysis: SEG, SR and Secondary Captures, built together, each file whole or not there."""
+"""The results of one analysis: SEG, SR, Secondary Captures and PDF, built together, each file whole or not there."""
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import hashlib
+import json
 import os
 import warnings
+import zipfile
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
 import structlog
 from pydicom import dcmwrite
 from pydicom.config import disable_value_validation
+from pydicom.sr.coding import Code
 
-from dicom_node import capture, notice, seg, source, sr
+from dicom_node import capture, codes, montage, notice, seg, source, sr
 from dicom_node.uids import Issue
 from runtime.errors import ScansideError
 
@@ -22,11 +28,10 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
-    from runtime.types import ModelIdentity, Report
+    from runtime.types import ModelIdentity, Report, SliceLabels
 
 log = structlog.get_logger(__name__)
 
@@ -38,6 +43,48 @@ class NoRoom(ScansideError):
 
 
 @dataclass(frozen=True, slots=True)
+class Form:
+    """What results look like, as a site has configured it.
+
+    Attributes
+    ----------
+    segmentation : ``"binary"`` or ``"labelmap"``
+    pdf : whether the report is written as Encapsulated PDF, too
+    codes : of classes by name, in place of the bundle's and the table's
+
+    """
+
+    segmentation: Literal["binary", "labelmap"] = "binary"
+    pdf: bool = False
+    codes: Mapping[str, codes.OwnCode] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> Form:
+        """As the sections ``[results]`` and ``[[codes]]`` say it, in what JSON has.
+
+        Parameters
+        ----------
+        classes : of the model
+
+        Raises
+        ------
+        CodeError : a code for a class that the model does not have
+
+        """
+        codes.check_names((row["name"] for row in rows), classes)
+        own = {
+            row["name"]: codes.OwnCode(
+                Code(*row["finding"]), Code(*row["site"]), row["title"], row["colour"] and tuple(row["colour"])
+            )
+            for row in rows
+        }
+        return cls(results["segmentation"], results["pdf"], own)
+
+
+USUAL = Form()
+
+
+@dataclass(frozen=True, slots=True)
 class ResultSet:
     """What one analysis sends.
 
@@ -45,7 +92,8 @@ class ResultSet:
     ----------
     seg : Segmentation; None for a negative study, since viewers hang on an empty one
     sr : Comprehensive 3D SR, TID 1500
-    sc : Secondary Captures of key slices, the most telling first
+    sc : Secondary Captures: an overview, then the key slices, the most telling first
+    pdf : the report as Encapsulated PDF, where it is wanted
     notice : in place of all these: a page that says why the series was not analysed
 
     """
@@ -53,11 +101,12 @@ class ResultSet:
     seg: Dataset | None = None
     sr: Dataset | None = None
     sc: tuple[Dataset, ...] = ()
+    pdf: Dataset | None = None
     notice: Dataset | None = None
 
     def named(self) -> dict[str, Dataset]:
         """What there is: ``"notice"``, ``"seg"``, ``"sr"``, ``"sc-1"`` and so on."""
-        one_each = {"notice": self.notice, "seg": self.seg, "sr": self.sr}
+        one_each = {"notice": self.notice, "seg": self.seg, "sr": self.sr, "pdf": self.pdf}
         pictures = {f"sc-{number}": image for number, image in enumerate(self.sc, start=1)}
         return {name: dataset for name, dataset in one_each.items() if dataset is not None} | pictures
 
@@ -71,6 +120,7 @@ def build(
     revision: int,
     started: datetime,
     predecessor: Dataset | None = None,
+    form: Form = USUAL,
 ) -> ResultSet:
     """Build the results of one series.
 
@@ -81,11 +131,12 @@ def build(
     ----------
     sources : headers of the series without PixelData, in stack order
     labels : ``(N, H, W)``, class index per pixel, ``labels[i]`` of ``sources[i]``
-    hu : ``(H, W)`` Hounsfield units of the slices to picture, by key (see `dicom_node.capture.key_slices`)
+    hu : ``(H, W)`` Hounsfield units of the slices to picture, by key (see `dicom_node.montage.pictured`)
     report : what was found
     revision : 1, and one more each time the series is analysed again with other slices
     started : when the analysis began
     predecessor : the SR that this revision's replaces
+    form : what they are to look like
 
     """
     if len(sources) != len(labels):
@@ -93,23 +144,60 @@ def build(
     with _quoting_nobody():
         legal, repairs = source.normalise(sources)
         first = legal[0]
-        if repairs:
-            log.info("sources_repaired", series=str(first.SeriesInstanceUID), keywords=repairs)
-        issue = Issue.of(first, report.model, revision=revision, started=started)
-        segmentation = seg.build(legal, labels, report, issue)
+        _log_repairs(str(first.SeriesInstanceUID), repairs)
+        issue = Issue.of(
+            first,
+            report.model,
+            revision=revision,
+            started=started,
+            content=_content([source.slice_key(one) for one in legal], labels, report, form),
+            codes=form.codes,
+        )
+        segmentation = seg.build(legal, labels, report, issue, form.segmentation)
         document = sr.build(legal, segmentation, report, issue, predecessor)
-        images = capture.build(legal, labels, hu, report, issue)
-    for dataset in (*([segmentation] if segmentation else []), document, *images):
+        if unknown := ", ".join(sorted(hu.keys() - {source.slice_key(one) for one in legal})):
+            raise ValueError(f"HU of slices that are not of this series: {unknown}")
+        images = [part for make in (montage, capture) for part in make.build(legal, labels, hu, report, issue)]
+        page = _print(legal, images, report, issue) if form.pdf else None
+    built = ResultSet(seg=segmentation, sr=document, sc=tuple(images), pdf=page)
+    for dataset in built.named().values():
         _forget_the_clock(dataset)
-    return ResultSet(seg=segmentation, sr=document, sc=tuple(images))
+    return built
+
+
+def _print(legal: Sequence[Dataset], images: Sequence[Dataset], report: Report, issue: Issue) -> Dataset:
+    from dicom_node import pdf  # noqa: PLC0415  # whoever does not want it loads no PDF library
+
+    return pdf.build(legal, images, report, issue)
+
+
+def _content(keys: Sequence[str], labels: NDArray[np.uint8], report: Report, form: Form) -> str:
+    """Hash of all that results are made of, but for what UIDs are derived from anyway."""
+    told = {"slices": keys, "report": dataclasses.asdict(report), "form": dataclasses.asdict(form)}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    digest.update(np.ascontiguousarray(labels).data)
+    return digest.hexdigest()
+
+
+def _log_repairs(series: str, repairs: source.Repairs) -> None:
+    """Say by keyword what is not as the source has it, and what is illegal and stays: values may name the patient."""
+    if repairs.repaired or repairs.kept:
+        log.info("sources_repaired", series=series, keywords=repairs.repaired, kept=repairs.kept)
 
 
 def build_notice(header: Dataset, reason: str, model: ModelIdentity, **about: Any) -> ResultSet:
     """Build what a series gets that was not analysed: parameters are those of `dicom_node.notice.build`."""
     with _quoting_nobody():
-        image = notice.build(header, reason, model, **about)
+        image, repairs = notice.build(header, reason, model, **about)
+    _log_repairs(str(header.get("SeriesInstanceUID", "")), repairs)
     _forget_the_clock(image)
     return ResultSet(notice=image)
+
+
+def whose(header: Dataset) -> dict[str, str]:
+    """`dicom_node.source.patient`, quoted to no log."""
+    with _quoting_nobody():
+        return source.patient(header)
 
 
 def write(results: ResultSet, folder: Path, report_json: str | None = None) -> dict[str, Path]:
@@ -156,6 +244,30 @@ def _write(datasets: Mapping[str, Dataset], folder: Path, report_json: str | Non
     finally:
         os.close(handle)
     return paths
+
+
+def write_early(report: Report, labels: Mapping[str, SliceLabels], folder: Path) -> Path:
+    """Leave the label maps of the slices that show a finding, by their keys, as ``early.npz``: whole or not at all.
+
+    What an earlier one showed is replaced.
+
+    Raises
+    ------
+    OSError
+
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, unfinished = folder / "early.npz", folder / "early.npz.tmp"
+    keys = dict.fromkeys(key for finding in report.findings for key in finding.keys)
+    with unfinished.open("wb") as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:  # savez takes no key "file"
+            for key in keys:
+                with archive.open(f"{key}.npy", "w") as member:
+                    np.lib.format.write_array(member, labels[key].labels, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    return path
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -11,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from dicom_node.journal import Role
 from dicom_node.kernel import BONE_KERNELS
+from dicom_node.snomed import is_identifier
 
 Confirm = Literal["no", "commitment", "query"]
 Level = Literal["critical", "urgent", "routine"]
@@ -54,9 +56,43 @@ def _legal_pattern(pattern: str) -> str:
     return pattern
 
 
+def _legal_triple(triple: tuple[str, ...]) -> tuple[str, ...]:
+    """CodeValue and CodingSchemeDesignator are SH, CodeMeaning is LO (DICOM PS3.3 table 8.8-1, PS3.5 table 6.2-1)."""
+    if len(triple) != 3:
+        raise ValueError('is not a code: it has three parts, as ["50960005", "SCT", "Hemorrhage"]')
+    for part, longest in zip(triple, (16, 16, 64), strict=True):
+        if not part.isprintable() or "\\" in part or not 1 <= len(part.strip()) <= longest:
+            raise ValueError(
+                f"is not a code: {json.dumps(part)} has to be 1 to {longest} characters, without backslash and control "
+                "characters"
+            )
+    value, scheme, _ = triple
+    if scheme == "SCT" and not is_identifier(value):
+        raise ValueError(f"is not a code: {value} is no SNOMED CT identifier, for its check digit is wrong")
+    return triple
+
+
+def _legal_colour(colour: tuple[int, ...]) -> tuple[int, ...]:
+    if len(colour) != 3 or not all(0 <= part <= 255 for part in colour):
+        raise ValueError("is not a colour: red, green and blue from 0 to 255, as [255, 82, 70]")
+    return colour
+
+
+def _drawable(title: str) -> str:
+    if not title.isprintable() or "\\" in title or not title.encode("latin-1", "ignore").decode("latin-1") == title:
+        raise ValueError("can't be drawn: pictures have Latin letters alone, and no backslash")
+    return title
+
+
 def _any_stands_alone(classes: tuple[str, ...]) -> tuple[str, ...]:
     if "any" in classes and len(classes) > 1:
         raise ValueError('is ambiguous: "any" takes every class, so it stands alone')
+    return classes
+
+
+def _no_any(classes: tuple[str, ...]) -> tuple[str, ...]:
+    if "any" in classes:
+        raise ValueError('names "any": say which class has to be found, too')
     return classes
 
 
@@ -65,6 +101,8 @@ AETitle = Annotated[str, StringConstraints(strip_whitespace=True), AfterValidato
 Host = Annotated[str, StringConstraints(strip_whitespace=True), AfterValidator(_legal_host)]
 Folder = Annotated[Path, BeforeValidator(_legal_path)]
 Network = Annotated[str, StringConstraints(strip_whitespace=True), AfterValidator(_legal_network)]
+Title = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64), AfterValidator(_drawable)]
+Triple = Annotated[tuple[str, ...], AfterValidator(_legal_triple)]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
@@ -189,7 +227,7 @@ class Destination(Section):
         get_args(Role),
         min_length=1,
         description="What it gets: notice (a page instead of results: why a head was not analysed), sr (measurements), "
-        "sc (pictures), seg (masks). Always sent in this order.",
+        "sc (pictures), pdf (a report for people, if results.pdf is on), seg (masks). Always sent in this order.",
     )
     levels: tuple[Level, ...] = Field(
         get_args(Level),
@@ -232,6 +270,41 @@ class TriageRule(Section):
         min_length=1, description='Classes of the model whose volumes are added, or ["any"] for all of them.'
     )
     volume_ml: float = Field(ge=0, description="The rule holds from this volume on.")
+    also: Annotated[tuple[Name, ...], AfterValidator(_no_any)] = Field(
+        (),
+        description="Classes each of which has to be found, too, however little of it.",
+        examples=[["intraventricular"]],
+    )
+    reason: str = Field(
+        "",
+        description="Words of yours for what the rule says, put before the numbers.",
+        examples=["bleeding into the ventricles"],
+    )
+
+
+class Results(Section):
+    segmentation: Literal["binary", "labelmap"] = Field(
+        "binary",
+        description="Kind of the SEG: binary is what every archive and viewer takes; labelmap (DICOM 2024d) holds all "
+        "classes in one frame for each slice, under a SOP class of its own.",
+    )
+    pdf: bool = Field(
+        False, description="Write the report as Encapsulated PDF, too: for archives whose viewers show no SR."
+    )
+
+
+class CodeRow(Section):
+    """What one class is called in results."""
+
+    name: Name = Field(description="A class of the model.")
+    finding: Triple = Field(description="Code of the finding in SR: value, coding scheme, meaning.")
+    site: Triple = Field(description="Code of where it lies, in SR and SEG: value, coding scheme, meaning.")
+    title: Title | None = Field(
+        None, description="Its name in legends. Default: the usual one.", examples=["Subdural haematoma"]
+    )
+    colour: Annotated[tuple[int, ...], AfterValidator(_legal_colour)] | None = Field(
+        None, description="Red, green and blue, 0 to 255. Default: the usual one.", examples=[[80, 180, 255]]
+    )
 
 
 class Web(Section):

@@ -1,4 +1,7 @@
-"""The masks as DICOM Segmentation (PS3.3 A.51): BINARY, one segment per class found, each frame in its source's plane.
+"""The masks as DICOM Segmentation (PS3.3 A.51): one segment per class found, each frame in its source's plane.
+
+BINARY, which every archive and viewer takes, or LABELMAP (its own SOP class since DICOM 2024d), which holds all classes
+in one frame for each slice.
 
 Frames are written from the source images and never from a resampled volume: under gantry tilt, or where the step
 changes within a series, there is no regular grid to resample to.
@@ -6,7 +9,7 @@ changes within a series, there is no regular grid to resample to.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from highdicom.color import CIELabColor
@@ -31,7 +34,13 @@ if TYPE_CHECKING:
 EVEN_STEP_MM = 0.01  # steps that differ by less are one spacing
 
 
-def build(sources: Sequence[Dataset], labels: NDArray[np.uint8], report: Report, issue: Issue) -> Segmentation | None:
+def build(
+    sources: Sequence[Dataset],
+    labels: NDArray[np.uint8],
+    report: Report,
+    issue: Issue,
+    kind: Literal["binary", "labelmap"] = "binary",
+) -> Segmentation | None:
     """Segmentation of the classes that the report finds; None where it finds none.
 
     Parameters
@@ -40,6 +49,7 @@ def build(sources: Sequence[Dataset], labels: NDArray[np.uint8], report: Report,
     labels : ``(N, H, W)``, class index per pixel; classes without a finding are left out
     report : what was found; its n-th finding becomes segment n
     issue : names the object
+    kind : SegmentationType
 
     Raises
     ------
@@ -66,7 +76,7 @@ def build(sources: Sequence[Dataset], labels: NDArray[np.uint8], report: Report,
     segmentation = Segmentation(
         source_images=[_stand_in(source, shown[0]) for source in shown],
         pixel_array=np.stack(masks),
-        segmentation_type=SegmentationTypeValues.BINARY,  # the one type that every archive and viewer takes
+        segmentation_type=SegmentationTypeValues(kind.upper()),
         segment_descriptions=[
             _describe(number, finding, issue) for number, finding in enumerate(report.findings, start=1)
         ],
@@ -86,7 +96,7 @@ def build(sources: Sequence[Dataset], labels: NDArray[np.uint8], report: Report,
 
 
 def _describe(number: int, finding: Finding, issue: Issue) -> SegmentDescription:
-    code = codes.look_up(finding.name, issue.model)
+    code = issue.code(finding.name)
     return SegmentDescription(
         segment_number=number,
         segment_label=code.title,

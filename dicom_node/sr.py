@@ -3,14 +3,15 @@
 What is where, and why there:
 
 * Imaging Measurements: one volumetric group (TID 1411) for each finding, with the segment it was measured on, tracked
-  by the same UID, its volume, how many components, and the algorithm with its weights (TID 4019). The largest component
-  goes into a comment: a second number called Volume would be taken for the volume by readers that look for it by name;
-  so does the highest probability, which as a coded certainty would be believed. A negative study has one group without
-  a region (TID 1501) that says Presence absent; the two kinds are never mixed, for PixelMed's validator holds every
-  group against both templates then.
+  by the same UID, its volume, how many components, size and ABC/2 of the largest, the slices that show it best as image
+  references, and the algorithm with its weights (TID 4019). The largest component's numbers have names of our own (see
+  `dicom_node.codes`): a second number called Volume would be taken for the volume by readers that look for it by name.
+  The highest probability goes into a comment: as a coded certainty it would be believed. A negative study has one group
+  without a region (TID 1501) that says Presence absent; the two kinds are never mixed, for PixelMed's validator holds
+  every group against both templates then.
 * Qualitative Evaluations (TID 1500 row 12): whether there is any haemorrhage, and each class looked for and not found,
-  as question and answer (row 13); as text (row 14) the triage as Conclusion, and what went in, what is missing, what
-  lies below the threshold, training data and limits as Comments.
+  as question and answer (row 13); as text (row 14) the triage as Conclusion, and as Comments the ICH score as far as it
+  goes, what went in, what is missing, what lies below the threshold, the operating point, training data and limits.
 * A class whose code is only the general one (see `dicom_node.codes`) is reported absent in a Comment: as a coded answer
   it would read "Intracranial hemorrhage: absent" beside a finding.
 """
@@ -19,12 +20,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from highdicom.sr import (
     AlgorithmIdentification,
     Comprehensive3DSR,
     ContainerContentItem,
     DeviceObserverIdentifyingAttributes,
     FindingSite,
+    ImageContentItem,
     Measurement,
     MeasurementReport,
     MeasurementsAndQualitativeEvaluations,
@@ -42,12 +45,13 @@ from highdicom.sr import (
 from highdicom.sr.value_types import ContentSequence
 from pydicom.uid import SegmentationStorage
 
-from dicom_node import codes
+from dicom_node import capture, codes
 from dicom_node.source import frame_number, instances, slice_key
 from dicom_node.uids import MANUFACTURER
+from runtime import ich_score
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from highdicom.seg import Segmentation
     from pydicom.dataset import Dataset
@@ -83,7 +87,7 @@ def build(
         procedure_reported=codes.CT_PROCEDURE,
         imaging_measurements=groups or [_negative(report, issue)],
     )
-    content[0].ContentSequence.append(_qualitative_evaluations(report))
+    content[0].ContentSequence.append(_qualitative_evaluations(report, issue))
     return Comprehensive3DSR(
         evidence=[*sources, *([segmentation] if segmentation else [])],
         content=content[0],
@@ -91,6 +95,11 @@ def build(
         is_final=not report.provisional,
         is_verified=False,
         previous_versions=[predecessor] if predecessor else None,
+        coding_schemes=[
+            CodingSchemeIdentificationItem(
+                designator=codes.OWN_SCHEME, name="scanside's own codes", responsible_organization=MANUFACTURER
+            )
+        ],
         **issue.attributes("SR", "sr", number=issue.revision),
     )
 
@@ -125,7 +134,7 @@ def _volumetric(
     number: int, finding: Finding, sources: Sequence[Dataset], issue: Issue
 ) -> VolumetricROIMeasurementsAndQualitativeEvaluations:
     """TID 1411: one finding, the segment that shows it and its numbers."""
-    code = codes.look_up(finding.name, issue.model)
+    code = issue.code(finding.name)
     group = VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=_track(finding.name, issue),
         # built by hand: from_segmentation() fails on a segmentation of one segment (highdicom 0.28)
@@ -142,13 +151,17 @@ def _volumetric(
         measurements=[
             Measurement(codes.VOLUME, round(finding.volume_ml, 3), codes.CUBIC_CENTIMETER),
             Measurement(codes.NUMBER_OF_LESIONS, finding.components, codes.COMPONENTS),
+            Measurement(codes.LARGEST, round(finding.largest_ml, 3), codes.CUBIC_CENTIMETER),
+            Measurement(codes.ABC2, round(finding.abc2_ml, 3), codes.CUBIC_CENTIMETER),
         ],
         qualitative_evaluations=[QualitativeEvaluation(codes.PRESENCE, codes.PRESENT)],
     )
+    group[0].ContentSequence.extend(_illustrations(finding, sources))
     comment = (
         f"{code.title}: {finding.volume_ml:.2f} ml, connected components: {finding.components}, the largest "
-        f"{finding.largest_ml:.2f} ml; slices that show it: {len(finding.keys)}. Highest class probability of any "
-        f"pixel: {finding.probability:.2f}, not calibrated: no measure of certainty."
+        f"{finding.largest_ml:.2f} ml, by ABC/2 {finding.abc2_ml:.2f} ml; slices that show it: {len(finding.keys)}. "
+        f"Highest class probability of any pixel: {finding.probability:.2f}, no measure of certainty: "
+        f"{issue.model.calibration}. Codes: {code.provenance}."
     )
     group[0].ContentSequence.append(_text(codes.COMMENT, comment))
     return group
@@ -174,6 +187,20 @@ def _track(name: str, issue: Issue) -> TrackingIdentifier:
     return TrackingIdentifier(uid=issue.tracking(name), identifier=name)
 
 
+def _illustrations(finding: Finding, sources: Sequence[Dataset]) -> Iterator[ImageContentItem]:
+    """The slice that shows most of a finding, then those a quarter and three quarters through it."""
+    slices = {slice_key(source): source for source in sources}
+    for key in capture.telling(finding):
+        source = slices[key]
+        yield ImageContentItem(
+            name=codes.BEST_ILLUSTRATION if key == finding.key_slice else codes.ILLUSTRATION,
+            referenced_sop_class_uid=source.SOPClassUID,
+            referenced_sop_instance_uid=source.SOPInstanceUID,
+            referenced_frame_numbers=frame_number(source),
+            relationship_type=RelationshipTypeValues.CONTAINS,
+        )
+
+
 def _algorithm(issue: Issue) -> AlgorithmIdentification:
     """TID 4019: which algorithm, with which weights, in which precision, on which engine."""
     model = issue.model
@@ -193,16 +220,16 @@ def _presence(report: Report) -> Code:
     return codes.INDETERMINATE if report.below_threshold or report.provisional else codes.ABSENT
 
 
-def _qualitative_evaluations(report: Report) -> ContainerContentItem:
+def _qualitative_evaluations(report: Report, issue: Issue) -> ContainerContentItem:
     container = ContainerContentItem(codes.QUALITATIVE_EVALUATIONS, relationship_type=RelationshipTypeValues.CONTAINS)
     content = ContentSequence(QualitativeEvaluation(codes.INTRACRANIAL_HEMORRHAGE, _presence(report)))
     unseen = codes.INDETERMINATE if report.provisional else codes.ABSENT  # on part of a head nothing can be ruled out
     for name in _unseen(report):
-        if (finding := codes.look_up(name, report.model).finding) != codes.INTRACRANIAL_HEMORRHAGE:
+        if (finding := issue.code(name).finding) != codes.INTRACRANIAL_HEMORRHAGE:
             content.extend(QualitativeEvaluation(finding, unseen))
     decision = report.decision
     content.append(_text(codes.CONCLUSION, f"Triage: {decision.level.upper()}. {decision.reason}"))
-    content.extend(_text(codes.COMMENT, comment) for comment in _comments(report))
+    content.extend(_text(codes.COMMENT, comment) for comment in comments(report, issue))
     container.ContentSequence = content
     return container
 
@@ -213,14 +240,17 @@ def _unseen(report: Report) -> list[str]:
     return [name for name in report.absent if name not in below]
 
 
-def _comments(report: Report) -> Iterator[str]:
+def comments(report: Report, issue: Issue) -> Iterator[str]:
+    """What there is to know of a report beside its numbers, one sentence or two each."""
+    if part := ich_score.score(report):
+        yield str(part)
     thinnest_mm, thickest_mm = report.thickness_mm
     yield (
-        f"Slices analyzed: {report.slices}, thickness along the normal {thinnest_mm:.2f} to {thickest_mm:.2f} mm, "
+        f"Slices analysed: {report.slices}, thickness along the normal {thinnest_mm:.2f} to {thickest_mm:.2f} mm, "
         f"{report.coverage_mm:.0f} mm in all, gantry tilt {report.tilt_deg:.1f} degrees."
     )
     for name in _unseen(report):
-        if (code := codes.look_up(name, report.model)).finding == codes.INTRACRANIAL_HEMORRHAGE:
+        if (code := issue.code(name)).finding == codes.INTRACRANIAL_HEMORRHAGE:
             yield (
                 f"Not found in the slices that are there, and not excluded: {code.title}."
                 if report.provisional
@@ -231,7 +261,9 @@ def _comments(report: Report) -> Iterator[str]:
     for sentence in report.missing:
         yield f"Missing or left out: {sentence}"
     for name, volume_ml in report.below_threshold:
-        yield f"Below the reporting threshold: {codes.look_up(name).title}, {volume_ml:.2f} ml."
+        yield f"Below the reporting threshold: {issue.code(name).title}, {volume_ml:.2f} ml."
+    if point := operating_point(report):
+        yield f"Operating point, below which nothing is a finding: {point}."
     model = report.model
     yield (
         f"Model: {model.name} {model.version}, bundle sha256 {model.digest}, precision {model.precision}, "
@@ -239,6 +271,15 @@ def _comments(report: Report) -> Iterator[str]:
     )
     yield f"Training data: {model.training_data}"
     yield "Research use only, not a medical device. Not reviewed by a physician."
+
+
+def operating_point(report: Report) -> str:
+    """From where on a class is a finding, as far as the report says it: ``"subdural from 0.5 ml; ..."``."""
+    points: Mapping[str, Any] = getattr(report, "operating_point", {})
+    alike: dict[str, list[str]] = {}
+    for name, point in points.items():
+        alike.setdefault(str(point), []).append(name)
+    return "; ".join(f"{', '.join(names)} {point}" for point, names in alike.items())
 
 
 def _text(name: Code, value: str) -> TextContentItem:

@@ -1,35 +1,37 @@
 """What names a result: UIDs derived from what it was made of, series numbers, equipment.
 
 The UIDs are the 2.25 form of name-based UUIDs (PS3.5 B.2, RFC 9562 version 5), for scanside owns no UID root. The same
-series, model and revision give the same UIDs on every run and machine, so a result that is built again after a crash is
-the same object, and a store that already has it keeps one copy.
+series, model, revision and content give the same UIDs on every run and machine, so a result that is built again after a
+crash is the same object, and a store that already has it keeps one copy.
 
-A SOP Instance UID depends on the *revision* and not on the set of slices: who counts the revisions must count up
-whenever the slices have changed, or two different documents would share a UID. Series UIDs do not depend on the
-revision: all revisions of one modality lie in one series. Tracking UIDs do not either: they stay with the finding.
+A SOP Instance UID depends on what the result is made of (`Issue.content`): other slices, labels, codes or rules never
+give another document under a UID that an archive may have, whoever counts revisions, or nobody. Series UIDs depend on
+neither: all revisions of one modality lie in one series. Tracking UIDs do not either: they stay with the finding.
 """
 
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from highdicom.base_content import ContributingEquipment
 from pydicom.uid import UID
 
-from dicom_node.codes import PROCESSING_EQUIPMENT
+from dicom_node.codes import PROCESSING_EQUIPMENT, look_up
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     from pydicom.dataset import Dataset
 
+    from dicom_node.codes import FindingCode, OwnCode
     from runtime.types import ModelIdentity
 
 MANUFACTURER = "scanside"
-SERIES_NUMBERS = {"OT": 991, "SEG": 992, "SR": 993}
-MAX_SOURCE_SERIES_NUMBER = 2_000_000  # x 1000 + 993 is still an IS (PS3.5 table 6.2-1: below 2^31)
+SERIES_NUMBERS = {"OT": 991, "SEG": 992, "SR": 993, "DOC": 994}
+MAX_SOURCE_SERIES_NUMBER = 2_000_000  # x 1000 + 994 is still an IS (PS3.5 table 6.2-1: below 2^31)
 
 _NAMESPACE = uuid.UUID("65ace1f2-e300-4f29-94e1-58e7b6455e0a")  # scanside's own; changing it renames every result
 
@@ -55,6 +57,8 @@ class Issue:
     model : what computed the results
     revision : 1 for the first; counted up each time the series is analysed again with other slices
     started : when the analysis began; ContentDate and ContentTime of every result
+    content : a hash of what the results are made of, beside what is named above
+    codes : rows of the configuration, which go before the bundle's and the table's
 
     """
 
@@ -64,27 +68,32 @@ class Issue:
     model: ModelIdentity
     revision: int
     started: datetime
+    content: str
+    codes: Mapping[str, OwnCode] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, source: Dataset, model: ModelIdentity, *, revision: int, started: datetime) -> Issue:
-        """The issue for the series of an image."""
+    def of(cls, source: Dataset, model: ModelIdentity, **about: Any) -> Issue:
+        """The issue for the series of an image; what else there is to say is as the attributes are named."""
         number = source.get("SeriesNumber")
         return cls(
             study_uid=str(source.StudyInstanceUID),
             series_uid=str(source.SeriesInstanceUID),
             series_number=None if number is None else int(number),
             model=model,
-            revision=revision,
-            started=started,
+            **about,
         )
+
+    def code(self, name: str) -> FindingCode:
+        """How a class is written."""
+        return look_up(name, self.model, self.codes)
 
     def series(self, modality: str) -> UID:
         """SeriesInstanceUID of the results of one modality."""
         return self._derive("series", modality)
 
     def instance(self, role: str) -> UID:
-        """SOPInstanceUID of the result in a role such as ``"seg"``, ``"sr"`` or ``"sc:<source SOPInstanceUID>"``."""
-        return self._derive("instance", role, str(self.revision))
+        """SOPInstanceUID of the result in a role such as ``"seg"``, ``"sr"`` or ``"sc:<key of the slice>"``."""
+        return self._derive("instance", role, str(self.revision), self.content)
 
     def tracking(self, name: str) -> UID:
         """Tracking UID of a class of finding in this series: the same in SEG and SR, and in every revision."""
@@ -109,15 +118,15 @@ class Issue:
     def attributes(self, modality: str, role: str, *, number: int) -> dict[str, Any]:
         """Arguments that highdicom's constructors of SEG, SR and SC share; `number` is the InstanceNumber.
 
-        SeriesNumber is the source's x 1000 + 991 (SC), 992 (SEG) or 993 (SR): sorted behind its source, never random,
-        and out of the way of the numbers that scanners give (hundreds, hundreds + 1). A source without a number, or
-        with one too large for that, counts as 0.
+        SeriesNumber is the source's x 1000 + 991 (SC), 992 (SEG), 993 (SR) or 994 (PDF): sorted behind its source,
+        never random, and out of the way of the numbers that scanners give (hundreds, hundreds + 1). A source without a
+        number, or with one too large for that, counts as 0.
         """
         source_number = self.series_number or 0
         if not 0 < source_number <= MAX_SOURCE_SERIES_NUMBER:
             source_number = 0
         local = self.started.astimezone()  # DICOM's times are local unless TimezoneOffsetFromUTC says otherwise
-        kind = "SC" if modality == "OT" else modality
+        kind = {"OT": "SC", "DOC": "PDF"}.get(modality, modality)
         return self.equipment | {
             "series_instance_uid": self.series(modality),
             "series_number": 1000 * source_number + SERIES_NUMBERS[modality],

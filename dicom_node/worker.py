@@ -8,14 +8,17 @@ series again.
 
     -> {"do": "open", "bundle": ..., "backend": ..., ...}
     <- {"is": "ready", "model": ..., "backend": ...}      or {"is": "broken", "error": ...}, now or later
-    -> {"do": "reload", ...}                              as "open"; triage, limits and logging change, nothing else
-    -> {"do": "slice", "series": ID, "path": ...}
+    -> {"do": "reload", ...}                              as "open"; triage, limits, results and logging change
+    -> {"do": "slice", "series": ID, "path": ..., "folder": for its results}
     <- {"is": "going", "series": ID}     now and then, before the answer on many frames
+    <- {"is": "early", "series": ID, "report": ..., "patient": {...}, "key": ...}
+                                         before the answer on the slice that makes the series critical, or urgent
     <- {"is": "slice", "series": ID, "rank": ..., "path": ..., "planes": [{...} or null], "refusals": [[code, why]]}
     -> {"do": "close", "series": ID, "folder": ..., "revision": 1, "missing": [...], "predecessor": path or null,
         "given_up": why no more is tried than a notice, or null, "paths": for that}
     <- {"is": "no room", "series": ID, "reason": ...}     or, once there is some:
-    <- {"is": "result", "series": ID, "state": ..., "reason": ..., "code": ..., "report": ..., "files": [...]}
+    <- {"is": "result", "series": ID, "state": ..., "reason": ..., "code": ..., "report": ..., "files": [...],
+        "patient": {...}}
 """
 
 from __future__ import annotations
@@ -31,19 +34,25 @@ from collections import deque
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from dicom_node import log as logging
-from dicom_node.analysis import Analyser, Outcome, Seen, Series, to_json
+import structlog
+
+from dicom_node import results
+from dicom_node.analysis import Analyser, Outcome, to_json
 from dicom_node.gate import NotAnalysed
-from dicom_node.results import NoRoom
+from dicom_node.log import configure
+from dicom_node.results import Form, NoRoom
+from dicom_node.series import Seen, Series
 from runtime.bundle import open_bundle
 from runtime.errors import DeviceLost, ScansideError
 from runtime.session import open_session, self_test
-from runtime.triage import Rule, check_rules
+from runtime.triage import LEVELS, Rule, check_rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from runtime.bundle import Bundle
+
+log = structlog.get_logger(__name__)
 
 
 def main() -> None:
@@ -54,7 +63,7 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints must not mix with the answers
     requests: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
     opening = json.loads(sys.stdin.readline())
-    logging.configure(opening["log_level"], opening["log_format"])
+    configure(opening["log_level"], opening["log_format"])
     try:
         analyser = _open(opening, answers)
         threading.Thread(target=_read, args=(sys.stdin, requests), daemon=True).start()
@@ -74,7 +83,7 @@ def _open(opening: dict[str, Any], answers: IO[str]) -> Analyser:
         bundle, opening["backend"], precision=opening["precision"], threads=opening["threads"], plans=plans
     )
     disagreement = self_test(session, bundle)
-    rules = _rules(opening, bundle)
+    rules, form = _rules(opening, bundle), _form(opening, bundle)
     ready = {
         "model": f"{bundle.name} {bundle.version}",
         "backend": session.identity.backend,
@@ -83,13 +92,18 @@ def _open(opening: dict[str, Any], answers: IO[str]) -> Analyser:
         "self_test": disagreement,
     }
     _say(answers, {"is": "ready", **ready})
-    return Analyser(bundle, session, rules, **_limits(opening), max_batch=opening["max_batch"] or session.max_batch)
+    max_batch = opening["max_batch"] or session.max_batch
+    return Analyser(bundle, session, rules, **_limits(opening), max_batch=max_batch, form=form)
 
 
 def _rules(opening: dict[str, Any], bundle: Bundle) -> list[Rule]:
-    rules = [Rule(rule["level"], tuple(rule["classes"]), rule["volume_ml"]) for rule in opening["triage"]]
+    rules = [Rule(**rule | {name: tuple(rule[name]) for name in ("classes", "also")}) for rule in opening["triage"]]
     check_rules(rules, bundle.classes)
     return rules
+
+
+def _form(opening: dict[str, Any], bundle: Bundle) -> Form:
+    return Form.of(opening["results"], opening["codes"], bundle.classes)
 
 
 def _limits(opening: dict[str, Any]) -> dict[str, Any]:
@@ -113,8 +127,9 @@ def _serve(analyser: Analyser, requests: queue.SimpleQueue[dict[str, Any] | None
             analyser.session.close()
             return
         if request["do"] == "reload":
-            logging.configure(request["log_level"], request["log_format"])
-            analyser.reload(_rules(request, analyser.bundle), **_limits(request))
+            configure(request["log_level"], request["log_format"])
+            form = _form(request, analyser.bundle)
+            analyser.reload(_rules(request, analyser.bundle), **_limits(request), form=form)
             continue
         name = request["series"]
         if request["do"] == "close":
@@ -130,9 +145,34 @@ def _serve(analyser: Analyser, requests: queue.SimpleQueue[dict[str, Any] | None
         paths = [Path(request["path"])]
         while len(paths) < analyser.max_batch and waiting and waiting[0] and _is_slice(waiting[0], name):
             paths.append(Path(waiting.popleft()["path"]))  # what waits already goes together; nothing is waited for
-        series = open_series.setdefault(name, Series())
-        for seen in analyser.feed(series, paths, lambda name=name: _say(answers, {"is": "going", "series": name})):
+        series, folder = open_series.setdefault(name, Series()), Path(request["folder"])
+
+        def go_on(name: str = name, series: Series = series, folder: Path = folder) -> None:
+            _say(answers, {"is": "going", "series": name})
+            _tell_early(analyser, name, series, folder, answers)
+
+        fed = analyser.feed(series, paths, go_on)
+        _tell_early(analyser, name, series, folder, answers)
+        for seen in fed:
             _say(answers, {"is": "slice", "series": name, **_seen(seen, series)})
+
+
+def _tell_early(analyser: Analyser, name: str, series: Series, folder: Path, answers: IO[str]) -> None:
+    """Tell what makes a level of triage while slices still come, and leave what the network drew beside it."""
+    try:
+        report = analyser.look(series)
+    except Exception as error:  # noqa: BLE001  # it must not cost the series its slices; closing tells what is wrong
+        series.told = LEVELS[-1]  # and there is no other look
+        log.error("early_look_failed", series=name, reason=type(error).__name__)  # noqa: TRY400
+        return
+    if report is None:
+        return
+    try:
+        results.write_early(report, series.labels, folder)
+    except (OSError, ValueError) as error:  # a full disk, a UID that can't be a name: the alert matters more
+        log.warning("early_labels_not_kept", series=name, reason=type(error).__name__)
+    told = {"report": to_json(report, series.received), "patient": analyser.whose(series)}
+    _say(answers, {"is": "early", "series": name, **told, "key": report.findings[0].key_slice})
 
 
 def _is_slice(request: dict[str, Any], series: str) -> bool:
@@ -187,6 +227,7 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
         "reason": outcome.reason,
         "code": outcome.code,
         "report": to_json(outcome.report, outcome.received) if outcome.report else None,
+        "patient": dict(outcome.patient),
         "files": [{**dataclasses.asdict(file), "path": str(file.path)} for file in outcome.files],
     }
 

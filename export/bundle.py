@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from models.graph import HeadCT
+    from runtime.types import OperatingPoint
     from training.recipe import Contract
 
 PARITY = (1e-4, 1e-3)  # share of a slice's pixels, and probability, in which the graph may differ from PyTorch
@@ -42,7 +43,7 @@ def write(
     golden_hu: NDArray[np.int16],
     folder: Path,
     *,
-    minimum_ml: float,
+    point: OperatingPoint,
     learnt_from: str | None = None,
     model: onnx.ModelProto | None = None,
 ) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def write(
     ----------
     contract : names, classes and input; of a trained network its recipe
     golden_hu : ``(N, shown, H, W)`` views, for parity and self-test; with blood and without
-    minimum_ml : operating point, the smallest volume of a class that counts as a finding
+    point : operating point of each class
     learnt_from : `training.collection.fingerprint` of the patients; None for phantoms, ``"unknown"`` for a network
         from elsewhere
     model : the graph, where `graph` can't be traced (`export.foreign`)
@@ -106,7 +107,7 @@ def write(
         store({FILES["fp32"]: full, FILES["fp16"]: half}, partial)
         (partial / "parity.json").write_text(json.dumps(parity, indent=2) + "\n")
         np.savez_compressed(partial / "golden.npz", hu=golden_hu, labels=expected[0])
-        return _manifest(contract, graph, minimum_ml, learnt_from)
+        return _manifest(contract, graph, point, learnt_from)
 
     if folder.exists():
         folder.rmdir()
@@ -139,7 +140,7 @@ def _check_logits(logits: torch.Tensor, contract: Contract) -> None:
         )
 
 
-def _manifest(contract: Contract, graph: HeadCT, minimum_ml: float, learnt_from: str | None) -> dict[str, Any]:
+def _manifest(contract: Contract, graph: HeadCT, point: OperatingPoint, learnt_from: str | None) -> dict[str, Any]:
     versions = {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
     return {
         "format": FORMAT,
@@ -156,7 +157,7 @@ def _manifest(contract: Contract, graph: HeadCT, minimum_ml: float, learnt_from:
         "view": dataclasses.asdict(contract.input.view),
         "precisions": {name: FILES[name] for name in ("fp32", "fp16")},
         "weights": WEIGHTS,
-        "minimum_volume_ml": dict.fromkeys(contract.classes[1:], minimum_ml),
+        **{name: dict.fromkeys(contract.classes[1:], value) for name, value in dataclasses.asdict(point).items()},
         "budget": dataclasses.asdict(Budget()),
         "learnt_from": learnt_from,
         "provenance": {

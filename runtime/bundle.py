@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from runtime.types import OperatingPoint
+
 SIGNATURE = "manifest.sig"  # Ed25519 over manifest.json, which holds the hashes of all the rest
 SHIPPED = Path(__file__).parent / "bundles" / "phantom-unet"
 
@@ -52,7 +54,7 @@ class Bundle:
     intended_use : what it is for, and what it is not
     classes : class names by index; 0 is background
     view : how many slices the network sees at once, and how many of them it answers
-    minimum_volume_ml : per class, the volume under which nothing is reported as a finding
+    operating_point : per class, under what nothing is reported as a finding
     learnt_from : a hash of which patients were learnt from and which chose the weights, so that an evaluation can tell
         whether it divides them alike; None for phantoms. It names none of them
     manifest : all that it says of itself
@@ -67,7 +69,7 @@ class Bundle:
     training_data: str
     classes: tuple[str, ...]
     view: View
-    minimum_volume_ml: Mapping[str, float]
+    operating_point: Mapping[str, OperatingPoint]
     learnt_from: str | None
     manifest: Manifest
 
@@ -75,6 +77,22 @@ class Bundle:
     def budget(self) -> Budget:
         """How far from FP32 its other precisions may be."""
         return Budget(**self.manifest.budget.model_dump())
+
+    @property
+    def calibration(self) -> str:
+        """What is known of what its probabilities are worth, from the scores of these very bytes if it has any."""
+        try:
+            scores = json.loads((self.folder / "scores.json").read_text())
+            error, data = float(scores["calibration"]["expected_error"]), scores["data"]
+            is_its_own = scores["bundle"]["digest"] == self.digest
+        except (OSError, ValueError, KeyError, TypeError):  # a bundle may have none, and nothing computes with them
+            is_its_own = False
+        if not is_its_own:
+            return "not calibrated"
+        return (
+            "not calibrated; as the probability that a slice shows the class, the highest of a slice was off by "
+            f"{error:.3f} on average (expected calibration error), on this data: {data}"
+        )
 
     @property
     def is_signed(self) -> bool:
@@ -172,7 +190,7 @@ def open_bundle(folder: Path | None = None, trusted_keys: Sequence[Path] = ()) -
         training_data=manifest.training_data,
         classes=tuple(one.name for one in manifest.classes),
         view=View(manifest.view.shown, manifest.view.answered),
-        minimum_volume_ml=manifest.minimum_volume_ml,
+        operating_point=manifest.operating_point,
         learnt_from=manifest.learnt_from,
         manifest=manifest,
     )

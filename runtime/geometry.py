@@ -54,7 +54,7 @@ class View:
         return list(zip(shown, answered, strict=True))
 
 
-def stack(planes: Mapping[str, Plane]) -> SliceStack:
+def stack(planes: Mapping[str, Plane], *, growing: bool = False) -> SliceStack:
     """Order parallel planes along their normal and give each its thickness.
 
     The boundary between two neighbours divides their distance in the ratio of their nominal thicknesses, so
@@ -65,6 +65,8 @@ def stack(planes: Mapping[str, Plane]) -> SliceStack:
     Parameters
     ----------
     planes : the slices' planes by key; the first in iteration order wins where several lie in one place
+    growing : slices may still come between these: see `certain_thickness_mm`. Slices further apart than their nominal
+        thickness explains are told as gaps, for there is nothing to say of the series' usual step
 
     Returns
     -------
@@ -96,13 +98,23 @@ def stack(planes: Mapping[str, Plane]) -> SliceStack:
             ordered.append(key)
 
     position = np.array([along[key] for key in ordered])
-    nominal = _nominal_thickness([planes[key] for key in ordered], position)
+    if growing:
+        nominal = np.array([planes[key].thickness_mm or 0.0 for key in ordered])
+        thickness_mm = certain_thickness_mm(position, nominal, float(normal[2]))
+        gaps = tuple(
+            Gap(ordered[i], ordered[i + 1], float(step), 1)
+            for i, step in enumerate(np.diff(position))
+            if not are_neighbours(step, *nominal[i : i + 2])
+        )
+    else:
+        nominal = _nominal_thickness([planes[key] for key in ordered], position)
+        thickness_mm, gaps = _own_thickness(position, nominal), _gaps(ordered, position, nominal)
     return SliceStack(
         keys=tuple(ordered),
         planes=tuple(planes[key] for key in ordered),
-        thickness_mm=_own_thickness(position, nominal),
+        thickness_mm=thickness_mm,
         tilt_deg=_tilt_deg([planes[key] for key in ordered], normal),
-        gaps=_gaps(ordered, position, nominal),
+        gaps=gaps,
         repeated=tuple(repeated),
     )
 
@@ -118,14 +130,44 @@ def _nominal_thickness(planes: list[Plane], position: NDArray[np.float64]) -> ND
     return np.array([thickness or usual for thickness in given], dtype=np.float64)
 
 
+def certain_thickness_mm(
+    position: NDArray[np.float64], nominal: NDArray[np.float64], along_patient: float
+) -> NDArray[np.float64]:
+    """What of the normal's axis is sure to be each slice's own, ``(N,)`` mm, while others may come between them.
+
+    As in a whole stack, but in either direction no more than half the nominal thickness; under gantry tilt less, for
+    the table moves along the patient. That is the least of a slice that stands alone in the end as well, unless others
+    overlap it. A slice without a SliceThickness has nothing that is sure.
+
+    Parameters
+    ----------
+    position : ``(N,)`` along the normal, in order
+    nominal : ``(N,)``, SliceThickness; 0 where it is missing
+    along_patient : z of the normal
+
+    """
+    most = nominal * abs(along_patient) / 2
+    return np.minimum(_halves_mm(position, nominal), most).sum(0)
+
+
+def are_neighbours(step_mm: float, lower_mm: float, upper_mm: float) -> bool:
+    """Whether two slices of such thicknesses lie so near that none of their kind is missing between them."""
+    return step_mm <= GAP_FACTOR * (lower_mm + upper_mm) / 2
+
+
 def _own_thickness(position: NDArray[np.float64], nominal: NDArray[np.float64]) -> NDArray[np.float64]:
+    return nominal.copy() if len(position) == 1 else _halves_mm(position, nominal).sum(0)
+
+
+def _halves_mm(position: NDArray[np.float64], nominal: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far each slice reaches down and up, ``(2, N)``."""
     if len(position) == 1:
-        return nominal.copy()
-    step = np.diff(position)
-    below = step * nominal[:-1] / (nominal[:-1] + nominal[1:])  # what of each step belongs to its lower slice
+        return np.stack([nominal, nominal]) / 2
+    step, both = np.diff(position), nominal[:-1] + nominal[1:]
+    below = step * np.divide(nominal[:-1], both, out=np.zeros_like(both), where=both > 0)  # the lower slice's part
     upwards = np.append(below, min(nominal[-1], step[-1]) / 2)
     downwards = np.insert(step - below, 0, min(nominal[0], step[0]) / 2)
-    return upwards + downwards
+    return np.stack([downwards, upwards])
 
 
 def _gaps(keys: list[str], position: NDArray[np.float64], nominal: NDArray[np.float64]) -> tuple[Gap, ...]:

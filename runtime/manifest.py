@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from runtime.engine import TAKES
 from runtime.errors import BundleError
-from runtime.types import Coded  # noqa: TC001  # pydantic looks it up
+from runtime.evidence import MOST_IN_A_ROW
+from runtime.types import Coded, OperatingPoint
 from runtime.verdict import Budget
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ class Manifest(_Strict):
     precisions: dict[Precision, FileName]
     weights: FileName | None = None
     minimum_volume_ml: dict[str, Annotated[float, Field(ge=0)]]
+    minimum_probability: dict[str, Annotated[float, Field(ge=0, le=1)]] | None = None  # 0 of a class that it lacks
+    minimum_slices: dict[str, Annotated[int, Field(ge=1, le=MOST_IN_A_ROW, strict=True)]] | None = None  # and 1
     budget: Limits
     learnt_from: str | None = None
     provenance: dict[str, Any]
@@ -95,12 +98,27 @@ class Manifest(_Strict):
         without = [one.name for one in self.classes[1:] if one.name not in self.minimum_volume_ml]
         if without:
             raise ValueError(f"no minimum_volume_ml for {', '.join(without)}")
+        for entry in ("minimum_volume_ml", "minimum_probability", "minimum_slices"):
+            unknown = sorted((getattr(self, entry) or {}).keys() - {*names})
+            if unknown:
+                raise ValueError(f"{entry} for {', '.join(unknown)}: there is no such class")
         unlisted = self.computing - self.files.keys()
         if unlisted:
             raise ValueError(f"{', '.join(sorted(unlisted))} without a hash")
         if "fp32" not in self.precisions:
             raise ValueError("no fp32 graph: it is what the others are held against")
         return self
+
+    @property
+    def operating_point(self) -> dict[str, OperatingPoint]:
+        """By class; bundles of before say nothing of probability and slices."""
+        probability, slices = self.minimum_probability or {}, self.minimum_slices or {}
+        return {
+            one.name: OperatingPoint(
+                self.minimum_volume_ml[one.name], probability.get(one.name, 0.0), slices.get(one.name, 1)
+            )
+            for one in self.classes[1:]
+        }
 
     @property
     def computing(self) -> set[str]:

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 from runtime.triage import Rule, decide
 from runtime.types import ModelIdentity, Report, SliceLabels, SliceStack
-from runtime.volume import measure
+from runtime.volume import in_a_row, measure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from runtime.bundle import Bundle
+
+ARRIVING = "the series is still arriving"
 
 
 def compose(
@@ -23,6 +25,7 @@ def compose(
     *,
     missing: Sequence[str] = (),
     left_out: Sequence[str] = (),
+    arriving: bool = False,
 ) -> Report:
     """Measure, threshold, decide.
 
@@ -33,17 +36,24 @@ def compose(
     rules : triage
     missing : what keeps the report provisional beside the stack's own gaps, one sentence each
     left_out : images that were never slices of the head (a localizer), one sentence each; they keep nothing provisional
+    arriving : slices may still come, between these too: then that is all that is missing
 
     """
     seen = measure(stack, slices, bundle.classes)
-    findings = tuple(f for f in seen if f.volume_ml >= bundle.minimum_volume_ml[f.name])
-    gaps = [
-        f"{gap.missing} slice{'s' * (gap.missing > 1)} missing: "
-        f"a step of {gap.step_mm:.1f} mm after slice {stack.keys.index(gap.after_key) + 1}"
-        for gap in stack.gaps
-    ]
+    findings = tuple(
+        f for f in seen if bundle.operating_point[f.name].admits(f.volume_ml, f.probability, in_a_row(stack, f.keys))
+    )
+    gaps = (
+        []
+        if arriving
+        else [
+            f"{gap.missing} slice{'s' * (gap.missing > 1)} missing: "
+            f"a step of {gap.step_mm:.1f} mm after slice {stack.keys.index(gap.after_key) + 1}"
+            for gap in stack.gaps
+        ]
+    )
     repeats = [f"{len(stack.repeated)} images lie where another one is and were left out"] if stack.repeated else []
-    incomplete = [*missing, *gaps]
+    incomplete = [*missing, *gaps, *([ARRIVING] if arriving else [])]
     below = tuple((f.name, f.volume_ml) for f in seen if f not in findings)
     return Report(
         findings=findings,
@@ -57,4 +67,5 @@ def compose(
         thickness_mm=(float(stack.thickness_mm.min()), float(stack.thickness_mm.max())),
         coverage_mm=stack.coverage_mm,
         tilt_deg=stack.tilt_deg,
+        operating_point=bundle.operating_point,
     )

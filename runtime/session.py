@@ -123,6 +123,7 @@ def identity(bundle: Bundle, precision: str, backend: str) -> ModelIdentity:
         backend=backend,
         training_data=bundle.training_data,
         codes={one.name: one.codes for one in bundle.manifest.classes if one.codes},
+        calibration=bundle.calibration,
     )
 
 

@@ -9,26 +9,43 @@ from runtime.errors import ScansideError
 from runtime.types import Decision
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from runtime.types import Finding
 
 
+LEVELS = ("urgent", "critical")  # that alert, the most urgent last
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`level` when the named classes together reach `volume_ml`.
+    """`level` when the named classes together reach `volume_ml`, and others are found beside them.
 
     Attributes
     ----------
     level : ``"critical"`` or ``"urgent"``
     classes : class names whose volumes are added; ``("any",)`` takes all
     volume_ml : from this volume on
+    also : classes each of which has to be a finding, too
+    reason : words of the site, put before the numbers
 
     """
 
     level: str
     classes: tuple[str, ...]
     volume_ml: float
+    also: tuple[str, ...] = ()
+    reason: str = ""
+
+    def __str__(self) -> str:
+        beside = f" beside {' and '.join(self.also)}" if self.also else ""
+        return f"{'/'.join(self.classes)} from {self.volume_ml:g} ml{beside}"
+
+    def counted(self, volumes_ml: Mapping[str, float]) -> tuple[str, ...]:
+        """Names of the findings that make it hold, of those given by name; none where it does not hold."""
+        mine = tuple(name for name in volumes_ml if name in self.classes or self.classes == ("any",))
+        enough = sum(volumes_ml[name] for name in mine) >= self.volume_ml
+        return mine if enough and all(name in volumes_ml for name in self.also) else ()
 
 
 class RuleError(ScansideError):
@@ -43,12 +60,27 @@ def check_rules(rules: Sequence[Rule], classes: Sequence[str]) -> None:
     RuleError
 
     """
-    unknown = sorted({name for rule in rules for name in rule.classes} - {"any", *classes[1:]})
+    named = {name for rule in rules for name in rule.classes} - {"any"}
+    unknown = sorted((named | {name for rule in rules for name in rule.also}) - {*classes[1:]})
     if unknown:
         raise RuleError(
             f"triage rules name {', '.join(unknown)}; the model has {', '.join(classes[1:])}: write [[triage]] rules "
             "for its classes (without any, the usual ones hold: see `scanside config --example`)"
         )
+
+
+def level_of(volumes_ml: Mapping[str, float], rules: Sequence[Rule]) -> str | None:
+    """Level of the first rule that holds for the volumes of findings by name; None where none does."""
+    return next((rule.level for rule in rules if rule.counted(volumes_ml)), None)
+
+
+def is_higher(level: str | None, other: str | None) -> bool:
+    """Whether a level is more urgent than another; None and whatever is no alert is the least."""
+    return _urgency(level) > _urgency(other)
+
+
+def _urgency(level: str | None) -> int:
+    return LEVELS.index(level) if level in LEVELS else -1
 
 
 def decide(
@@ -67,14 +99,13 @@ def decide(
 
     """
     calm = "routine" if complete else "incomplete"
+    volumes_ml = {f.name: f.volume_ml for f in findings}
     for rule in rules:
-        counted = [f for f in findings if f.name in rule.classes or rule.classes == ("any",)]
-        volume_ml = sum(f.volume_ml for f in counted)
-        if counted and volume_ml >= rule.volume_ml:
-            what = " + ".join(f.name for f in counted)
-            return Decision(
-                rule.level, f"{what} {volume_ml:.1f} ml, rule: {'/'.join(rule.classes)} from {rule.volume_ml:g} ml"
-            )
+        counted = rule.counted(volumes_ml)
+        if counted:
+            said = f"{rule.reason}: " if rule.reason else ""
+            total_ml = sum(volumes_ml[name] for name in counted)
+            return Decision(rule.level, f"{said}{' + '.join(counted)} {total_ml:.1f} ml, rule: {rule}")
     if findings:
         return Decision(
             calm, "findings below every rule: " + ", ".join(f"{f.name} {f.volume_ml:.1f} ml" for f in findings)

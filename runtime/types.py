@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Vector = tuple[float, float, float]
+SINGLE = 1e-6  # probabilities have single precision: 0.9 is a little less in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +162,39 @@ class SliceLabels:
 
 
 @dataclass(frozen=True, slots=True)
+class OperatingPoint:
+    """From where on a class of haemorrhage is a finding, and may raise an alert; what is below it is mentioned.
+
+    Attributes
+    ----------
+    minimum_volume_ml : in the whole series
+    minimum_probability : the highest anywhere in a slice that shows it
+    minimum_slices : so many neighbouring slices in a row have to show it
+
+    """
+
+    minimum_volume_ml: float
+    minimum_probability: float = 0.0
+    minimum_slices: int = 1
+
+    def __str__(self) -> str:
+        told = [f"from {self.minimum_volume_ml:g} ml"]
+        if self.minimum_probability > 0:
+            told.append(f"probability {self.minimum_probability:g}")
+        if self.minimum_slices > 1:
+            told.append(f"{self.minimum_slices} neighbouring slices")
+        return ", ".join(told)
+
+    def admits(self, volume_ml: float, probability: float, in_a_row: int) -> bool:
+        """Whether so much of a class, seen with such a probability in so many neighbouring slices, is a finding."""
+        return (
+            volume_ml >= self.minimum_volume_ml
+            and probability >= self.minimum_probability - SINGLE
+            and in_a_row >= self.minimum_slices
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One class of haemorrhage found in a series.
 
@@ -171,7 +205,8 @@ class Finding:
     volume_ml : sum over slices of pixels x pixel area x the slice's own thickness
     components : connected parts (26-neighbourhood)
     largest_ml : volume of the largest part
-    probability : highest class probability seen, not calibrated
+    abc2_ml : what a reader would estimate the largest part at with a ruler (`runtime.coniglobus`)
+    probability : highest class probability seen; what it is worth, `ModelIdentity.calibration` says
     keys : the slices that show it, in stack order
     key_slice : the slice that shows most of it
 
@@ -182,6 +217,7 @@ class Finding:
     volume_ml: float
     components: int
     largest_ml: float
+    abc2_ml: float
     probability: float
     keys: tuple[str, ...]
     key_slice: str
@@ -231,6 +267,7 @@ class ModelIdentity:
     backend : engine and its version, such as ``"onnxruntime 1.31.1 CPUExecutionProvider"``
     training_data : one sentence on what the network was trained with
     codes : of those classes for which the bundle brings its own
+    calibration : what is known of what its probabilities are worth
 
     """
 
@@ -241,6 +278,7 @@ class ModelIdentity:
     backend: str
     training_data: str
     codes: Mapping[str, Coded] = field(default_factory=dict)
+    calibration: str = "not calibrated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +289,7 @@ class Report:
     ----------
     findings : classes found, largest volume first
     absent : names of the classes looked for and not found
-    below_threshold : (name, ml) of what was seen but is smaller than the bundle's operating point reports
+    below_threshold : (name, ml) of what was seen but is no finding at the bundle's operating point
     decision : triage
     model : what computed it
     slices : how many slices went in
@@ -260,6 +298,7 @@ class Report:
     thickness_mm : smallest and largest slice thickness along the normal
     coverage_mm : how much of the head the slices cover, along the normal
     tilt_deg : gantry tilt as the positions show it
+    operating_point : by class, what made it a finding or not
 
     """
 
@@ -274,3 +313,4 @@ class Report:
     thickness_mm: tuple[float, float]
     coverage_mm: float
     tilt_deg: float
+    operating_point: Mapping[str, OperatingPoint] = field(default_factory=dict)

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import cc3d
 import numpy as np
 
+from runtime.coniglobus import measure_abc
 from runtime.types import Finding, SliceLabels, SliceStack
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -45,14 +46,20 @@ def measure(stack: SliceStack, slices: Mapping[str, SliceLabels], classes: Seque
     shown = [c for c in range(1, len(classes)) if total_ml[c] > 0]
     if not shown:
         return ()
-    parts = _components_ml(stack, ordered, len(classes))
+    bleeding = np.flatnonzero(voxels[:, 1:].any(axis=1))
+    some = slice(bleeding[0], bleeding[-1] + 1)  # a whole head of thin slices would be much to look through
+    parts = cc3d.connected_components(np.stack([one.labels for one in ordered[some]]), connectivity=26)  # (n, H, W)
+    sizes_ml = _components_ml(stack.voxel_ml[some], ordered[some], parts, len(classes))
+    spacing_mm = stack.planes[bleeding[0]].spacing_mm
+    largest = [max(of_class, key=of_class.__getitem__, default=0) for of_class in sizes_ml]
     findings = [
         Finding(
             label=c,
             name=classes[c],
             volume_ml=float(total_ml[c]),
-            components=len(parts[c]),
-            largest_ml=float(max(parts[c])),
+            components=len(sizes_ml[c]),
+            largest_ml=sizes_ml[c][largest[c]],
+            abc2_ml=_abc2_ml(parts, largest[c], voxels[some, c] > 0, spacing_mm, stack.thickness_mm[some]),
             probability=float(max(one.evidence[c] for one in ordered if one.voxels[c])),
             keys=tuple(key for key, one in zip(stack.keys, ordered, strict=True) if one.voxels[c]),
             key_slice=stack.keys[int(np.argmax(voxels[:, c] * stack.voxel_ml))],
@@ -62,17 +69,46 @@ def measure(stack: SliceStack, slices: Mapping[str, SliceLabels], classes: Seque
     return tuple(sorted(findings, key=lambda finding: -finding.volume_ml))
 
 
-def _components_ml(stack: SliceStack, ordered: Sequence[SliceLabels], classes: int) -> list[list[float]]:
-    """Volumes in ml of the connected parts (26-neighbourhood) of each class."""
-    volume = np.stack([one.labels for one in ordered])  # (N, H, W)
-    parts = cc3d.connected_components(volume, connectivity=26)
+def in_a_row(stack: SliceStack, keys: Collection[str]) -> int:
+    """Most neighbours in a row among some of a stack's slices; beyond a gap there is no neighbour."""
+    wanted, ends = set(keys), {gap.after_key for gap in stack.gaps}
+    longest = count = 0
+    for key in stack.keys:
+        count = count + 1 if key in wanted else 0
+        longest = max(longest, count)
+        if key in ends:
+            count = 0
+    return longest
+
+
+def _components_ml(
+    voxel_ml: NDArray[np.float64], ordered: Sequence[SliceLabels], parts: NDArray[np.integer], classes: int
+) -> list[dict[int, float]]:
+    """Volumes in ml of the connected parts (26-neighbourhood) of each class, by their numbers in `parts`."""
     sizes = np.zeros(int(parts.max()) + 1)
     labels = np.zeros(len(sizes), np.uint8)
-    for voxel_ml, part, label in zip(stack.voxel_ml, parts, volume, strict=True):
-        blood = label > 0
+    for each_ml, part, one in zip(voxel_ml, parts, ordered, strict=True):
+        blood = one.labels > 0
         if not blood.any():
             continue
         ids = part[blood]
-        sizes += np.bincount(ids, minlength=len(sizes)) * voxel_ml
-        labels[ids] = label[blood]
-    return [sizes[labels == c].tolist() for c in range(classes)]
+        sizes += np.bincount(ids, minlength=len(sizes)) * each_ml
+        labels[ids] = one.labels[blood]
+    return [{int(part): float(sizes[part]) for part in np.flatnonzero(labels == c)} for c in range(classes)]
+
+
+def _abc2_ml(
+    parts: NDArray[np.integer],
+    part: int,
+    shown: NDArray[np.bool_],
+    spacing_mm: tuple[float, float],
+    thickness_mm: NDArray[np.float64],
+) -> float:
+    """ABC/2 of one connected part, measured in its bounding box; `shown`: ``(n,)`` slices that may have some of it."""
+    masks = {index: parts[index] == part for index in np.flatnonzero(shown)}
+    masks = {index: mask for index, mask in masks.items() if mask.any()}
+    slices, volume = list(masks), np.stack(list(masks.values()))
+    area = volume.any(axis=0)
+    rows, columns = np.flatnonzero(area.any(axis=1)), np.flatnonzero(area.any(axis=0))
+    box = volume[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return measure_abc(box, spacing_mm, thickness_mm[slices]).volume_ml

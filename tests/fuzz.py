@@ -136,8 +136,8 @@ def decode(data: bytes) -> None:
 
     from dicom_node import decode as decoding
     from dicom_node import kernel
-    from dicom_node.analysis import Seen, Series
     from dicom_node.gate import NotAnalysed
+    from dicom_node.series import Seen, Series
     from dicom_node.worker import _seen
 
     path = _fast_folder() / "slice.dcm"

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import CTImageStorage
 
 import scanside as commands
-from runtime.bundle import SHIPPED
+from runtime.bundle import SHIPPED, open_bundle
 
 CORPUS = Path(__file__).parents[2] / "shared" / "corpus"
 real_data = pytest.mark.skipif(
@@ -106,12 +107,18 @@ def test_analyse_takes_the_nodes_own_rules_and_names_what_it_could_not_read(seri
     first, *_ = sorted((tmp_path / "head").glob("*.dcm"))
     first.write_bytes(first.read_bytes()[:-20_000])
     rules = '[[triage]]\nlevel = "urgent"\nclasses = ["any"]\nvolume_ml = 0\n'
-    (tmp_path / "node.toml").write_text(f"[series]\nmin_coverage_mm = 0\n{rules}")
+    results = '[results]\nsegmentation = "labelmap"\npdf = true\n'
+    codes = '[[codes]]\nname = "intracerebral"\nfinding = ["ICH", "99SITE", "A"]\nsite = ["1", "99SITE", "B"]\n'
+    (tmp_path / "node.toml").write_text(f"[series]\nmin_coverage_mm = 0\n{results}{rules}{codes}")
     arguments = ("analyse", tmp_path / "head", "--out", tmp_path / "out", "--config", tmp_path / "node.toml")
     shown = scanside(*arguments)
     assert shown.returncode == 0, shown.stderr
     assert f"not analysed: {first}: a truncated file" in shown.stdout
     assert "triage: urgent" in shown.stdout
+    (folder,) = (tmp_path / "out").iterdir()
+    assert dcmread(folder / "seg.dcm", stop_before_pixels=True).SegmentationType == "LABELMAP"
+    assert dcmread(folder / "pdf.dcm").EncapsulatedDocument.startswith(b"%PDF")
+    assert "99SITE" in str(dcmread(folder / "sr.dcm"))
 
 
 def test_a_failed_series_is_a_failed_analysis(series: Path, tmp_path: Path):
@@ -436,6 +443,12 @@ def test_a_bundle_is_calibrated_verified_signed_and_served_in_8_bits(samples: Pa
         (["bundle", "sign", SHIPPED, "--key", "nowhere.key"], 2, "name an Ed25519 private key"),
         (["bundle", "verify", SHIPPED, "--key", "nowhere.pem"], 2, "nowhere.pem: No such file"),
         (["bundle", "triton", SHIPPED, "--precision", "fp8", "--out", "t"], 2, "no fp8 graph, only"),
+        (["bundle", "operate", SHIPPED, "--version", "9"], 2, "give one of them"),
+        (
+            ["bundle", "operate", SHIPPED, "--version", "9", "--minimum-slices", 2, "--class", "sdh"],
+            2,
+            "sdh: the bundle",
+        ),
         (["analyse", ".", "--out", "x", "--precision", "int8"], 2, "no DICOM file"),
     ],
 )
@@ -445,6 +458,22 @@ def test_what_makes_no_bundle_is_one_line(arguments: list[object], code: int, wo
     assert shown.returncode == code
     assert "Traceback" not in shown.stderr
     assert words in " ".join(shown.stderr.replace("│", " ").split())
+
+
+def test_an_operating_point_is_changed_by_command_and_makes_another_bundle(tmp_path: Path):
+    bundle = shutil.copytree(SHIPPED, tmp_path / "bundle")
+    asked = ("--version", "9", "--class", "subdural", "--minimum-ml", 2, "--minimum-probability", 0.9)
+    shown = scanside("bundle", "operate", bundle, *asked)
+    assert shown.returncode == 0, shown.stderr
+    changed, shipped = open_bundle(bundle), open_bundle()
+    assert changed.version == "9"
+    assert changed.digest != shipped.digest
+    assert changed.operating_point["subdural"] == replace(
+        shipped.operating_point["subdural"], minimum_volume_ml=2.0, minimum_probability=0.9
+    )
+    assert changed.operating_point["epidural"] == shipped.operating_point["epidural"]
+    assert "subdural: from 2 ml, probability 0.9" in shown.stdout
+    changed.check_ruling("int8-cpu")
 
 
 def test_samples_of_a_folder_of_dicom_are_whole_series_without_their_names(series: Path, tmp_path: Path):

@@ -79,11 +79,22 @@ is the 95 % interval, by bootstrap over patients, of the mean Dice over the case
 {table(rows(summary))}
 {by_size}Without blood: {clean["without_findings"]} of {clean["cases"]} cases without a finding (specificity
 {_share(clean["specificity"]) or "unknown"}){false}.
-A class of less than {max(bundle.minimum_volume_ml.values()):g} ml is mentioned in the report and is no finding.
+What is below the operating point is mentioned in the report, is no finding and raises no alert:
+{_points(bundle)}.
 
 Calibration: a slice's highest probability of a class is off by {_number(calibration["expected_error"])} on average
 (expected calibration error) as a probability that the slice shows the class. It is not calibrated beyond that.
 """
+
+
+def _points(bundle: Bundle) -> str:
+    """The operating point of each class, those together that have the same."""
+    alike: dict[str, list[str]] = {}
+    for name, point in bundle.operating_point.items():
+        alike.setdefault(str(point), []).append(name)
+    if len(alike) == 1:
+        return f"every class {next(iter(alike))}"
+    return "; ".join(f"{', '.join(names)} {point}" for point, names in alike.items())
 
 
 def of_run(recipe: Recipe, rows: Sequence[Mapping[str, float]], facts: Mapping[str, str]) -> str:

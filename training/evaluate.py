@@ -10,7 +10,7 @@ import csv
 import json
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict
 from functools import partial, reduce
 from operator import add
 from typing import TYPE_CHECKING, Any
@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 import cc3d
 import numpy as np
 
+from runtime.coniglobus import measure_abc
 from training import card, metrics
-from training.coniglobus import measure_abc
 from training.detection import (
     Match,
-    Reliability,
     bin_probabilities,
     count_false_parts,
     false_positive_rate,
@@ -30,7 +29,8 @@ from training.detection import (
     stratify,
 )
 from training.figures import draw_bland_altman, draw_overlay, draw_reliability, draw_violins
-from training.metrics import Counts, count_classes
+from training.metrics import count_classes
+from training.scored import Scored
 from training.statistics import Interval, bland_altman, bootstrap, by_patient, icc, volume_error_percent
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from runtime.bundle import Bundle
     from runtime.session import Session
+    from runtime.types import OperatingPoint
     from training.sources.case import Case
 
 SIZES_ML = (0.0, 1.0, 5.0, 15.0, 30.0, float("inf"))
@@ -50,55 +51,6 @@ LARGE_ML = 5.0
 OVERLAYS = 12
 SEED, RESAMPLES = 0, 1000  # of the bootstrap
 METRICS = {"dice": metrics.dice, "iou": metrics.iou, "precision": metrics.precision, "recall": metrics.recall}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Scored:
-    """One case, as the bundle sees it. Arrays by class, the background included.
-
-    Attributes
-    ----------
-    name, patient : of the case: the data set's own name for it is written, what the split takes for the patient is not
-    slices : how many it has
-    counts : voxels, over the whole case
-    truth_ml, measured_ml : volumes; NaN where the case has no spacing
-    abc_ml : ABC/2 of the truth's parts, what a reader with a perfect eye and a ruler would say
-    hausdorff_95_mm : NaN where either mask is empty, or the case has no spacing
-    hausdorff_mm : ``(C, 2)``, directed, from the answer to the truth and back; NaN as above
-    lesions : by class, the true lesions
-    false_parts : connected parts of at least 0.1 ml that touch no blood of any class; NaN without spacing
-    reliability : of each slice's highest probability of each class of blood: does the slice show it?
-    slice_ms : median time of an inference, batch 1, by the slices that it answers
-    shown : HU, truth and answer of the slice with the most blood, and the distances of its rows and columns
-    left_out : slices that the source has and the case has not, by reason
-    notes : what else the source says of the case, such as lossy compression
-
-    """
-
-    name: str
-    patient: str
-    slices: int
-    counts: Counts
-    truth_ml: NDArray[np.float64]
-    measured_ml: NDArray[np.float64]
-    abc_ml: NDArray[np.float64]
-    hausdorff_95_mm: NDArray[np.float64]
-    hausdorff_mm: NDArray[np.float64]
-    lesions: tuple[tuple[Match, ...], ...]
-    false_parts: NDArray[np.float64]
-    reliability: Reliability
-    slice_ms: float
-    shown: tuple[NDArray[np.int16], NDArray[np.uint8], NDArray[np.uint8], tuple[float, float]]
-    left_out: tuple[tuple[str, int], ...] = ()
-    notes: tuple[str, ...] = ()
-
-    @property
-    def dice(self) -> NDArray[np.float64]:
-        return metrics.dice(self.counts)
-
-    def shows(self, c: int) -> bool:
-        """Whether the truth has any of a class."""
-        return bool(self.counts.true_positive[c] + self.counts.false_negative[c])
 
 
 def score(case: Case, hu: NDArray[np.int16], bundle: Bundle, session: Session) -> Scored:
@@ -119,6 +71,7 @@ def score(case: Case, hu: NDArray[np.int16], bundle: Bundle, session: Session) -
     counts = reduce(add, (count_classes(p, t, len(classes)) for p, t in zip(predicted, truth, strict=True)))
     evidence = np.stack([one.evidence[1:] for one in answers])
     shows = np.stack([(truth == c).any(axis=(1, 2)) for c in classes[1:]], axis=1)
+    drawn = np.stack([one.voxels[1:] > 0 for one in answers])
     voxel_ml = case.voxel_ml
     unknown = np.full(len(classes), np.nan)
     truth_ml, measured_ml, abc_ml, far_mm, false_parts = (unknown.copy() for _ in range(5))
@@ -151,6 +104,8 @@ def score(case: Case, hu: NDArray[np.int16], bundle: Bundle, session: Session) -
         hausdorff_95_mm=far_mm,
         hausdorff_mm=farthest_mm,
         lesions=tuple(lesions),
+        probability=np.array([0.0, *(evidence * drawn).max(0)]),
+        in_a_row=np.array([0, *map(_in_a_row, drawn.T)]),
         false_parts=false_parts,
         reliability=bin_probabilities(evidence.clip(0, 1), shows),
         slice_ms=float(np.median(slice_ms)),
@@ -158,6 +113,12 @@ def score(case: Case, hu: NDArray[np.int16], bundle: Bundle, session: Session) -
         left_out=case.excluded,
         notes=case.notes,
     )
+
+
+def _in_a_row(shows: NDArray[np.bool_]) -> int:
+    """Most in a row that are true."""
+    ends = np.flatnonzero(~np.concatenate([[False], shows, [False]]))
+    return int(np.diff(ends).max()) - 1
 
 
 def _abc_ml(
@@ -209,7 +170,7 @@ def summarise(scored: Sequence[Scored], bundle: Bundle, session: Session, data: 
             "slices_left_out": _left_out(scored),
             "notes": Counter(note for one in scored for note in one.notes),
             "slice_ms": float(np.median([one.slice_ms for one in scored])),
-            "minimum_volume_ml": dict(bundle.minimum_volume_ml),
+            "operating_point": {name: asdict(point) for name, point in bundle.operating_point.items()},
             "classes": {name: _of_class(c, scored, patients, bundle) for c, name in enumerate(bundle.classes) if c},
             "over_classes": macro,
             "bleed_free": {
@@ -255,13 +216,13 @@ def _of_class(c: int, scored: Sequence[Scored], patients: Sequence[Sequence[Scor
             "symmetric": _known_mean(np.array([one.hausdorff_mm[c].max() for one in shown])),
         },
         "without_distance": int(np.isnan(far_mm).sum()),
-        **_of_volumes(c, shown, bundle.minimum_volume_ml[name]),
+        **_of_volumes(c, shown, bundle.operating_point[name]),
         "false_findings": sum(name in _findings(one, bundle) for one in without),
         "largest_false_volume_ml": max((float(one.measured_ml[c]) for one in without), default=None),
     }
 
 
-def _of_volumes(c: int, shown: Sequence[Scored], minimum_ml: float) -> dict[str, Any]:
+def _of_volumes(c: int, shown: Sequence[Scored], point: OperatingPoint) -> dict[str, Any]:
     """What needs millilitres, of the cases that have them."""
     measurable = [one for one in shown if not np.isnan(one.truth_ml[c])]
     if not measurable:
@@ -284,7 +245,7 @@ def _of_volumes(c: int, shown: Sequence[Scored], minimum_ml: float) -> dict[str,
         "abc_icc": _interval(icc(np.stack([abc, truth], 1)).agreement) if enough else None,
         "within_10_percent_or_1.5_ml": float(within.mean()),
         "over_5_ml": {"cases": int(large.sum()), "within_10_percent_or_1.5_ml": int(within[large].sum())},
-        "sensitivity": float((measured >= minimum_ml).mean()),
+        "sensitivity": float(np.mean([one.is_found(c, point) for one in measurable])),
         "lesions_by_size": [
             {"from_ml": stratum.low_ml, "to_ml": stratum.high_ml, "lesions": stratum.lesions, "found": stratum.found}
             for stratum in stratify((match for one in measurable for match in one.lesions[c]), SIZES_ML)
@@ -390,11 +351,5 @@ def _bleeds(one: Scored) -> bool:
 
 
 def _findings(one: Scored, bundle: Bundle) -> list[str]:
-    """Classes that the node would report; where a case has no millilitres, those that it would mention."""
-    counted = one.counts.true_positive + one.counts.false_positive
-    return [
-        name
-        for c, name in enumerate(bundle.classes)
-        if c
-        and (counted[c] > 0 if np.isnan(one.measured_ml[c]) else one.measured_ml[c] >= bundle.minimum_volume_ml[name])
-    ]
+    """Classes that the node would report."""
+    return [name for c, name in enumerate(bundle.classes) if c and one.is_found(c, bundle.operating_point[name])]

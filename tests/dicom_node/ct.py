@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from scipy import ndimage
 
-from dicom_node import capture, results
+from dicom_node import montage, results
 from dicom_node.source import plane
 from runtime.geometry import stack
 from runtime.types import Decision, Finding, ModelIdentity, Report
@@ -165,6 +165,7 @@ def report(
                 volume_ml=volume_ml,
                 components=1,
                 largest_ml=volume_ml,
+                abc2_ml=1.1 * volume_ml,
                 probability=0.97 - 0.01 * label,
                 keys=tuple(key for key, count in zip(geometry.keys, voxels, strict=True) if count),
                 key_slice=geometry.keys[int(np.argmax(voxels))],
@@ -202,8 +203,8 @@ class Case:
     def keys(self) -> list[str]:
         return [str(source.SOPInstanceUID) for source in self.sources]
 
-    def build(self) -> results.ResultSet:
-        pictured = {key: self.hu[self.keys.index(key)] for key in capture.key_slices(self.report, self.keys)}
+    def build(self, form: results.Form = results.USUAL) -> results.ResultSet:
+        pictured = {key: self.hu[self.keys.index(key)] for key in montage.pictured(self.report, self.keys)}
         return results.build(
             self.sources,
             self.labels,
@@ -212,6 +213,7 @@ class Case:
             revision=self.revision,
             started=STARTED,
             predecessor=built("one finding").sr if self.revision == 2 else None,
+            form=form,
         )
 
 

@@ -10,9 +10,10 @@ import pytest
 
 from dicom_node import notice
 from dicom_node import phantom as writer
-from dicom_node.analysis import Analyser, Series
+from dicom_node.analysis import Analyser
 from dicom_node.gate import NotAnalysed, Reason
 from dicom_node.journal import SeriesState
+from dicom_node.series import Series
 from runtime.bundle import open_bundle
 from runtime.errors import DeviceLost, InferenceError
 from runtime.geometry import View

@@ -118,8 +118,8 @@ def test_images_read_back_as_rendered_and_name_their_source(name: str, tmp_path:
     case = CASES[name]
     paths = results.write(ct.built(name), tmp_path)
     keys = capture.key_slices(case.report, case.keys)
-    assert [role for role in paths if role.startswith("sc")] == [f"sc-{n}" for n in range(1, len(keys) + 1)]
-    for number, key in enumerate(keys, start=1):
+    assert [role for role in paths if role.startswith("sc")] == [f"sc-{n}" for n in range(1, len(keys) + 2)]
+    for number, key in enumerate(keys, start=2):
         image = pydicom.dcmread(paths[f"sc-{number}"])
         index = case.keys.index(key)
         source = case.sources[index]
@@ -129,7 +129,7 @@ def test_images_read_back_as_rendered_and_name_their_source(name: str, tmp_path:
         )
         np.testing.assert_array_equal(image.pixel_array, expected)
         assert image.SourceImageSequence[0].ReferencedSOPInstanceUID == key
-        assert image.InstanceNumber == number + (case.revision - 1) * capture.MAX_IMAGES
+        assert image.InstanceNumber == number + (case.revision - 1) * capture.A_REVISION
         assert list(image.PatientOrientation) == ["L", "P"]
         assert image.BurnedInAnnotation == "NO"
         assert image.BodyPartExamined == "HEAD"
@@ -156,5 +156,5 @@ def test_the_panel_holds_long_reports_above_its_footer() -> None:
     full = capture.render(case.hu[5], case.labels[5], report, case.keys[5])
     footer = (slice(capture.FOOTER, None), slice(capture.SIDE, None))
     np.testing.assert_array_equal(full[footer], short[footer])
-    right_margin = full[60:, -capture.MARGIN + 1 :]
+    right_margin = full[61:, -capture.MARGIN + 1 :]
     assert (right_margin == capture.BACKGROUND).all()

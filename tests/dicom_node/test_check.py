@@ -21,7 +21,7 @@ from dicom_node.config import Config
 from dicom_node.journal import Journal
 from dicom_node.lock import FolderLock
 from dicom_node.mistakes import Mistake
-from dicom_node.sections import Destination, Model, Node, Tls, TriageRule
+from dicom_node.sections import CodeRow, Destination, Model, Node, Results, Tls, TriageRule
 from runtime import caps, device, seal, session
 from runtime import gpu as gpu_plans
 from runtime.bundle import SHIPPED, open_bundle
@@ -44,13 +44,17 @@ def _impatient(monkeypatch):
 def look(tmp_path):
     """Checks a node with one change; gives the items by name. The bundle is one that is not there, unless told."""
 
-    def run(*, destinations=(), model=None, triage=None, mistakes=(), files=None, **node) -> dict[str, Item]:
+    def run(
+        *, destinations=(), model=None, triage=None, mistakes=(), files=None, results=None, codes=(), **node
+    ) -> dict[str, Item]:
         config = Config(
             node=Node(**{"folder": tmp_path / "data", "port": 0} | node),
             destinations=destinations,
             tls=files,
             model=model or Model(bundle=tmp_path / "no-bundle"),
             triage=Config().triage if triage is None else triage,
+            results=results or Results(),
+            codes=codes,
         )
         return {item.name: item for item in check(config, mistakes)}
 
@@ -235,6 +239,22 @@ def test_a_destination_that_does_not_want_us_says_why(look, settings, reason):
     assert reason in item.message
 
 
+@pytest.mark.parametrize(
+    ("results", "asked"),
+    [
+        (Results(), ""),
+        (Results(pdf=True), "does not accept Encapsulated PDF Storage: have it"),
+        (Results(segmentation="labelmap"), "does not accept Label Map Segmentation Storage: have it"),
+    ],
+    ids=str,
+)
+def test_a_destination_is_asked_for_what_it_will_get_and_no_more(look, results, asked):
+    with peer(contexts=set(TAKEN) - {SOP_CLASSES["pdf"]}) as pacs:
+        item = look(destinations=[pacs], results=results)["destination pacs"]
+    assert item.ok == (not asked), item
+    assert asked in item.message
+
+
 def test_a_destination_that_will_not_confirm_says_so_before_anything_is_sent(look):
     with peer() as pacs:
         item = look(destinations=[pacs.model_copy(update={"confirm": "commitment"})])["destination pacs"]
@@ -286,6 +306,14 @@ def test_the_shipped_bundle_passes_its_self_test(look):
     assert items["engine"].ok, items["engine"]
     assert "onnxruntime" in items["engine"].message
     assert "triage" not in items
+
+
+@needs_bundle
+def test_a_code_for_a_class_that_the_model_does_not_know(look):
+    code = CodeRow(name="sdh", finding=("1", "99X", "a"), site=("2", "99X", "b"))
+    item = look(model=Model(), codes=[code])["codes"]
+    assert (item.ok, item.kind) == (False, "configuration")
+    assert "[[codes]] name sdh; the model has intracerebral" in item.message
 
 
 @needs_bundle

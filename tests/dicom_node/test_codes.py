@@ -6,7 +6,7 @@ import pytest
 from highdicom.color import CIELabColor
 from pydicom.sr.codedict import codes as dictionary
 
-from dicom_node import codes
+from dicom_node import codes, snomed
 from runtime.types import Coded, Concept, ModelIdentity
 
 NAMES = ("intracerebral", "subdural", "epidural", "subarachnoid", "intraventricular", "contusion")
@@ -70,3 +70,43 @@ def test_a_bundle_may_bring_codes_of_its_own() -> None:
         assert (code.finding.value, code.site.meaning) == ("1", "Dura")
     assert codes.look_up("subdural", model).colour == codes.look_up("subdural").colour
     assert codes.look_up("epidural", model) == codes.look_up("epidural")
+
+
+def test_the_configuration_goes_before_the_bundle_and_the_bundle_before_the_table():
+    brought = Coded(Concept("1", "99SITE", "Hygroma"), Concept("2", "99SITE", "Dura"))
+    model = ModelIdentity("m", "1", "0", "fp32", "b", "t", {"hygroma": brought, "subdural": brought})
+    own = {"subdural": codes.OwnCode(codes.HEMORRHAGE, codes.BRAIN, "Subdural haematoma", (1, 2, 3))}
+    configured, bundles, tables = (codes.look_up(name, model, own) for name in ("subdural", "hygroma", "epidural"))
+    assert (configured.finding, configured.site) == (codes.HEMORRHAGE, codes.BRAIN)
+    assert (configured.title, configured.colour) == ("Subdural haematoma", (1, 2, 3))
+    assert configured.provenance == "the configuration's"
+    assert bundles.provenance == "the bundle's own"
+    assert tables == codes.look_up("epidural")
+    plain = codes.look_up("subdural", None, {"subdural": codes.OwnCode(codes.HEMORRHAGE, codes.BRAIN)})
+    assert (plain.title, plain.colour) == (codes.look_up("subdural").title, codes.look_up("subdural").colour)
+
+
+def test_codes_of_classes_that_the_model_does_not_have_are_refused():
+    codes.check_names(["subdural"], ["background", "subdural"])
+    with pytest.raises(codes.CodeError, match="name subdurla; the model has subdural"):
+        codes.check_names(["subdurla", "subdural"], ["background", "subdural"])
+
+
+def test_every_snomed_code_of_the_table_has_its_check_digit():
+    for name in NAMES:
+        for code in (codes.look_up(name).finding, codes.look_up(name).site):
+            assert snomed.is_identifier(code.value), code
+
+
+@pytest.mark.parametrize("place", range(8))
+def test_a_wrong_digit_and_swapped_neighbours_are_found(place: int):
+    value = "35486000"
+    for digit in set("0123456789") - {value[place]}:
+        assert not snomed.is_identifier(value[:place] + digit + value[place + 1 :])
+    swapped = value[:place] + value[place : place + 2][::-1] + value[place + 2 :]
+    assert snomed.is_identifier(swapped) == (swapped == value)
+
+
+@pytest.mark.parametrize("value", ["", "0", "00000", "T-A0100", "12345", "3" * 19])
+def test_what_has_not_the_shape_of_a_snomed_code(value: str):
+    assert not snomed.is_identifier(value)

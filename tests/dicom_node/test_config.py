@@ -21,6 +21,12 @@ from dicom_node.sections import Destination, Node, TriageRule
 from runtime.triage import Rule
 
 PACS = '[[destinations]]\nname = "pacs"\nae_title = "PACS"\nhost = "pacs.local"\nport = 104\n'
+CODE = """
+[[codes]]
+name = "subdural"
+finding = ["35486000", "SCT", "Subdural intracranial hemorrhage"]
+site = ["18545000", "SCT", "Dura"]
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +66,17 @@ def test_every_line_of_the_example_that_is_commented_out_may_be_taken_in(write):
     assert taken_in.count("\n# ") < text.count("\n# ")
     loaded = config.load(write(taken_in))
     assert (loaded.model.max_batch, loaded.model.plans.name) == (4, "plans")
+
+
+def test_codes_of_a_sites_own(write):
+    own = 'title = "Subdurales Hämatom"\ncolour = [0, 255, 255]\n' + CODE.replace('"subdural"', '"hygroma"').replace(
+        '"35486000", "SCT"', '"T-A0100", "99HOSPITAL"'
+    )
+    subdural, hygroma = load(write(CODE + own)).codes
+    assert subdural.finding == ("35486000", "SCT", "Subdural intracranial hemorrhage")
+    assert (subdural.title, subdural.colour) == ("Subdurales Hämatom", (0, 255, 255))
+    assert hygroma.finding[:2] == ("T-A0100", "99HOSPITAL")
+    assert hygroma.title is None
 
 
 def test_the_example_loads_and_holds_every_key_and_default(write):
@@ -143,9 +160,24 @@ def test_paths_are_relative_to_the_file(write, tmp_path, monkeypatch):
         (PACS.replace('name = "pacs"\n', ""), "destinations[0].name: is missing"),
         (PACS + "results = []", "destinations[0].results: must not be empty"),
         (
-            PACS + 'results = ["sr", "pdf"]',
-            "destinations[0].results[1]: \"pdf\" is none of 'notice', 'sr', 'sc' or 'seg'",
+            PACS + 'results = ["sr", "png"]',
+            "destinations[0].results[1]: \"png\" is none of 'notice', 'sr', 'sc', 'pdf' or 'seg'",
         ),
+        (
+            '[results]\nsegmentation = "fractional"',
+            "results.segmentation: \"fractional\" is none of 'binary' or 'labelmap'",
+        ),
+        (CODE.replace('"SCT", "Dura"', '"SCT"'), "codes[0].site:"),
+        (CODE.replace('"SCT", "Dura"', '"SCT"'), "has three parts"),
+        (CODE.replace("35486000", "35486001"), "35486001 is no SNOMED CT identifier, for its check digit is wrong"),
+        (CODE.replace("35486000", "3548600035486000354860"), '"3548600035486000354860" has to be 1 to 16 characters'),
+        (CODE.replace('"Dura"', '"Du\\\\ra"'), "without backslash and control characters"),
+        (CODE.replace('"Dura"', '""'), '"" has to be 1 to 64 characters'),
+        (CODE + CODE, 'codes[1].name: "subdural" is the name of codes[0] already'),
+        (CODE + "colour = [0, 300, 0]", "codes[0].colour: [0, 300, 0] is not a colour"),
+        (CODE + "colour = [0, 255]", "codes[0].colour: [0, 255] is not a colour"),
+        (CODE + 'title = "硬膜下血腫"', "can't be drawn"),
+        (CODE + "klass = 1", "codes[0].klass: unknown key"),
         (PACS + 'levels = ["crit"]', 'destinations[0].levels[0]: "crit" is none of'),
         (PACS + PACS.replace("104", "105"), 'destinations[1].name: "pacs" is the name of destinations[0] already'),
         ('destinations = "pacs"', 'destinations: "pacs" is not a list'),
@@ -326,8 +358,8 @@ def test_a_config_is_frozen_and_checked_in_code_too():
 
 
 def test_a_triage_row_is_a_rule_of_the_runtime():
-    row = TriageRule(level="urgent", classes=("any",), volume_ml=1)
-    assert Rule(**row.model_dump()) == Rule("urgent", ("any",), 1.0)
+    row = TriageRule(level="urgent", classes=("any",), volume_ml=1, also=["subdural"], reason="two kinds")
+    assert Rule(**row.model_dump()) == Rule("urgent", ("any",), 1.0, ("subdural",), "two kinds")
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)

@@ -19,17 +19,18 @@ from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage
 
 from dicom_node import capture, dispatch, enhanced, phantom
-from dicom_node.analysis import Analyser, Outcome, Series
+from dicom_node.analysis import Analyser, Outcome
 from dicom_node.assembler import Assembler
 from dicom_node.dispatch import Dispatch
 from dicom_node.gate import Reason
 from dicom_node.journal import SeriesState
 from dicom_node.metrics import Metrics
+from dicom_node.series import Series
 from dicom_node.spool import Instance
 from runtime.bundle import open_bundle
 from runtime.geometry import View
 from runtime.triage import Rule
-from runtime.types import ModelIdentity, Plane, Slice, SliceLabels
+from runtime.types import ModelIdentity, OperatingPoint, Plane, Slice, SliceLabels
 from tests.dicom_node import ct, multiframe
 from tests.dicom_node.multiframe import changed
 
@@ -58,7 +59,8 @@ class Threshold:
 
 
 def analyser(view: View = View(), max_batch: int = 4) -> Analyser:  # noqa: B008  # frozen
-    bundle = dataclasses.replace(open_bundle(), view=view, minimum_volume_ml=dict.fromkeys(open_bundle().classes, 0.01))
+    points = dict.fromkeys(open_bundle().classes[1:], OperatingPoint(0.01))
+    bundle = dataclasses.replace(open_bundle(), view=view, operating_point=points)
     rules = (Rule("critical", ("intracerebral",), 1.0),)
     return Analyser(bundle, Threshold(view), rules, min_slices=5, min_coverage_mm=0, max_batch=max_batch)
 

@@ -20,7 +20,7 @@ from pynetdicom import AE
 from structlog.testing import capture_logs
 
 from dicom_node import node as nodes
-from dicom_node.assembler import Assembler
+from dicom_node.assembler import Assembler, Assembly
 from dicom_node.gate import Reason
 from dicom_node.journal import Journal, JournalError, SeriesState
 from dicom_node.lock import LockedError
@@ -151,6 +151,50 @@ def test_a_worker_killed_in_mid_series_costs_nothing(bleeding: Pushable, node: N
     report = result(pacs)
     assert report["slices"] == len(bleeding.paths)
     assert not report["provisional"]
+
+
+def test_blood_is_told_of_before_the_series_ends_and_again_by_the_next_worker(
+    bleeding: Pushable, node: Node, pacs: Pacs, monkeypatch: pytest.MonkeyPatch
+):
+    """The worker dies as soon as it has told it: the next one, told the slices again, says the same."""
+    heard: list[tuple[Assembly, dict, dict]] = []
+
+    def hear(assembly: Assembly, report_json: str, patient: dict[str, str]) -> None:
+        heard.append((assembly, json.loads(report_json), patient))
+        if len(heard) == 1:
+            os.kill(node.supervisor.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(node._dispatch, "_on_early", hear)
+    header = dcmread(bleeding.paths[0])
+    ae = AE("CT1")
+    ae.add_requested_context(CTImageStorage, "1.2.840.10008.1.2.1")
+    association = ae.associate("127.0.0.1", node.port, ae_title="SCANSIDE")
+    with capture_logs() as logs:
+        for path in bleeding.paths[:-5]:
+            assert association.send_c_store(path).Status == 0
+        levels = [["urgent", "critical"], ["critical"]]
+        wait_until(lambda: [report["decision"]["level"] for _, report, _ in heard[1:]] in levels, "the word again")
+        assert not pacs.received, "the association is open, and five slices have not come"
+        for path in bleeding.paths[-5:]:
+            assert association.send_c_store(path).Status == 0
+        association.release()
+        final = result(pacs)
+    assert final["slices"] == len(bleeding.paths)
+    assert final["decision"]["level"] == "critical"
+    volumes = {finding["name"]: finding["volume_ml"] for finding in final["findings"]}
+    for assembly, report, patient in heard:
+        assert assembly.series_uid == header.SeriesInstanceUID
+        assert report["provisional"]
+        assert report["missing"][0] == "the series is still arriving"
+        assert 5 <= report["slices"] <= len(bleeding.paths) - 5
+        assert all(finding["volume_ml"] <= volumes[finding["name"]] + 1e-6 for finding in report["findings"])
+        assert patient["PatientID"] == header.PatientID
+    (early,) = (node.config.node.folder / "results").glob("*/*/revision-1/early.npz")
+    assert early.with_name("report.json").exists()
+    told = [one for one in logs if one["event"] == "early_evidence"]
+    assert [one["triage"] for one in told] == [report["decision"]["level"] for _, report, _ in heard]
+    assert str(header.PatientID) not in str(told)
+    assert str(header.PatientName) not in str(told)
 
 
 def test_an_image_that_kills_three_workers_is_set_aside_alone(

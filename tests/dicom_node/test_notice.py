@@ -33,7 +33,7 @@ def bare() -> Dataset:
 @needs_dicom3tools
 @pytest.mark.parametrize("header", [bare(), storage.image(SeriesNumber=3)], ids=["bare", "usual"])
 def test_it_is_legal_and_of_the_study(header, tmp_path):
-    image = notice.build(header, "slices that make no stack", MODEL, revision=2, started=STARTED)
+    image, _ = notice.build(header, "slices that make no stack", MODEL, revision=2, started=STARTED)
     image.save_as(tmp_path / "notice.dcm", enforce_file_format=True)
     said = subprocess.run(
         ["dciodvfy", "-new", str(tmp_path / "notice.dcm")], capture_output=True, text=True, check=False
@@ -47,7 +47,7 @@ def test_it_is_legal_and_of_the_study(header, tmp_path):
 
 def test_the_same_notice_is_the_same_object_and_another_revision_another():
     first, again, next_ = (
-        notice.build(bare(), "too few slices", MODEL, revision=revision, started=STARTED) for revision in (1, 1, 2)
+        notice.build(bare(), "too few slices", MODEL, revision=revision, started=STARTED)[0] for revision in (1, 1, 2)
     )
     assert first.SOPInstanceUID == again.SOPInstanceUID != next_.SOPInstanceUID
     assert first.SeriesInstanceUID == next_.SeriesInstanceUID

@@ -10,6 +10,7 @@ from pynetdicom import AE
 from pynetdicom.sop_class import Verification
 
 from dicom_node import reload
+from dicom_node.codes import CodeError
 from dicom_node.config import Config, ConfigError
 from dicom_node.node import Node
 from dicom_node.pacs import Pacs
@@ -18,6 +19,7 @@ from runtime.triage import RuleError
 from tests.dicom_node.conftest import PATIENCE_S, Pushable, config_for
 
 PACS = {"name": "pacs", "ae_title": "PACS", "host": "pacs.local", "port": 104}
+CODE = {"name": "subdural", "finding": ["1", "99X", "a"], "site": ["2", "99X", "b"]}
 RULE = {"level": "urgent", "classes": ["any"], "volume_ml": 1}
 
 
@@ -40,6 +42,8 @@ def merged(wanted: dict, running: dict | None = None) -> tuple[Config, list[str]
         ({"destinations": [PACS]}, "destinations"),
         ({"scanners": [{"ae_title": "CT1", "host": "ct", "port": 104}]}, "scanners"),
         ({"triage": [RULE]}, "triage"),
+        ({"results": {"pdf": True}}, "results.pdf"),
+        ({"codes": [CODE]}, "codes"),
         ({"log": {"level": "error"}}, "log.level"),
     ],
 )
@@ -78,6 +82,11 @@ def test_what_would_not_fit_is_refused_whole():
 def test_rules_that_the_model_does_not_know_are_refused():
     with pytest.raises(RuleError, match="triage rules name tumour"):
         merged({"triage": [RULE | {"classes": ["tumour"]}]})
+
+
+def test_a_code_that_the_bundle_has_no_class_for_is_refused():
+    with pytest.raises(CodeError, match="codes.* name tumour"):
+        merged({"codes": [CODE | {"name": "tumour"}]})
 
 
 def may_call(node: Node, ae_title: str) -> bool:

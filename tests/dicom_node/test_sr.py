@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import highdicom as hd
 import pytest
 from highdicom.sr.utils import find_content_items
+from pydicom.uid import CTImageStorage
 
-from dicom_node import codes, results
+from dicom_node import codes, results, sr
 from tests.dicom_node import ct
 
 if TYPE_CHECKING:
@@ -48,7 +50,13 @@ def test_one_volumetric_group_for_each_finding(name: str, tmp_path: Path) -> Non
         assert volume.unit == codes.CUBIC_CENTIMETER
         (count,) = group.get_measurements(name=codes.NUMBER_OF_LESIONS)
         assert count.value == finding.components
-        assert f"{finding.probability:.2f}, not calibrated" in texts(group[0], codes.COMMENT)[0]
+        assert (
+            f"{finding.probability:.2f}, no measure of certainty: not calibrated" in texts(group[0], codes.COMMENT)[0]
+        )
+        for name_of, told_ml in ((codes.LARGEST, finding.largest_ml), (codes.ABC2, finding.abc2_ml)):
+            (one,) = group.get_measurements(name=name_of)
+            assert one.value == pytest.approx(told_ml, abs=0.0006)
+            assert "volume" not in one.name.meaning.lower()  # by name, a reader finds the volume alone
         assert group.referenced_segment.referenced_segment_numbers == [number]
         assert f"the largest {finding.largest_ml:.2f} ml" in texts(group[0], codes.COMMENT)[0]
 
@@ -65,6 +73,35 @@ def test_report_and_segmentation_track_the_same_things(name: str, tmp_path: Path
         described = segmentation.get_segment_description(number)
         assert (group.tracking_uid, group.tracking_identifier) == (described.tracking_uid, described.tracking_id)
         assert reference.source_series_for_segmentation.value == CASES[name].sources[0].SeriesInstanceUID
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.report.findings])
+def test_key_images_are_references_in_the_tree(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    for group, finding in zip(
+        read_back(name, tmp_path).content.get_volumetric_roi_measurement_groups(), case.report.findings, strict=True
+    ):
+        (best,) = find_content_items(group[0], name=codes.BEST_ILLUSTRATION)
+        others = find_content_items(group[0], name=codes.ILLUSTRATION)
+        assert best.referenced_sop_instance_uid == finding.key_slice
+        shown = [item.referenced_sop_instance_uid for item in (best, *others)]
+        assert len(set(shown)) == len(shown)
+        assert set(shown) <= set(finding.keys)
+        assert {item.referenced_sop_class_uid for item in (best, *others)} == {CTImageStorage}
+
+
+def test_the_imaging_part_of_the_ich_score(tmp_path: Path) -> None:
+    (told,) = [text for text in texts(read_back("six findings", tmp_path), codes.COMMENT) if "ICH score" in text]
+    assert "intraventricular extension: yes, 1" in told
+    assert "Not computable here: infratentorial origin" in told
+    assert "ICH score" not in "".join(texts(read_back("one finding", tmp_path / "subdural"), codes.COMMENT))
+
+
+def test_the_operating_point_stands_where_there_is_one() -> None:
+    assert sr.operating_point(CASES["negative"].report) == ""
+    points = {"intracerebral": "from 0.5 ml", "subdural": "from 0.5 ml", "epidural": "from 1 ml, probability 0.9"}
+    told = sr.operating_point(SimpleNamespace(operating_point=points))
+    assert told == "intracerebral, subdural from 0.5 ml; epidural from 1 ml, probability 0.9"
 
 
 def answers(document: Dataset) -> dict[str, object]:
@@ -123,7 +160,7 @@ def test_text_says_what_the_numbers_do_not(tmp_path: Path) -> None:
     assert texts(document, codes.CONCLUSION) == ["Triage: CRITICAL. " + case.report.decision.reason]
     told = "\n".join(texts(document, codes.COMMENT))
     for part in (
-        "Slices analyzed: 12",
+        "Slices analysed: 12",
         "gantry tilt 0.0 degrees",
         "Provisional",
         case.report.missing[0],

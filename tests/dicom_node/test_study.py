@@ -15,11 +15,12 @@ from pydicom.uid import RLELossless, SecondaryCaptureImageStorage, generate_uid
 
 from dicom_node import decode, dispatch, enhanced, kernel
 from dicom_node import folder as folders
-from dicom_node.analysis import Analyser, Series
+from dicom_node.analysis import Analyser
 from dicom_node.gate import NotAnalysed
 from dicom_node.journal import Journal, SeriesState
 from dicom_node.outbox import Outbox
 from dicom_node.scanner import Sent, push
+from dicom_node.series import Series
 from dicom_node.supervisor import Supervisor
 from runtime.bundle import open_bundle
 from runtime.session import open_session

@@ -24,9 +24,9 @@ from runtime.types import Plane, Slice
 from tests.runtime.test_signature import keys
 
 
-def opened(model: Model) -> dict[str, object]:
+def opened(model: Model, **sections: object) -> dict[str, object]:
     """The first answer of a worker that is told to open a model."""
-    told = json.dumps(_opening(Config(model=model))) + "\n"
+    told = json.dumps(_opening(Config(model=model, **sections))) + "\n"
     command = [sys.executable, "-m", "dicom_node.worker"]
     shown = subprocess.run(command, input=told, capture_output=True, text=True, check=False, timeout=60)
     return json.loads(shown.stdout.splitlines()[0])
@@ -47,6 +47,14 @@ def test_a_worker_serves_what_is_asked_for(bundle: Path):
     told = opened(Model(bundle=bundle, precision="int8-cpu"))
     assert (told["is"], told["model"]) == ("ready", "phantom-unet 1.5.0")
     assert 0 < told["self_test"] < 0.01, "FP32 would differ by nothing"
+
+
+def test_a_worker_refuses_codes_of_classes_that_there_are_not(bundle: Path):
+    code = {"finding": ["1", "99X", "a"], "site": ["2", "99X", "b"]}
+    told = opened(Model(bundle=bundle), codes=[code | {"name": "tumour"}])
+    assert told["is"] == "broken"
+    assert "[[codes]] name tumour" in told["error"]
+    assert opened(Model(bundle=bundle), codes=[code | {"name": "subdural"}])["is"] == "ready"
 
 
 def test_a_worker_refuses_a_precision_that_has_not_passed(bundle: Path):
@@ -105,7 +113,8 @@ def test_a_worker_that_loses_its_gpu_says_so_and_ends(tmp_path: Path):
         for i in range(6)
     ]
     requests = [_opening(Config(model=Model(max_batch=1)))]
-    requests += [{"do": "slice", "series": "one", "path": str(path)} for path in phantom.write(slices, tmp_path)]
+    told = {"do": "slice", "series": "one", "folder": str(tmp_path / "results")}
+    requests += [told | {"path": str(path)} for path in phantom.write(slices, tmp_path)]
     shown = subprocess.run(
         [sys.executable, "-c", LOSES_ITS_GPU],
         input="".join(f"{json.dumps(one)}\n" for one in requests),

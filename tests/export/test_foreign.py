@@ -18,8 +18,10 @@ from models.graph import HeadCT
 from runtime.bundle import open_bundle
 from runtime.errors import NotVerified
 from runtime.session import open_session, self_test
+from runtime.types import OperatingPoint
 from training.recipe import Contract, RecipeError, load
 
+POINT = OperatingPoint(0.5)
 CONTRACT = """
 name = "theirs"
 version = "2"
@@ -89,7 +91,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_network_in_onnx_becomes_a_bundle_that_answers_as_it_did(tmp_path: Path, golden: np.ndarray, opset: int):
     said = contract(tmp_path)
     graph, model = surround(write(tmp_path / "theirs.onnx", network(), opset=opset), said)
-    parity = bundles.write(said, graph, golden, tmp_path / "bundle", minimum_ml=1.0, learnt_from="unknown", model=model)
+    parity = bundles.write(said, graph, golden, tmp_path / "bundle", point=POINT, learnt_from="unknown", model=model)
     assert parity["passed"]
     bundle = open_bundle(tmp_path / "bundle")
     assert (bundle.name, bundle.manifest.licence, bundle.learnt_from) == ("theirs", "CC-BY-4.0", "unknown")
@@ -109,14 +111,14 @@ def test_ones_own_module_becomes_a_bundle(tmp_path: Path, golden: np.ndarray):
     """The lines that docs/export.md shows."""
     said = contract(tmp_path)
     graph = HeadCT(network(), said.input.windows_hu, said.input.grid, len(said.classes)).eval()
-    assert bundles.write(said, graph, golden, tmp_path / "b", minimum_ml=0.5, learnt_from="unknown")["passed"]
+    assert bundles.write(said, graph, golden, tmp_path / "b", point=POINT, learnt_from="unknown")["passed"]
     assert open_session(open_bundle(tmp_path / "b")).infer(golden)
 
 
 def test_codes_of_a_contract_reach_every_answer(tmp_path: Path, golden: np.ndarray):
     said = contract(tmp_path, (CONTRACT + CODES).replace("intracerebral", "hygroma"))
     graph = HeadCT(network(), said.input.windows_hu, said.input.grid, len(said.classes)).eval()
-    bundles.write(said, graph, golden, tmp_path / "b", minimum_ml=0.5, learnt_from="unknown")
+    bundles.write(said, graph, golden, tmp_path / "b", point=POINT, learnt_from="unknown")
     own = open_session(open_bundle(tmp_path / "b")).identity.codes
     assert own.keys() == {"hygroma"}
     assert own["hygroma"].finding.meaning == "Hygroma"
@@ -126,7 +128,7 @@ def test_a_single_logit_is_blood_of_two_classes(tmp_path: Path, golden: np.ndarr
     text = CONTRACT.replace('"intracerebral", "subdural"', '"any"')
     said = contract(tmp_path, text)
     graph, model = surround(write(tmp_path / "one.onnx", network(classes=1)), said)
-    assert bundles.write(said, graph, golden, tmp_path / "b", minimum_ml=1.0, model=model)["passed"]
+    assert bundles.write(said, graph, golden, tmp_path / "b", point=POINT, model=model)["passed"]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +154,7 @@ def test_a_module_that_answers_for_other_classes_is_refused(
     wanted = contract(tmp_path) if answered != 3 else contract(tmp_path, CONTRACT.replace(', "subdural"', ""))
     graph = HeadCT(module, wanted.input.windows_hu, 64, len(wanted.classes)).eval()
     with pytest.raises(ExportError, match=r"the network answers with \d logits; theirs has [23] classes"):
-        bundles.write(wanted, graph, golden, tmp_path / "b", minimum_ml=0.5)
+        bundles.write(wanted, graph, golden, tmp_path / "b", point=POINT)
     assert not (tmp_path / "b").exists()
 
 
@@ -163,7 +165,7 @@ def test_probabilities_are_not_taken_for_logits(tmp_path: Path, golden: np.ndarr
     said = contract(tmp_path, CONTRACT.replace('"intracerebral", "subdural"', '"any"') if classes == 1 else CONTRACT)
     graph, model = surround(write(tmp_path / "p.onnx", module), said)
     with pytest.raises(ExportError, match="answers with probabilities, as after a softmax or a sigmoid"):
-        bundles.write(said, graph, golden, tmp_path / "b", minimum_ml=0.5, model=model)
+        bundles.write(said, graph, golden, tmp_path / "b", point=POINT, model=model)
 
 
 def test_a_network_for_one_slice_at_a_time_is_refused(tmp_path: Path):

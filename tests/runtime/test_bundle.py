@@ -15,7 +15,7 @@ from runtime.bundle import SHIPPED, open_bundle
 from runtime.errors import BackendError, BundleError, BundleTampered, InferenceError, SelfTestFailed
 from runtime.manifest import Manifest
 from runtime.session import checked, open_session, self_test
-from runtime.types import SliceLabels
+from runtime.types import OperatingPoint, SliceLabels
 
 
 @pytest.fixture
@@ -40,6 +40,20 @@ def test_the_shipped_bundle_is_whole_small_and_says_what_it_was_trained_on():
     assert "not a medical device" in (SHIPPED / "MODEL_CARD.md").read_text()
 
 
+def test_of_its_probabilities_it_says_what_its_own_scores_say(copy: Path):
+    bundle = open_bundle(copy)
+    told = {"bundle": {"digest": bundle.digest}, "calibration": {"expected_error": 0.0254}, "data": "some heads"}
+    scores = copy / "scores.json"
+    scores.write_text(json.dumps(told))
+    assert "0.025" in bundle.calibration
+    assert "some heads" in bundle.calibration
+    for wrong in (told | {"bundle": {"digest": "0" * 64}}, told | {"calibration": None}, []):
+        scores.write_text(json.dumps(wrong))
+        assert bundle.calibration == "not calibrated"
+    scores.unlink()
+    assert bundle.calibration == "not calibrated"
+
+
 def test_the_manifests_schema_is_what_the_docs_show():
     shown = Path(__file__).parents[2] / "docs" / "manifest.schema.json"
     assert json.loads(shown.read_text()) == Manifest.model_json_schema()
@@ -60,6 +74,24 @@ def test_a_bundle_of_the_first_format_loads_and_serves_full_precision(copy: Path
     assert self_test(open_session(bundle), bundle) <= 1e-3
     with pytest.raises(BundleError, match="no int8-cpu graph, only fp32: `scanside calibrate` makes it"):
         open_session(bundle, precision="int8-cpu")
+
+
+def test_an_operating_point_of_before_asks_for_a_volume_alone(copy: Path):
+    """And leaves a bundle's digest, which is in the UIDs of its results, as it was."""
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for entry in ("minimum_probability", "minimum_slices"):
+        manifest.pop(entry, None)
+    manifest["minimum_volume_ml"]["subdural"] = 2.0
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    before = open_bundle(copy)
+    assert before.operating_point["subdural"] == OperatingPoint(2.0, 0.0, 1)
+    reseal(copy, minimum_probability=None, minimum_slices=None)
+    assert open_bundle(copy).digest == before.digest
+    reseal(copy, minimum_probability={"subdural": 0.9}, minimum_slices={"epidural": 2})
+    after = open_bundle(copy)
+    assert after.operating_point["subdural"] == OperatingPoint(2.0, 0.9, 1)
+    assert after.operating_point["epidural"].minimum_slices == 2
+    assert after.digest != before.digest
 
 
 def test_a_changed_byte_is_noticed(copy: Path):
@@ -115,6 +147,12 @@ def test_the_digest_changes_with_anything(copy: Path):
         (lambda f: reseal(f, classes=[{"name": "background"}]), "classes: Tuple should have at least 2 items"),
         (lambda f: reseal(f, colour="red"), "colour: Extra inputs are not permitted"),
         (lambda f: reseal(f, minimum_volume_ml={}), "no minimum_volume_ml for intracerebral"),
+        (lambda f: reseal(f, minimum_slices={"subdural": 0}), "minimum_slices.subdural: Input should be greater"),
+        (lambda f: reseal(f, minimum_probability={"subdural": 1.1}), "minimum_probability.subdural: Input should be"),
+        (
+            lambda f: reseal(f, minimum_probability={"hygroma": 0.5}),
+            "minimum_probability for hygroma: there is no",
+        ),
         (lambda f: (f / "golden.npz").unlink(), "golden.npz: No such file"),
         (lambda f: reseal(f, precisions={"fp32": "elsewhere.onnx"}), "elsewhere.onnx without a hash"),
         (lambda f: reseal(f, precisions={"fp16": "model.fp16.onnx"}), "no fp32 graph"),

@@ -12,7 +12,7 @@ import pytest
 from runtime import geometry
 from runtime.report import compose
 from runtime.triage import Rule
-from runtime.types import ModelIdentity, Plane, SliceLabels
+from runtime.types import ModelIdentity, OperatingPoint, Plane, SliceLabels
 from runtime.verdict import Budget, compare, judge
 
 CLASSES = ("background", "subdural", "contusion")
@@ -26,7 +26,9 @@ class Operating:
     """The bundle's part that a report asks for."""
 
     classes: tuple[str, ...] = CLASSES
-    minimum_volume_ml: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(CLASSES[1:], 0.5))
+    operating_point: Mapping[str, OperatingPoint] = field(
+        default_factory=lambda: dict.fromkeys(CLASSES[1:], OperatingPoint(0.5))
+    )
 
 
 def volume(*blocks: tuple[int, int, int, int]) -> np.ndarray:

@@ -13,6 +13,7 @@ from PIL import Image
 from export import bundle as bundles
 from runtime.bundle import Bundle, open_bundle
 from runtime.session import open_session, self_test
+from runtime.types import OperatingPoint
 from training import collection
 from training import recipe as recipes
 from training.recipe import RecipeError
@@ -83,7 +84,7 @@ def test_from_a_coco_export_to_a_bundle_that_serves(recipe: recipes.Recipe, coco
     checkpoint = train(recipe, tmp_path / "run", coco)
     recipe, graph, _ = load_checkpoint(checkpoint)
     hu = np.random.default_rng(0).integers(0, 80, (2, 1, 128, 128)).astype(np.int16)
-    assert bundles.write(recipe, graph, hu, tmp_path / "bundle", minimum_ml=0.5)["passed"]
+    assert bundles.write(recipe, graph, hu, tmp_path / "bundle", point=OperatingPoint(0.5))["passed"]
     bundle = open_bundle(tmp_path / "bundle")
     assert bundle.classes == ("background", "subdural")
     self_test(open_session(bundle), bundle)

@@ -19,6 +19,7 @@ from runtime import seal
 from runtime.bundle import open_bundle
 from runtime.errors import BundleError
 from runtime.session import open_session, self_test
+from runtime.types import OperatingPoint
 from training import optimisers
 from training import recipe as recipes
 from training.lesions import CLASSES
@@ -134,7 +135,7 @@ def test_every_recipe_that_ships_builds_its_network(path: Path):
 def test_a_checkpoint_becomes_a_bundle_that_the_runtime_serves(checkpoint: Path, tmp_path: Path):
     recipe, graph, _ = load_checkpoint(checkpoint)
     hu = np.random.default_rng(0).integers(-1000, 1500, (2, 3, 128, 128)).astype(np.int16)
-    parity = bundles.write(recipe, graph, hu, tmp_path / "bundle", minimum_ml=0.5)
+    parity = bundles.write(recipe, graph, hu, tmp_path / "bundle", point=OperatingPoint(0.5))
     assert parity["passed"]
     bundle = open_bundle(tmp_path / "bundle")
     assert bundle.training_data == "two phantoms"
@@ -142,7 +143,7 @@ def test_a_checkpoint_becomes_a_bundle_that_the_runtime_serves(checkpoint: Path,
     seal.add(tmp_path / "bundle", {"scores.json": "{}"})
     assert open_bundle(tmp_path / "bundle").digest == bundle.digest, "scores do not change what it computes"
     with pytest.raises(ExportError, match="holds something, a bundle perhaps"):
-        bundles.write(recipe, graph, hu, tmp_path / "bundle", minimum_ml=0.5)
+        bundles.write(recipe, graph, hu, tmp_path / "bundle", point=OperatingPoint(0.5))
 
 
 def test_a_graph_that_is_not_the_network_leaves_no_bundle(
@@ -154,7 +155,7 @@ def test_a_graph_that_is_not_the_network_leaves_no_bundle(
     monkeypatch.setattr(bundles, "to_onnx", lambda _: real(other))
     hu = np.random.default_rng(0).integers(-100, 200, (2, 3, 128, 128)).astype(np.int16)
     with pytest.raises(ExportError, match="the traced graph answers otherwise than PyTorch"):
-        bundles.write(recipe, graph, hu, tmp_path / "bundle", minimum_ml=0.5)
+        bundles.write(recipe, graph, hu, tmp_path / "bundle", point=OperatingPoint(0.5))
     with pytest.raises(BundleError, match="is no bundle"):
         open_bundle(tmp_path / "bundle")
 

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from dicom_node import phantom as writer
-from dicom_node.analysis import Analyser, Series
+from dicom_node.analysis import Analyser
 from dicom_node.journal import SeriesState
+from dicom_node.series import Series
 from export import bundle as bundles
 from runtime.bundle import open_bundle
 from runtime.geometry import View
 from runtime.session import open_session, self_test
+from runtime.types import OperatingPoint
 from training import evaluate, heads
 from training import recipe as recipes
 from training.lesions import Lesion
@@ -63,7 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of a network for volumes."""
     run = tmp_path_factory.mktemp("run")
     made, graph, _ = load_checkpoint(train(recipe(run), run))
-    bundles.write(made, graph, heads.golden_slices(made.input.view), run / "bundle", minimum_ml=0.5)
+    bundles.write(made, graph, heads.golden_slices(made.input.view), run / "bundle", point=OperatingPoint(0.5))
     return run / "bundle"
 
 

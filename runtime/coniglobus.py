@@ -12,8 +12,6 @@ import numpy as np
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import cdist
 
-from training.metrics import find_surface
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -92,8 +90,9 @@ def _kothari(share: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _diameters_mm(area: NDArray[np.bool_], spacing_mm: Sequence[float]) -> tuple[float, float]:
     """Largest diameter of an area ``(H, W)``, and the longest chord of its convex hull perpendicular to it."""
-    edge = np.argwhere(find_surface(area))
-    corners = (edge[:, None] + np.array([[0, 0], [0, 1], [1, 0], [1, 1]])).reshape(-1, 2) * np.asarray(spacing_mm)
+    rows = np.flatnonzero(area.any(axis=1))
+    ends = area[rows].argmax(axis=1), area.shape[1] - area[rows, ::-1].argmax(axis=1)  # nothing else is on the hull
+    corners = np.concatenate([np.column_stack((rows + down, at)) for down in (0, 1) for at in ends]) * spacing_mm
     hull = corners[ConvexHull(corners).vertices]  # in order around it
     apart = cdist(hull, hull)
     start, end = np.unravel_index(apart.argmax(), apart.shape)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from training.coniglobus import Coniglobus, measure_abc
+from runtime.coniglobus import Coniglobus, measure_abc
 
 patient = settings(deadline=None, max_examples=40)
 

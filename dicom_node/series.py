@@ -1,0 +1,82 @@
+"""One series while it is open: what has come of it, and what the network has said so far."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dicom_node import decode, source
+from dicom_node.gate import NotAnalysed
+from runtime.evidence import Evidence
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from pydicom.dataset import Dataset
+
+    from runtime.types import Plane, Slice, SliceLabels
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What became of each image of a file: a plane when it was analysed, a reason when it was turned away."""
+
+    path: Path
+    images: list[Plane | NotAnalysed] = field(default_factory=list)
+
+    @property
+    def refusals(self) -> list[NotAnalysed]:
+        return [image for image in self.images if isinstance(image, NotAnalysed)]
+
+
+@dataclass(slots=True)
+class Series:
+    """What is known so far of one series that is still open."""
+
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    paths: dict[str, Path] = field(default_factory=dict)  # by the slices' keys, like all below
+    headers: dict[str, Dataset] = field(default_factory=dict)
+    planes: dict[str, Plane] = field(default_factory=dict)
+    sizes: set[tuple[int, ...]] = field(default_factory=set)
+    order: list[tuple[float, str]] = field(default_factory=list)  # places along the first slice's normal, mm
+    recent: dict[str, NDArray[np.int16]] = field(default_factory=dict)  # HU of the last slices
+    labels: dict[str, SliceLabels] = field(default_factory=dict)
+    looked_at: dict[str, tuple[str, ...]] = field(default_factory=dict)  # what each answer was made from
+    files: list[Path] = field(default_factory=list)  # all of them, whatever became of them
+    rank: tuple[bool, float] | None = None  # see `dicom_node.kernel`; None before the first slice
+    refused: list[NotAnalysed] = field(default_factory=list)
+    repeated: int = 0  # images that say they are one that is here already
+    evidence: Evidence = field(default_factory=Evidence)  # what the labels come to at least
+    told: str | None = None  # the highest level of triage that was told before its end
+    next_look: int = 0  # slices that have to be here before there is another look at all of them
+
+    def add(self, path: Path, header: Dataset, slice_: Slice) -> None:
+        """Take a slice in and find its place among the others."""
+        self.paths[slice_.key], self.headers[slice_.key] = path, header
+        self.planes[slice_.key], self.recent[slice_.key] = slice_.plane, slice_.hu
+        self.sizes.add(slice_.hu.shape)
+        normal = next(iter(self.planes.values())).normal_lps
+        bisect.insort(self.order, (float(normal @ np.asarray(slice_.plane.origin_lps)), slice_.key))
+
+    @property
+    def received(self) -> int:
+        """Images that came, also those that were not taken."""
+        return len(self.planes) + self.repeated + len(self.refused)
+
+    def answered(self, key: str, labels: SliceLabels, shown: tuple[str, ...]) -> None:
+        """Take what the network says of a slice, having been shown it between these."""
+        self.labels[key], self.looked_at[key] = labels, shown
+        self.evidence.take(key, self.planes[key], labels)
+
+    def hu(self, key: str) -> NDArray[np.int16]:
+        """HU of a slice: one of the last, or decoded again, for keeping all would hold whole series in memory."""
+        if key in self.recent:
+            return self.recent[key]
+        _, slice_ = next(decode.read(self.paths[key], math.inf, source.frame_number(self.headers[key])))
+        return slice_.hu

@@ -1,0 +1,75 @@
+"""The overview: which slices it shows, that they can be told apart, and what stands beside them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pydicom
+import pytest
+
+from dicom_node import capture, codes, montage, results
+from tests.dicom_node import ct
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CASES = ct.cases()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_the_first_of_the_series_and_as_large_as_the_others(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    paths = results.write(ct.built(name), tmp_path)
+    overview, key_slice = (pydicom.dcmread(paths[role]) for role in ("sc-1", "sc-2"))
+    assert overview.InstanceNumber == 1 + (case.revision - 1) * capture.A_REVISION
+    assert overview.SeriesInstanceUID == key_slice.SeriesInstanceUID
+    assert (overview.Rows, overview.Columns) == (key_slice.Rows, key_slice.Columns)
+    shown = [item.ReferencedSOPInstanceUID for item in overview.SourceImageSequence]
+    assert shown == list(montage.tiles(case.report, case.keys))
+    drawn = [(case.sources[n], case.hu[n], case.labels[n]) for n in map(case.keys.index, shown)]
+    np.testing.assert_array_equal(overview.pixel_array, montage.render(drawn, case.report))
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("count", [1, 5, 12, 16, 17, 40, 300])
+def test_tiles_go_through_the_head_in_order_with_every_key_slice(name: str, count: int) -> None:
+    report = CASES[name].report
+    keys = [finding.key_slice for finding in report.findings]
+    keys += [f"other {number}" for number in range(max(0, count - len(keys)))]
+    chosen = [keys.index(key) for key in montage.tiles(report, keys)]
+    assert chosen == sorted(chosen)
+    assert len(set(chosen)) == len(chosen) == min(montage.MAX_TILES, len(keys))
+    assert {finding.key_slice for finding in report.findings} <= {keys[index] for index in chosen}
+    assert max(np.diff([-1, *chosen, len(keys)])) <= 3 * len(keys) / len(chosen) + 1  # no part is left out
+
+
+def test_the_tile_of_a_key_slice_is_framed_in_its_colour() -> None:
+    case = CASES["one finding"]
+    (finding,) = case.report.findings
+    drawn = [*zip(case.sources, case.hu, case.labels, strict=True)]
+    picture = montage.render(drawn, case.report)
+    side = capture.SIDE // 4
+    colour = np.array(codes.look_up(finding.name).colour)
+    for number, key in enumerate(case.keys):
+        row, column = side * (number // 4), side * (number % 4)
+        edge = picture[row + 1, column : column + side]
+        assert (edge == colour).all() == (key == finding.key_slice)
+
+
+def test_it_shows_what_has_been_found_and_no_other_class() -> None:
+    case = CASES["below threshold"]
+    picture = montage.render([*zip(case.sources, case.hu, case.labels, strict=True)], case.report)
+    tiles = picture[:, : capture.SIDE].astype(int)
+    for name, is_shown in (("intracerebral", True), ("subdural", False)):
+        assert (np.abs(tiles - codes.look_up(name).colour) < 40).all(axis=2).any() == is_shown
+
+
+def test_sites_colours_reach_the_pictures() -> None:
+    case = CASES["one finding"]
+    colour = (0, 255, 255)
+    own = {"subdural": codes.OwnCode(codes.HEMORRHAGE, codes.BRAIN, "Subdural haematoma", colour)}
+    for image in case.build(results.Form(codes=own)).sc:
+        assert (image.pixel_array == colour).all(axis=2).sum() > 100
+    for image in ct.built("one finding").sc:
+        assert not (image.pixel_array == colour).all(axis=2).any()
