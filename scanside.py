@@ -10,15 +10,14 @@ from __future__ import annotations
 import errno
 import json
 import os
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
+from dicom_node.commands import ConfigFile, Days, Json, alerts, end, err, out, outbox
 from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
@@ -46,21 +45,14 @@ class _Bench(TyperGroup):
 app = typer.Typer(
     help=__doc__.rpartition("\n\n")[0], no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False
 )
-outbox = typer.Typer(help="What the node still owes to its destinations.", no_args_is_help=True)
 app.add_typer(outbox, name="outbox")
+app.add_typer(alerts, name="alerts")
 app.add_typer(
     typer.Typer(cls=_Bench, no_args_is_help=True), name="bench", help="How fast, against the limit and against peers."
 )
 bundles = typer.Typer(help="A model bundle: what it is, who vouches for it.", no_args_is_help=True)
 app.add_typer(bundles, name="bundle")
 
-# no markup: paths and the words of others have brackets of their own. A path in a log is one piece
-out = Console(width=None if sys.stdout.isatty() else 160, soft_wrap=True, markup=False)
-err = Console(stderr=True, markup=False)
-
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else.")]
-ConfigFile = Annotated[Path, typer.Option("--config", help="Configuration, see `scanside config --example`.")]
-Days = Annotated[float, typer.Option(min=0, help="How far back; what is open or owed is told in any case.")]
 BundleFolder = Annotated[Path | None, typer.Option(help="Model bundle; default: the one that ships.")]
 BundleArgument = Annotated[Path | None, typer.Argument(help="A bundle; default: the one that ships.")]
 SampleFolder = Annotated[
@@ -105,15 +97,15 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name not in RESEARCH:
             raise
-        _end(f"{error.name} is not installed: in scanside's checkout, pip install '.[train,export]'", 3)
+        end(f"{error.name} is not installed: in scanside's checkout, pip install '.[train,export]'", 3)
     except ScansideError as error:
-        _end(str(error), error.exit_code)
+        end(str(error), error.exit_code)
     except OSError as error:
         # about a file: the machine's fault or the user's. Writing to a full disk fails without the file's name
         if error.filename is None and error.errno not in DISK_FULL:
             raise
         place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        _end(f"{place}{error.strerror}; {REMEDIES.get(error.errno or 0, 'name another path')}", 3)
+        end(f"{place}{error.strerror}; {REMEDIES.get(error.errno or 0, 'name another path')}", 3)
 
 
 RESEARCH = {"torch", "onnx", "onnxscript", "matplotlib", "nibabel", "pycocotools", "monai", "einops"}
@@ -126,11 +118,6 @@ REMEDIES = {
     errno.EROFS: "name a path on a disk that can be written",
     **dict.fromkeys(DISK_FULL, "make room, or name a path on another disk"),
 }
-
-
-def _end(message: str, code: int) -> NoReturn:
-    err.print(f"scanside: {message}", style="bold red", highlight=False, soft_wrap=True)
-    sys.exit(code)
 
 
 # the service
@@ -240,41 +227,6 @@ def status(config: ConfigFile, days: Days = 1.0, as_json: Json = False) -> None:
         print(json.dumps(dataclasses.asdict(told), indent=2))
     else:
         tables.show_status(told, out)
-
-
-@outbox.command("list")
-def outbox_list(config: ConfigFile, days: Days = 1.0, as_json: Json = False) -> None:
-    """Every result and where it stands on its way."""
-    from dicom_node import config as configuration
-    from dicom_node import lock, tables
-    from dicom_node import status as looks
-
-    settings = configuration.load(config)
-    told = looks.deliveries(settings, days)
-    if as_json:
-        print(json.dumps([one.told() for one in told], indent=2))
-    else:
-        names = {one.name for one in settings.destinations}
-        tables.show_outbox(told, names, out, node_running=lock.is_locked(settings.node.folder))
-
-
-@outbox.command("retry")
-def outbox_retry(
-    config: ConfigFile, item: Annotated[int | None, typer.Argument(help="Its id; default: all that are parked.")] = None
-) -> None:
-    """Send results again, from a clean slate: all that are parked, or one, whatever became of it."""
-    count = _outbox(config).retry(item)
-    if item is not None and not count:
-        _end(f"no such result {item}, or it is being sent: see `scanside outbox list`", 1)
-    out.print(f"{count} queued again")
-
-
-@outbox.command("park")
-def outbox_park(config: ConfigFile, item: Annotated[int, typer.Argument(help="Its id.")]) -> None:
-    """Take a result out of the sender's way until it is retried."""
-    if not _outbox(config).park(item, "parked by hand"):
-        _end(f"no unsent result {item}: see `scanside outbox list`", 1)
-    out.print(f"parked: {item}, until `scanside outbox retry {item}`", highlight=False)
 
 
 # the same without a network, and what stands around it
@@ -471,7 +423,7 @@ def models(as_json: Json = False) -> None:
                 with torch.device("meta"):  # shapes alone: no weights, no time
                     network = catalogue.build(name)
             except catalogue.CatalogueError as error:
-                _end(str(error), 3)
+                end(str(error), 3)
             sides = (256, 512) if one.dimensions == 2 else (96,)
             shapes = [(1, network.config.in_channels, *[side] * one.dimensions) for side in sides]
             rows.append(
@@ -1009,7 +961,7 @@ def _constants(graph: Path) -> bytes:
     try:
         from calibration.weights import load
     except ModuleNotFoundError as error:
-        _end(f"{error.name} is not installed: in scanside's checkout, pip install '.[gpu]'", 3)
+        end(f"{error.name} is not installed: in scanside's checkout, pip install '.[gpu]'", 3)
     return load(graph).SerializeToString()
 
 
@@ -1019,14 +971,6 @@ def _numbers(option: str, text: str, between: str, count: int | None = None) -> 
     if not all(part.isdecimal() and int(part) for part in parts) or count not in (None, len(parts)):
         raise typer.BadParameter(f"{option} {text}: write {'512x512' if count else '1,8,32'}")
     return tuple(map(int, parts))
-
-
-def _outbox(config: Path) -> Any:
-    from dicom_node import config as configuration
-    from dicom_node import status as looks
-    from dicom_node.outbox import Outbox
-
-    return Outbox(looks.open_journal(configuration.load(config), read_only=False))
 
 
 def _progress(what: str, total: int) -> Any:

@@ -130,6 +130,7 @@ class Journal:
         report_json: str | None,
         files: Sequence[ResultFile],
         destinations: Mapping[str, Collection[Role]],
+        also: Callable[[Execute], None] | None = None,
     ) -> bool:
         """Write what became of a series and queue its files, in one transaction.
 
@@ -138,6 +139,7 @@ class Journal:
         revision : 1 for the first result of a series, and one more each time a late slice reopens it
         files : result files; they stay where they are until every destination has them
         destinations : the roles that each destination gets, by its name
+        also : what else is written with it, in the same transaction
 
         Returns
         -------
@@ -168,6 +170,8 @@ class Journal:
                         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'queued', 0, ?, ?)",
                         (*series, *what, destination, now, now),
                     )
+            if also:
+                also(execute)
             return True
 
     def latest(self, study_uid: str, series_uid: str) -> SeriesRecord | None:

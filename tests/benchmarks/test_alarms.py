@@ -8,7 +8,7 @@ import pytest
 from benchmarks.alarm_heads import Head, Job
 from benchmarks.alarm_page import draw_clock, draw_sweep, page
 from benchmarks.alarm_times import in_slices
-from benchmarks.alarms import BEFORE, by_kind, choose, of_all, sweep, whole
+from benchmarks.alarms import BEFORE, by_kind, choose, in_words, of_all, relax, sweep, whole
 from runtime.triage import Rule
 from runtime.types import OperatingPoint
 from training.lesions import CLASSES
@@ -53,6 +53,14 @@ def test_what_is_chosen_loses_no_bleed_and_asks_for_least(heads: list[Head]):
     assert kept["all"]["without_alarm"] == 3
 
 
+def test_classes_in_which_a_damper_takes_away_no_alarm_keep_what_they_had(heads: list[Head]):
+    point = OperatingPoint(0.5, 0.0, 2)
+    points = relax(point, [whole(one) for one in heads], RULES)
+    assert points == of_all(BEFORE) | {"intracerebral": point}
+    assert in_words(points).startswith("intracerebral from 0.5 ml, 2 neighbouring slices; subdural, epidural,")
+    assert relax(point, [whole(heads[-1])], RULES) == of_all(BEFORE)
+
+
 def test_an_alert_is_counted_from_the_first_slice_that_shows_blood(heads: list[Head]):
     told = in_slices(heads[-1], of_all(OperatingPoint(0.5, 0.0, 2)), RULES, "critical")
     assert (told["to_first_alert"], told["to_final_level"], told["to_the_end"]) == (3, 4, 8)
@@ -61,7 +69,7 @@ def test_an_alert_is_counted_from_the_first_slice_that_shows_blood(heads: list[H
 
 def test_the_page_tells_all_of_it(heads: list[Head], tmp_path):
     series = [whole(one) for one in heads]
-    points = {name: of_all(BEFORE) for name in ("before", "chosen", "shipped")}
+    points = {name: of_all(BEFORE) for name in ("before", "uniform", "chosen", "shipped")}
     counted = {name: by_kind(series, these, RULES) for name, these in points.items()}
     clock = dict.fromkeys(("first_alert_s", "last_slice_s", "closed_s", "results_s"), 1.0) | {"final_level_s": None}
     found = {
@@ -70,7 +78,8 @@ def test_the_page_tells_all_of_it(heads: list[Head], tmp_path):
         "rules": [str(rule) for rule in RULES],
         "sweep": sweep(series, RULES),
         "before": str(BEFORE),
-        "chosen": str(BEFORE),
+        "uniform": str(BEFORE),
+        "chosen": in_words(of_all(BEFORE)),
         "min_slices": 5,
         "chosen_on": counted,
         "told_of": counted,

@@ -16,12 +16,13 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import CTImageStorage, Verification
 
 from dicom_node import sender
-from dicom_node.check import SOP_CLASSES, Item, check
+from dicom_node.check import check
 from dicom_node.config import Config
 from dicom_node.journal import Journal
 from dicom_node.lock import FolderLock
 from dicom_node.mistakes import Mistake
 from dicom_node.sections import CodeRow, Destination, Model, Node, Results, Tls, TriageRule
+from dicom_node.trial import SOP_CLASSES, Item
 from runtime import caps, device, seal, session
 from runtime import gpu as gpu_plans
 from runtime.bundle import SHIPPED, open_bundle

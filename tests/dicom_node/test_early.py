@@ -132,7 +132,7 @@ def test_rules_that_change_hold_from_the_next_slice_on(paths: list[Path]):
     one, series = analyser(()), Series()
     assert told(one, paths[:8], series) == []
     limits = {"min_slices": 5, "min_coverage_mm": 0, "max_lossy_ratio": 1.0, "bone_kernels": ()}
-    one.reload(RULES, **limits)
+    one.reload(RULES, **limits, form=results.USUAL)
     assert told(one, paths[8:], series) == [(9, "critical")]
 
 

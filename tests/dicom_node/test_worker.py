@@ -45,7 +45,7 @@ def bundle(tmp_path: Path) -> Path:
 
 def test_a_worker_serves_what_is_asked_for(bundle: Path):
     told = opened(Model(bundle=bundle, precision="int8-cpu"))
-    assert (told["is"], told["model"]) == ("ready", "phantom-unet 1.5.0")
+    assert (told["is"], told["model"]) == ("ready", "phantom-unet 1.6.0")
     assert 0 < told["self_test"] < 0.01, "FP32 would differ by nothing"
 
 
