@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from benchmarks import cases, floors
 from benchmarks.ingest import sync_ms
 from benchmarks.record import Record, measuring
-from benchmarks.running import PATIENCE_S, Arrival, Node, Orthanc, Ours, RunError, serving
+from benchmarks.running import PATIENCE_S, Arrival, Emergency, Node, Orthanc, Ours, RunError, serving
 from dicom_node.scanner import push
 
 if TYPE_CHECKING:
@@ -62,18 +62,22 @@ def measure(
         one, session = floors.analyser(bundle)
         with _archive(folder / "archive", orthanc=orthanc) as archive:
             record.about |= {"archive": archive.name, "engine": session.identity.backend, "model": _model(one)}
-            with serving(folder, archive.port, _model_section(bundle)) as node:
+            emergency = Emergency()
+            with serving(folder, archive.port, _sections(bundle, emergency.port)) as node:
                 record.add("node_start_s", [node.started_s])
                 _warm_up(node, archive, heads)
                 for number in range(1, rounds + 1):
                     for count, head in heads.items():
-                        _round(record, node, archive, head.write(folder / "scan", 1000 * count + number), rate)
+                        _round(
+                            record, node, archive, emergency, head.write(folder / "scan", 1000 * count + number), rate
+                        )
                         alone = head.write(folder / "scan", ALONE + 1000 * count + number)
                         own = floors.closing(one, alone, folder / "alone")
                         _floors(record, count, own, archive.port)
                         shutil.rmtree(folder / "alone")
                         time.sleep(SETTLING_S)
                 record.add("fdatasync_ms", sync_ms(folder, SYNCED_B))
+            emergency.close()
         session.close()
         for count in slices:
             record.floors[f"{count}_all_ms"] = f"{count}_floor_ms"
@@ -96,7 +100,10 @@ def stages(record: Record) -> dict[str, dict[str, float]]:
     return found
 
 
-def _round(record: Record, node: Node, archive: Archive, paths: Sequence[Path], rate: float | None) -> None:
+def _round(
+    record: Record, node: Node, archive: Archive, emergency: Emergency, paths: Sequence[Path], rate: float | None
+) -> None:
+    heard = len(emergency.heard)
     before, known = node.stages(), len(archive.arrivals(node.log))
     sent = pushed(paths, node.port, rate)
     arrived = _wait(archive, node, known)
@@ -105,6 +112,9 @@ def _round(record: Record, node: Node, archive: Archive, paths: Sequence[Path], 
         times = [1e3 * (one.at - last) for one in arrived if one.role == role]
         record.add(f"{count}_{role}_ms", [max(times)] if times else [])
     record.add(f"{count}_all_ms", [1e3 * (max(one.at for one in arrived) - last)])
+    for at, slices in emergency.heard[heard:]:
+        decided = sent.sent[slices - 1].acknowledged
+        record.add(f"{count}_{'alert' if slices < count else 'confirmation'}_ms", [1e3 * (at - decided)])
     after = node.stages()
     for stage, (seconds, number) in after.items():
         began, counted = before.get(stage, (0.0, 0))
@@ -164,5 +174,7 @@ def _model(one: floors.Analyser) -> str:
     return f"{one.bundle.name} {one.bundle.version}"
 
 
-def _model_section(bundle: Path | None) -> str:
-    return f'\n[model]\nbundle = "{bundle.resolve()}"\n' if bundle else ""
+def _sections(bundle: Path | None, emergency: int) -> str:
+    """Whom to alert, and with which model."""
+    alerted = f'\n[[hl7]]\nname = "emergency"\nhost = "127.0.0.1"\nport = {emergency}\n'
+    return alerted + (f'\n[model]\nbundle = "{bundle.resolve()}"\n' if bundle else "")

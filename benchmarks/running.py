@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from contextlib import contextmanager, suppress
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from prometheus_client.parser import text_string_to_metric_families
 from pydicom.uid import Comprehensive3DSRStorage, EncapsulatedPDFStorage, SecondaryCaptureImageStorage
 
+from dicom_node.alerts import mllp
 from dicom_node.demo import ROLES
 from dicom_node.pacs import Pacs
 from runtime.errors import ScansideError
@@ -117,6 +120,42 @@ class Orthanc:
             for line in told(log)
             if line["event"] == "result_sent"
         ]
+
+
+class Emergency:
+    """An HL7 listener that takes every alert: when it came, and of how many slices it speaks."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[float, int]] = []
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._server.accept()
+                with connection, suppress(OSError):
+                    self._take(connection)
+
+    def _take(self, connection: socket.socket) -> None:
+        connection.settimeout(5)
+        message = b""
+        while not message.endswith(mllp.END):
+            piece = connection.recv(1 << 16)
+            if not piece:
+                return
+            message += piece
+        at, head = time.time(), message.split(b"\r")[0].split(b"|")
+        slices = [int(one) for one in re.findall(rb" of (\d+) slices", message)]
+        answer = b"MSH|^~\\&|ED||SCANSIDE||20260101120000||ACK^R01^ACK|1|P|2.5.1\rMSA|AA|" + head[9] + b"\r"
+        connection.sendall(mllp.START + answer + mllp.END)
+        if slices:
+            self.heard.append((at, max(slices)))
 
 
 @dataclass(frozen=True, slots=True)
