@@ -13,6 +13,7 @@ import pytest
 
 from dicom_node import analysis, decode, sender
 from dicom_node import phantom as writer
+from dicom_node import series as kept
 from dicom_node.analysis import Analyser, Series
 from dicom_node.journal import Journal, SeriesState
 from dicom_node.outbox import Outbox
@@ -135,7 +136,9 @@ def test_analysis_of_a_slice(paths: list[Path], tmp_path: Path, monkeypatch: pyt
         again = Series()
         for path in paths:
             one.feed(again, [path])
-    each["kept_slices"] = told["kept"] / len(paths) / PIXELS_B
+    each["kept_slices"] = (told["kept"] - sum(hu.nbytes for hu in again.recent.values())) / len(paths) / PIXELS_B
+    again.forget(1)
+    assert sum(hu.nbytes for hu in again.recent.values()) <= kept.KEPT_B
     with memory() as told:
         one.feed(Series(), paths[:1])
     each["peak_slices"] = told["peak"] / PIXELS_B
@@ -143,6 +146,7 @@ def test_analysis_of_a_slice(paths: list[Path], tmp_path: Path, monkeypatch: pyt
 
 
 def test_close_of_a_series(paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[Path]):
+    monkeypatch.setattr(kept, "KEPT_B", 0)
     one, series = analyser(Engine()), Series()
     one.feed(series, paths)
     one.close(series, tmp_path / "warm", revision=1, missing=())
@@ -150,12 +154,12 @@ def test_close_of_a_series(paths: list[Path], tmp_path: Path, monkeypatch: pytes
     decoded.clear()
     pictured: set[str] = set()
 
-    def noted(report: object, keys: list[str], work: object = analysis.capture.key_slices) -> object:
+    def noted(report: object, keys: list[str], work: object = analysis.montage.pictured) -> object:
         found = work(report, keys)
         pictured.update(found)
         return found
 
-    monkeypatch.setattr(analysis.capture, "key_slices", noted)
+    monkeypatch.setattr(analysis.montage, "pictured", noted)
     with counted(monkeypatch) as count:
         outcome = one.close(series, tmp_path / "results", revision=1, missing=())
     assert outcome.state is SeriesState.ANALYSED
