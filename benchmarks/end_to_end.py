@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 QUIET_S = 0.6  # without another object before a round is over: an archive gets them one after the other
 SETTLING_S = 1.0  # between two rounds: what the last one left behind is not the next one's
 ALONE = 500_000  # what is analysed for the floor is a study of its own, too
+IDLE_ROUNDS, IDLE_S = 3, 5.0
 SYNCED_B = 526_000
 TARGETS_MS = {"40 slices": 300.0, "320 slices": 600.0}  # at p95, pushed at 20 slices a second
 
@@ -77,6 +78,7 @@ def measure(
                         shutil.rmtree(folder / "alone")
                         time.sleep(SETTLING_S)
                 record.add("fdatasync_ms", sync_ms(folder, SYNCED_B))
+                record.add("idle_cpu_percent", _idle_percent(node))
             emergency.close()
         session.close()
         for count in slices:
@@ -152,6 +154,16 @@ def _wait(archive: Archive, node: Node, known: int) -> list[Arrival]:
             return arrived
         time.sleep(0.05)
     raise RunError(f"no results in the archive after {PATIENCE_S} s: see {node.log}")
+
+
+def _idle_percent(node: Node) -> list[float]:
+    """Processor time of a node that nobody sends to, of one core."""
+    shares = []
+    for _ in range(IDLE_ROUNDS):
+        before = node.cpu_s()
+        time.sleep(IDLE_S)
+        shares.append(100 * (node.cpu_s() - before) / IDLE_S)
+    return shares
 
 
 def _warm_up(node: Node, archive: Archive, heads: dict[int, cases.Head]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -15,6 +16,7 @@ import urllib.request
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -27,7 +29,6 @@ from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 PATIENCE_S = 180
 ROLE_OF = {**ROLES, Comprehensive3DSRStorage: "sr", SecondaryCaptureImageStorage: "sc", EncapsulatedPDFStorage: "pdf"}
@@ -172,6 +173,15 @@ class Node:
     def log(self) -> Path:
         return self.folder / "node.log"
 
+    def cpu_s(self) -> float:
+        """Processor seconds of the node and its processes so far."""
+        children = [
+            int(child)
+            for task in Path(f"/proc/{self.pid}/task").iterdir()
+            for child in (task / "children").read_text().split()
+        ]
+        return sum(_cpu_s(pid) for pid in (self.pid, *children))
+
     def stages(self) -> dict[str, tuple[float, int]]:
         """Seconds and count of each stage so far, as its metrics tell."""
         address = f"http://127.0.0.1:{self.web}/metrics"
@@ -209,6 +219,11 @@ def serving(folder: Path, archive: int, more: str = "") -> Iterator[Node]:
             process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def free_port() -> int:

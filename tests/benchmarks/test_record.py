@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import comparison
+from benchmarks import comparison, page
 from benchmarks.commands import app
 from benchmarks.record import MOST_SAMPLES, Record, RecordError, measuring, read
 
@@ -123,3 +123,29 @@ def test_the_command_fails_where_something_got_worse(tmp_path: Path, times: floa
     shown = CliRunner().invoke(app, ["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--json"])
     assert shown.exit_code == code, shown.output
     assert json.loads(shown.output)["changes"][0]["name"] == "infer_ms"
+
+
+def test_the_page_says_which_targets_are_met(tmp_path: Path):
+    whole, peers = Record("end-to-end", {"slices": [40], "rate": 20.0}), Record("peers", {"slices": 40})
+    for name, ms in {"40_all_ms": 290.0, "40_floor_ms": 150.0, "40_alert_ms": 90.0, "node_start_s": 2.0}.items():
+        whole.add(name, [ms] * 3)
+    whole.floors["40_all_ms"] = "40_floor_ms"
+    whole.add("idle_cpu_percent", [0.2])
+    peers.add("scanside_results_ms", [900.0])
+    peers.add("monai_last_slice_to_labels_ms", [5900.0])
+    peers.about["pixels_that_differ"] = {"eager": 0.0001}
+    for one in (whole, peers):
+        one.load_average |= {"before": 0.1, "after": 0.9}
+    shown = page.compose({"end-to-end": whole, "peers": peers})
+    assert "| all results in the archive, 40 slices at 20/s, p95, ms | 300 | 290 | met |" in shown
+    assert "| times the floor, 40 slices | 1.5 | 1.93 | **missed** |" in shown
+    assert "| times sooner than store-then-process with a wait of 5 s | 10 | 20.3 | met |" in shown
+    assert "`scanside bench end-to-end --slices 40 --rate 20.0`" in shown
+    assert "0.0100%" in shown
+
+
+def test_the_committed_page_is_that_of_the_committed_records():
+    found = {
+        name: read(page.RESULTS / f"{name}.json") for name in page.SECTIONS if (page.RESULTS / f"{name}.json").exists()
+    }
+    assert page.PAGE.read_text() == page.compose(found)
