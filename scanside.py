@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -169,6 +170,33 @@ def serve(config: ConfigFile) -> None:
 
 
 @app.command()
+def page(config: ConfigFile) -> None:
+    """Serve the triage page of a node's folder by itself; `serve` does so too where `[page]` has a port."""
+    from dicom_node import config as configuration
+    from dicom_node import log as logging
+    from dicom_node.page import server
+
+    settings = configuration.load(config)
+    logging.configure(settings.log.level, settings.log.format)
+    with server.listen(settings) as listening:
+        scheme, port = "https" if settings.page.tls else "http", listening.getsockname()[1]
+        err.print(f"the triage page: {scheme}://{settings.page.address}:{port}/", highlight=False)
+        server.serve(settings, listening)
+
+
+@app.command("page-password")
+def page_password(name: Annotated[str, typer.Argument(help="Whoever logs in by it.")]) -> None:
+    """Ask for a password and print a line for the file that `page.users` names; the password stands in it hashed."""
+    from dicom_node.page.login import make_line
+
+    if sys.stdin.isatty():
+        password = typer.prompt(f"password of {name}", hide_input=True, confirmation_prompt=True, err=True)
+    else:
+        password = sys.stdin.readline().rstrip("\n")
+    print(make_line(name, password))
+
+
+@app.command()
 def check(config: ConfigFile, as_json: Json = False) -> None:
     """Look at everything the node needs: configuration, disk, port, destinations, model. Every fault at once."""
     from dicom_node import check as checks
@@ -248,11 +276,12 @@ def analyse(
     min_slices: Annotated[int | None, typer.Option(min=1, help="A series with fewer is not analysed (5).")] = None,
     as_json: Json = False,
 ) -> None:
-    """Analyse a folder as the node would, without a network."""
+    """Analyse a folder as the node would, without a network; report.html and montage.png need no viewer."""
     from dicom_node import config as configuration
     from dicom_node import folder as folders
-    from dicom_node import tables
+    from dicom_node import offline, tables
     from dicom_node.analysis import Analyser
+    from dicom_node.page.palette import Palette
     from dicom_node.results import Form
     from runtime.bundle import open_bundle
     from runtime.session import open_session, self_test
@@ -286,6 +315,11 @@ def analyse(
     with _progress("images", sum(map(len, series.values()))) as advance:
         done = folders.analyse(analyser, series, target, advance)
     session.close()
+    look = {"palette": Palette.of(said.codes), "hide_names": said.page.hide_names}
+    for one, paths in zip(done, series.values(), strict=True):
+        if one.outcome.report:
+            report = json.loads((one.folder / "report.json").read_text())
+            offline.write(paths, one.folder, report, one.series_uid, **look)
     told = [_told(one) for one in done]
     if as_json:
         engine = {"backend": session.identity.backend, "precision": session.identity.precision, "why": session.why}

@@ -42,14 +42,14 @@ def latency(
     as_json: AsJson = False,
 ) -> None:
     """One inference: percentiles of its time, beside the engine alone and a slice's decoding."""
+    from benchmarks import charts
     from benchmarks import latency as inference
-    from benchmarks import pictures
 
     how = {"backend": backend, "precision": precision, "batch": batch, "threads": threads, "matrix": matrix}
     record = inference.measure(bundle, **how, seconds=seconds)
     _tell(record, out, as_json)
     if out:
-        pictures.percentile_curve(record, _picture(out))
+        charts.percentile_curve(record, _picture(out))
 
 
 @app.command()
@@ -65,14 +65,14 @@ def throughput(
     as_json: AsJson = False,
 ) -> None:
     """Slices a second by batch and threads."""
+    from benchmarks import charts
     from benchmarks import latency as inference
-    from benchmarks import pictures
 
     how = {"backend": backend, "precision": precision, "matrix": matrix, "seconds": seconds}
     record = inference.throughput(bundle, **how, batches=_numbers(batches), threads=_numbers(threads))
     _tell(record, out, as_json)
     if out:
-        pictures.bars(record, _picture(out))
+        charts.bars(record, _picture(out))
 
 
 @app.command()
@@ -104,8 +104,8 @@ def end_to_end(
     as_json: AsJson = False,
 ) -> None:
     """From the last slice's answer to each result in the archive, through the real node, beside the floor."""
+    from benchmarks import charts
     from benchmarks import end_to_end as whole
-    from benchmarks import pictures
 
     record = whole.measure(
         _numbers(slices), rate=rate or None, rounds=rounds, orthanc=orthanc, bundle=bundle, disk=disk
@@ -113,7 +113,7 @@ def end_to_end(
     _tell(record, out, as_json)
     if out:
         marks = {case: ms for case, ms in whole.TARGETS_MS.items() if rate}
-        pictures.stacked(whole.stages(record), _picture(out), record.command(), marks=marks)
+        charts.stacked(whole.stages(record), _picture(out), record.command(), marks=marks)
 
 
 @app.command()
@@ -126,13 +126,13 @@ def peers(
     as_json: AsJson = False,
 ) -> None:
     """The same case through what one would build instead, with the same weights (needs the `train` extra)."""
+    from benchmarks import charts
     from benchmarks import peers as others
-    from benchmarks import pictures
 
     record = others.measure(slices=slices, rounds=rounds, bundle=bundle, compiled=compiled)
     _tell(record, out, as_json)
     if out:
-        pictures.bars(record, _picture(out))
+        charts.bars(record, _picture(out))
 
 
 @app.command()
@@ -146,14 +146,14 @@ def growth(
     as_json: AsJson = False,
 ) -> None:
     """What it costs as there is more of it: slices, series at once, matrix size, lesions, associations."""
+    from benchmarks import charts
     from benchmarks import growth as curves
-    from benchmarks import pictures
 
     sizes = {"slices": slices, "series": series, "matrices": matrix, "associations": associations}
     record = curves.measure(**{name: _numbers(text) for name, text in sizes.items()}, disk=disk)
     _tell(record, out, as_json)
     if out:
-        pictures.growth(curves.panels(record), _picture(out))
+        charts.growth(curves.panels(record), _picture(out))
 
 
 @app.command()

@@ -90,7 +90,7 @@ def slope(values: Sequence[float], sizes: Sequence[int]) -> float | None:
 
 
 def panels(record: Record) -> list[tuple[str, str, Sequence[int], dict[str, list[float]]]]:
-    """For `pictures.growth`."""
+    """For `charts.growth`."""
     titles = {
         "slices": "one series", "matrix": f"{SLICES_EACH} slices", "series": "series at once",
         "associations": "intake",

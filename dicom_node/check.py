@@ -58,12 +58,15 @@ def check(config: Config, mistakes: Sequence[Mistake] = ()) -> list[Item]:
         items.append(_port(node))
     if not config.destinations and is_sound("destinations"):
         items.append(Item("destinations", None, "configuration", "there are none: results stay in the node's folder"))
-    if is_sound("node.ae_title", "tls"):
-        items += trial.archives(config)
-    if is_sound("audit", "tls"):
-        items += trial.audit(config)
-    if is_sound("node.ae_title", "tls"):
-        items += trial.channels(config)
+    parts = (
+        ("node.ae_title", trial.archives),
+        ("page", trial.page),
+        ("audit", trial.audit),
+        ("node.ae_title", trial.channels),
+    )
+    for key, look in parts:
+        if is_sound(key, "tls"):
+            items += look(config)
     return [*items, *_model(config, is_sound)]
 
 

@@ -24,6 +24,7 @@ from dicom_node.sections import (
     Log,
     Model,
     Node,
+    Page,
     Results,
     Scanner,
     Section,
@@ -119,6 +120,7 @@ class Config(Section):
         ],
     )
     web: Web = Field(Web(), description="For monitoring: Prometheus' metrics, and whether the node is well.")
+    page: Page = Field(Page(), description="The triage page: for radiologists, and for whoever looks after the node.")
     audit: Audit = Field(Audit(), description="Audit trail (DICOM PS3.15 A.5). Off without a file and a host.")
     log: Log = Field(Log(), description="Logging, to stderr.")
 
@@ -196,7 +198,9 @@ def examine(path: Path) -> tuple[Config, list[Mistake]]:
     }
     tls = config.tls and config.tls.model_copy(update={name: folder / file for name, file in config.tls})
     audit = config.audit.model_copy(update={"file": config.audit.file and folder / config.audit.file})
-    return config.model_copy(update={"node": node, "model": model, "tls": tls, "audit": audit, **told}), mistakes
+    page = config.page.model_copy(update={"users": config.page.users and folder / config.page.users})
+    found = {"node": node, "model": model, "tls": tls, "audit": audit, "page": page, **told}
+    return config.model_copy(update=found), mistakes
 
 
 def _placed(section: Webhook | Email, folder: Path) -> dict[str, Path]:
@@ -271,6 +275,10 @@ def _clashes(table: dict[str, Any]) -> Iterator[InitErrorDetails]:
     taken = TAKES.get(backend)
     if taken and precision not in taken and any(precision in others for others in TAKES.values()):
         yield clash(("model", "precision"), precision, f"is not for {backend}: it takes {', '.join(taken)}")
+    page = dict(Page()) | _as_dict(table.get("page"))
+    if not (page["users"] or page["open_to_all"] or is_loopback(str(page["address"]))):
+        complaint = "is seen from the network: name page.users (`scanside page-password`), or set page.open_to_all"
+        yield clash(("page", "address"), page["address"], complaint)
     node = dict(Node()) | _as_dict(table.get("node"))
     if not table.get("tls"):
         for location, value in _wants_tls(table):
@@ -310,6 +318,8 @@ def _wants_tls(table: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], A
     """Keys that ask for TLS, and their values; keys that are there, for what is wrong is left out."""
     if _as_dict(table.get("node")).get("tls") is True:
         yield ("node", "tls"), True
+    if _as_dict(table.get("page")).get("tls") is True:
+        yield ("page", "tls"), True
     audit = dict(Audit()) | _as_dict(table.get("audit"))
     if audit["host"] is not None and audit["transport"] == "tls":
         yield ("audit", "host"), audit["host"]
@@ -317,6 +327,14 @@ def _wants_tls(table: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], A
         for index, row in enumerate(_rows(table, name)):
             if row.get("tls") is True:
                 yield (name, index, "tls"), True
+
+
+def is_loopback(host: str) -> bool:
+    """Whether what listens there is reached from this machine alone."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _is_same_host(host: str, listening: str) -> bool:

@@ -85,6 +85,7 @@ class Journal:
     ----------
     path : created where it is missing; its folder must exist
     read_only : for who only looks: writes nothing, not even to bring an older journal up to date
+    patience_s : for another process that has it to itself
 
     Raises
     ------
@@ -92,13 +93,13 @@ class Journal:
 
     """
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False, patience_s: float = 30.0) -> None:
         self._path = path
         where = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
         self._lock = threading.Lock()
         try:
             self._connection = sqlite3.connect(
-                where, uri=True, timeout=30.0, isolation_level=None, check_same_thread=False
+                where, uri=True, timeout=patience_s, isolation_level=None, check_same_thread=False
             )
         except sqlite3.Error as error:
             raise JournalError(f"{path}: can't be opened: {error}") from error

@@ -28,6 +28,7 @@ from dicom_node.metrics import Metrics
 from dicom_node.mpps import PerformedSteps
 from dicom_node.opening import limits, opening
 from dicom_node.outbox import DeliveryState, Outbox
+from dicom_node.page.child import Page
 from dicom_node.receiver import Receiver
 from dicom_node.register import Register
 from dicom_node.retention import Retention
@@ -120,6 +121,7 @@ class Node:
             },
         )
         self.metrics.watch(self._outbox, self._ledger, folder, self._gauges)
+        self.page = Page(config)
         self._web = self._made_web() if config.web.port is not None else None
         self._first_answer: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._is_closed = False
@@ -139,7 +141,7 @@ class Node:
         Raises
         ------
         BackendError : the worker could not open the model
-        ReceiverError, WebError : a port can't be opened
+        ReceiverError, WebError, PageError : a port can't be opened
 
         """
         self.supervisor.start()
@@ -161,6 +163,7 @@ class Node:
         try:
             if self._web:
                 self._web.start()
+            self.page.start()
             self._receiver.start()
         except ScansideError:  # a port is taken
             self.stop()
@@ -177,6 +180,7 @@ class Node:
         self._ledger.reload(config.channels)
         self._heralds.reload(config.channels)
         self.supervisor.reload(opening(config))
+        self.page.reload(config)
         series = config.series
         self._events.put(lambda: self._assembler.reload(series.idle_timeout_s, series.min_coverage_mm))
 
@@ -202,6 +206,7 @@ class Node:
         self._receiver.stop()
         if self._web:
             self._web.stop()
+        self.page.stop()
         self.supervisor.stop()
         self._events.put(None)
         self._desk.join()

@@ -50,7 +50,9 @@ class Register:
             if result.report_json is None:
                 self._ledger.note_failure(execute, *series, result.reason or "not analysed")
             else:
-                self._ledger.note(execute, *series, json.loads(result.report_json), result.patient, final=True)
+                document = next((file.sop_uid for file in result.files if file.role == "sr"), None)
+                report = json.loads(result.report_json) | {"sr_uid": document}
+                self._ledger.note(execute, *series, report, result.patient, final=True)
 
         self._journal.record_result(
             assembly.study_uid,

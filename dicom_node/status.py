@@ -181,7 +181,7 @@ def look(config: Config, days: float = inf) -> Status:
             series_uid=key[1],
             revision=latest[key].revision + 1 if key in latest else 1,
             state=RECEIVING if running and last > fresh else WAITING,
-            slices_received=_slices(config.node.folder / "spool", *key, count),
+            slices_received=slices(config.node.folder / "spool", *key, count),
             changed=last,
         )
         for key, (count, last) in held.items()
@@ -198,7 +198,7 @@ def look(config: Config, days: float = inf) -> Status:
         results_parked=parked,
         results_unconfirmed=unconfirmed,
         refusing=f"{free_gb:.1f} GB free, below node.free_floor_gb = {floor:g}" if free_gb < floor else None,
-        series=(*map(_recorded, told), *sorted(waiting, key=lambda one: one.changed)),
+        series=(*map(recorded, told), *sorted(waiting, key=lambda one: one.changed)),
         alerts=alerts,
     )
 
@@ -251,7 +251,7 @@ def _is_recent(at: float, days: float) -> bool:
     return at >= time.time() - days * DAY_S
 
 
-def _slices(root: Path, study_uid: str, series_uid: str, files: int) -> int:
+def slices(root: Path, study_uid: str, series_uid: str, files: int) -> int:
     """Slices of an open series: its files, or their frames; of a series of single-frame images one file is opened."""
     paths = (root / spool.file_name(study_uid) / spool.file_name(series_uid)).glob("*.dcm")
     first = next(paths, None)
@@ -283,7 +283,8 @@ def _next_try(item: OutboxItem, due: Mapping[str, float | None]) -> float | None
             return None
 
 
-def _recorded(record: SeriesRecord) -> Series:
+def recorded(record: SeriesRecord) -> Series:
+    """What the journal has of one revision of a series."""
     told: dict[str, Any] = {}
     received = 0  # the journal counts files
     if record.state is SeriesState.ANALYSED and record.report_json:

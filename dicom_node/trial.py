@@ -19,6 +19,8 @@ from pynetdicom.sop_class import (
 from dicom_node.alerts.channel import Undelivered
 from dicom_node.alerts.heralds import open_channel
 from dicom_node.confirmation import CONTEXTS
+from dicom_node.page import hazards
+from dicom_node.page.login import LoginError, Users
 from dicom_node.sender import PeerError, associate
 from dicom_node.syslog import Server
 from dicom_node.tls import Identity, TlsError
@@ -111,6 +113,18 @@ def _echo(destination: Destination, ae_title: str, identity: Identity | None, se
         answer = "no answer" if status is None else f"status 0x{status:04X}"
         return Item(name, False, "finding", f"accepts an association, but answers C-ECHO with {answer}")
     return Item(name, True, "finding", f"{destination.ae_title} at {destination.host}:{destination.port} answers")
+
+
+def page(config: Config) -> Iterator[Item]:
+    """Whether the page's users can be read, and what of it had better not stay so."""
+    if config.page.port is None:
+        return
+    try:
+        if config.page.users:
+            Users(config.page.users)
+    except LoginError as error:
+        yield Item("page users", False, KINDS[error.exit_code], str(error))
+    yield from (Item("page", None, "configuration", sentence) for sentence in hazards.find(config))
 
 
 def audit(config: Config) -> Iterator[Item]:

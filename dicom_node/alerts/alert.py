@@ -110,7 +110,10 @@ class Alert:
 
 
 def evidence(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What an alert keeps of a report (JSON, as `dicom_node.analysis.to_json` makes it)."""
+    """What an alert keeps of a report (JSON, as `dicom_node.analysis.to_json` makes it).
+
+    ``sr_uid`` is the SOP Instance UID of the SR that says the same, if there is one.
+    """
     findings = [
         {
             "name": each["name"],
@@ -130,6 +133,7 @@ def evidence(report: Mapping[str, Any]) -> dict[str, Any]:
         "operating_point": report.get("operating_point", {}),
         "provisional": report["provisional"],
         "missing": list(report["missing"]),
+        "sr_uid": report.get("sr_uid"),
     }
 
 

@@ -19,8 +19,7 @@ from dicom_node.alerts import text
 from dicom_node.alerts.channel import Refused, Unreachable
 from dicom_node.confirmation import SYNTAXES
 from dicom_node.sender import DIMSE_TIMEOUT_S, ContextError, PeerError, associate
-from dicom_node.uids import Issue, derive, long_string
-from runtime.types import ModelIdentity
+from dicom_node.uids import derive, long_string, result_series
 
 if TYPE_CHECKING:
     from pynetdicom.association import Association
@@ -181,12 +180,12 @@ def _inputs(settings: Worklist, alert: Alert) -> list[Dataset]:
     """The slices that show most of each finding, and the SR where there is one (macro: PS3.3 table 10-3b)."""
     keys = dict.fromkeys(each["key_slice"] for each in alert.evidence["findings"])
     inputs = [_referenced(settings, alert, alert.series_uid, [_slice(key) for key in keys])] if keys else []
-    if alert.state == "confirmed":
-        identity = ModelIdentity(**alert.evidence["model"], backend="")
-        started = datetime.fromtimestamp(alert.raised).astimezone()
-        issue = Issue(alert.study_uid, alert.series_uid, None, identity, alert.revision, started)
-        report = _reference(Comprehensive3DSRStorage, issue.instance("sr"))
-        inputs.append(_referenced(settings, alert, issue.series("SR"), [report]))
+    if document := alert.evidence["sr_uid"]:
+        model = alert.evidence["model"]
+        series = result_series(
+            alert.study_uid, alert.series_uid, model["name"], model["version"], model["digest"], "SR"
+        )
+        inputs.append(_referenced(settings, alert, series, [_reference(Comprehensive3DSRStorage, document)]))
     return inputs
 
 

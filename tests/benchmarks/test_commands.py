@@ -12,7 +12,7 @@ import pytest
 from pydicom import dcmread
 from typer.testing import CliRunner
 
-from benchmarks import cases, end_to_end, floors, growth, pictures, running
+from benchmarks import cases, end_to_end, floors, growth, running
 from benchmarks.commands import app
 from benchmarks.record import Record, read
 from runtime.bundle import open_bundle
@@ -118,7 +118,7 @@ def test_stages_follow_each_other(tmp_path: Path):
     stages = end_to_end.stages(record)
     assert list(stages["40 slices"].values()) == [20.0, 100.0, 80.0]
     assert sum(stages["40 slices, floor"].values()) == 50.0
-    pictures.stacked(stages, tmp_path / "stages.png", "", marks={"40 slices": 300.0})
+    charts.stacked(stages, tmp_path / "stages.png", "", marks={"40 slices": 300.0})
     assert (tmp_path / "stages.png").read_bytes().startswith(PNG)
 
 

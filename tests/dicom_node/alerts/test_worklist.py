@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import pytest
 from pydicom.dataset import Dataset
@@ -14,6 +15,8 @@ from pynetdicom.sop_class import UnifiedProcedureStepPush, Verification
 from dicom_node.alerts.channel import Refused, Unreachable
 from dicom_node.alerts.settings import Worklist
 from dicom_node.alerts.worklist import WorklistChannel, step_uid
+from dicom_node.uids import Issue
+from runtime.types import ModelIdentity
 from tests.dicom_node.alerts.made import EARLY, PATIENT, SERIES, STUDY, note, report, written
 
 # pynetdicom leaves the socket of a connection that could not be opened to garbage collection
@@ -104,7 +107,7 @@ def channel(port: int) -> WorklistChannel:
 
 
 def test_a_step_has_all_that_the_standard_asks_for(ledger, manager):
-    note(ledger, report(), patient=PATIENT | {"AccessionNumber": "A1", "IssuerOfPatientID": "HOSP"})
+    note(ledger, report(sr_uid="2.25.7"), patient=PATIENT | {"AccessionNumber": "A1", "IssuerOfPatientID": "HOSP"})
     message, alert = written(ledger)
     assert "created" in channel(manager.port).send(message, alert)
     ((uid, step),) = manager.steps.items()
@@ -126,19 +129,14 @@ def test_a_step_has_all_that_the_standard_asks_for(ledger, manager):
 
 
 def test_the_sr_that_a_step_names_is_the_one_that_is_sent(ledger, manager):
-    from datetime import UTC, datetime
-
-    from dicom_node.uids import Issue
-    from runtime.types import ModelIdentity
-
-    note(ledger, report(), revision=3)
+    note(ledger, report(sr_uid="2.25.7"), revision=3)
     channel(manager.port).send(*written(ledger))
     (step,) = manager.steps.values()
     model = ModelIdentity("phantom-unet", "1.0", "ab" * 32, "int8", "another", "anything")
-    issue = Issue(STUDY, SERIES, 7, model, 3, datetime.now(UTC))
+    issue = Issue(STUDY, SERIES, 7, model, 3, datetime.now(UTC), "content")
     reference = step.InputInformationSequence[1]
     assert reference.SeriesInstanceUID == issue.series("SR")
-    assert reference.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == issue.instance("sr")
+    assert reference.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == "2.25.7"
 
 
 def test_a_frame_is_named_by_its_number_and_early_evidence_has_no_sr(ledger, manager):
