@@ -12,7 +12,7 @@ import pytest
 from pydicom import dcmread
 from typer.testing import CliRunner
 
-from benchmarks import cases, end_to_end, floors, growth, running
+from benchmarks import cases, charts, end_to_end, floors, growth, running
 from benchmarks.commands import app
 from benchmarks.record import Record, read
 from runtime.bundle import open_bundle
