@@ -92,7 +92,7 @@ bytes, sends, memory, inferences) is counted in every test run and held against 
 
 def compose(records: Mapping[str, Record]) -> str:
     """The page."""
-    parts = [HEAD, _targets(records)]
+    parts = [HEAD, _targets(records) if records else "No record is committed yet.\n"]
     for name, (title, words) in SECTIONS.items():
         if name in records:
             parts.append(_section(name, title, words, records[name]))
