@@ -12,12 +12,12 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from dicom_node.commands import ConfigFile, Days, Json, alerts, end, err, out, outbox
 from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
@@ -26,18 +26,11 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help=__doc__.rpartition("\n\n")[0], no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False
 )
-outbox = typer.Typer(help="What the node still owes to its destinations.", no_args_is_help=True)
 app.add_typer(outbox, name="outbox")
+app.add_typer(alerts, name="alerts")
 bundles = typer.Typer(help="A model bundle: what it is, who vouches for it.", no_args_is_help=True)
 app.add_typer(bundles, name="bundle")
 
-# no markup: paths and the words of others have brackets of their own. A path in a log is one piece
-out = Console(width=None if sys.stdout.isatty() else 160, soft_wrap=True, markup=False)
-err = Console(stderr=True, markup=False)
-
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else.")]
-ConfigFile = Annotated[Path, typer.Option("--config", help="Configuration, see `scanside config --example`.")]
-Days = Annotated[float, typer.Option(min=0, help="How far back; what is open or owed is told in any case.")]
 BundleFolder = Annotated[Path | None, typer.Option(help="Model bundle; default: the one that ships.")]
 BundleArgument = Annotated[Path | None, typer.Argument(help="A bundle; default: the one that ships.")]
 SampleFolder = Annotated[
@@ -82,15 +75,15 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name not in RESEARCH:
             raise
-        _end(f"{error.name} is not installed: in scanside's checkout, pip install '.[train,export]'", 3)
+        end(f"{error.name} is not installed: in scanside's checkout, pip install '.[train,export]'", 3)
     except ScansideError as error:
-        _end(str(error), error.exit_code)
+        end(str(error), error.exit_code)
     except OSError as error:
         # about a file: the machine's fault or the user's. Writing to a full disk fails without the file's name
         if error.filename is None and error.errno not in DISK_FULL:
             raise
         place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        _end(f"{place}{error.strerror}; {REMEDIES.get(error.errno or 0, 'name another path')}", 3)
+        end(f"{place}{error.strerror}; {REMEDIES.get(error.errno or 0, 'name another path')}", 3)
 
 
 RESEARCH = {"torch", "onnx", "onnxscript", "matplotlib", "nibabel", "pycocotools", "monai", "einops"}
@@ -103,11 +96,6 @@ REMEDIES = {
     errno.EROFS: "name a path on a disk that can be written",
     **dict.fromkeys(DISK_FULL, "make room, or name a path on another disk"),
 }
-
-
-def _end(message: str, code: int) -> NoReturn:
-    err.print(f"scanside: {message}", style="bold red", highlight=False, soft_wrap=True)
-    sys.exit(code)
 
 
 # the service
@@ -156,6 +144,33 @@ def serve(config: ConfigFile) -> None:
     from dicom_node.service import Service
 
     Service(config).run()
+
+
+@app.command()
+def page(config: ConfigFile) -> None:
+    """Serve the triage page of a node's folder by itself; `serve` does so too where `[page]` has a port."""
+    from dicom_node import config as configuration
+    from dicom_node import log as logging
+    from dicom_node.page import server
+
+    settings = configuration.load(config)
+    logging.configure(settings.log.level, settings.log.format)
+    with server.listen(settings) as listening:
+        scheme, port = "https" if settings.page.tls else "http", listening.getsockname()[1]
+        err.print(f"the triage page: {scheme}://{settings.page.address}:{port}/", highlight=False)
+        server.serve(settings, listening)
+
+
+@app.command("page-password")
+def page_password(name: Annotated[str, typer.Argument(help="Whoever logs in by it.")]) -> None:
+    """Ask for a password and print a line for the file that `page.users` names; the password stands in it hashed."""
+    from dicom_node.page.login import make_line
+
+    if sys.stdin.isatty():
+        password = typer.prompt(f"password of {name}", hide_input=True, confirmation_prompt=True, err=True)
+    else:
+        password = sys.stdin.readline().rstrip("\n")
+    print(make_line(name, password))
 
 
 @app.command()
@@ -219,41 +234,6 @@ def status(config: ConfigFile, days: Days = 1.0, as_json: Json = False) -> None:
         tables.show_status(told, out)
 
 
-@outbox.command("list")
-def outbox_list(config: ConfigFile, days: Days = 1.0, as_json: Json = False) -> None:
-    """Every result and where it stands on its way."""
-    from dicom_node import config as configuration
-    from dicom_node import lock, tables
-    from dicom_node import status as looks
-
-    settings = configuration.load(config)
-    told = looks.deliveries(settings, days)
-    if as_json:
-        print(json.dumps([one.told() for one in told], indent=2))
-    else:
-        names = {one.name for one in settings.destinations}
-        tables.show_outbox(told, names, out, node_running=lock.is_locked(settings.node.folder))
-
-
-@outbox.command("retry")
-def outbox_retry(
-    config: ConfigFile, item: Annotated[int | None, typer.Argument(help="Its id; default: all that are parked.")] = None
-) -> None:
-    """Send results again, from a clean slate: all that are parked, or one, whatever became of it."""
-    count = _outbox(config).retry(item)
-    if item is not None and not count:
-        _end(f"no such result {item}, or it is being sent: see `scanside outbox list`", 1)
-    out.print(f"{count} queued again")
-
-
-@outbox.command("park")
-def outbox_park(config: ConfigFile, item: Annotated[int, typer.Argument(help="Its id.")]) -> None:
-    """Take a result out of the sender's way until it is retried."""
-    if not _outbox(config).park(item, "parked by hand"):
-        _end(f"no unsent result {item}: see `scanside outbox list`", 1)
-    out.print(f"parked: {item}, until `scanside outbox retry {item}`", highlight=False)
-
-
 # the same without a network, and what stands around it
 
 
@@ -273,11 +253,12 @@ def analyse(
     min_slices: Annotated[int | None, typer.Option(min=1, help="A series with fewer is not analysed (5).")] = None,
     as_json: Json = False,
 ) -> None:
-    """Analyse a folder as the node would, without a network."""
+    """Analyse a folder as the node would, without a network; report.html and montage.png need no viewer."""
     from dicom_node import config as configuration
     from dicom_node import folder as folders
-    from dicom_node import tables
+    from dicom_node import offline, tables
     from dicom_node.analysis import Analyser
+    from dicom_node.page.palette import Palette
     from dicom_node.results import Form
     from runtime.bundle import open_bundle
     from runtime.session import open_session, self_test
@@ -311,6 +292,11 @@ def analyse(
     with _progress("images", sum(map(len, series.values()))) as advance:
         done = folders.analyse(analyser, series, target, advance)
     session.close()
+    look = {"palette": Palette.of(said.codes), "hide_names": said.page.hide_names}
+    for one, paths in zip(done, series.values(), strict=True):
+        if one.outcome.report:
+            report = json.loads((one.folder / "report.json").read_text())
+            offline.write(paths, one.folder, report, one.series_uid, **look)
     told = [_told(one) for one in done]
     if as_json:
         engine = {"backend": session.identity.backend, "precision": session.identity.precision, "why": session.why}
@@ -448,7 +434,7 @@ def models(as_json: Json = False) -> None:
                 with torch.device("meta"):  # shapes alone: no weights, no time
                     network = catalogue.build(name)
             except catalogue.CatalogueError as error:
-                _end(str(error), 3)
+                end(str(error), 3)
             sides = (256, 512) if one.dimensions == 2 else (96,)
             shapes = [(1, network.config.in_channels, *[side] * one.dimensions) for side in sides]
             rows.append(
@@ -986,7 +972,7 @@ def _constants(graph: Path) -> bytes:
     try:
         from calibration.weights import load
     except ModuleNotFoundError as error:
-        _end(f"{error.name} is not installed: in scanside's checkout, pip install '.[gpu]'", 3)
+        end(f"{error.name} is not installed: in scanside's checkout, pip install '.[gpu]'", 3)
     return load(graph).SerializeToString()
 
 
@@ -996,14 +982,6 @@ def _numbers(option: str, text: str, between: str, count: int | None = None) -> 
     if not all(part.isdecimal() and int(part) for part in parts) or count not in (None, len(parts)):
         raise typer.BadParameter(f"{option} {text}: write {'512x512' if count else '1,8,32'}")
     return tuple(map(int, parts))
-
-
-def _outbox(config: Path) -> Any:
-    from dicom_node import config as configuration
-    from dicom_node import status as looks
-    from dicom_node.outbox import Outbox
-
-    return Outbox(looks.open_journal(configuration.load(config), read_only=False))
 
 
 def _progress(what: str, total: int) -> Any:

@@ -373,9 +373,10 @@ class Analyser:
         return {key: series.hu(key) for key in montage.pictured(report, stack.keys)}
 
 
-def to_json(report: Report, received: int) -> str:
-    """A report as JSON, with the time at which it was composed (seconds since the epoch) and the slices that came."""
-    return json.dumps({"composed": time.time(), "received": received, **dataclasses.asdict(report)}, indent=2) + "\n"
+def to_json(report: Report, received: int, **at: float) -> str:
+    """A report as JSON, with when it was composed, what else is told (seconds since the epoch), and how many came."""
+    told = {"composed": time.time(), **at, "received": received, **dataclasses.asdict(report)}
+    return json.dumps(told, indent=2) + "\n"
 
 
 def _refusals(refused: Sequence[NotAnalysed]) -> tuple[list[str], list[str]]:

@@ -9,75 +9,26 @@ import socket
 import sqlite3
 import tempfile
 from contextlib import closing
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from pynetdicom import build_context
-from pynetdicom.sop_class import (
-    Comprehensive3DSRStorage,
-    EncapsulatedPDFStorage,
-    LabelMapSegmentationStorage,
-    SecondaryCaptureImageStorage,
-    SegmentationStorage,
-    Verification,
-)
-
+from dicom_node import trial
 from dicom_node.codes import CodeError, check_names
-from dicom_node.confirmation import CONTEXTS
 from dicom_node.lock import is_locked
 from dicom_node.receiver import PORT_REMEDIES
-from dicom_node.sender import PeerError, associate
-from dicom_node.syslog import Server
-from dicom_node.tls import Identity, TlsError
+from dicom_node.trial import KINDS, Item
 from runtime.bundle import open_bundle
 from runtime.errors import BackendError, BundleError, InferenceError, ScansideError, SelfTestFailed
 from runtime.triage import RuleError, check_rules
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
-
-    from pydicom.uid import UID
 
     from dicom_node.config import Config
     from dicom_node.mistakes import Mistake
-    from dicom_node.sections import Destination, Node
+    from dicom_node.sections import Node
     from runtime.bundle import Bundle
-
-Kind = Literal["configuration", "environment", "finding"]
-KINDS: dict[int, Kind] = {1: "finding", 2: "configuration", 3: "environment"}  # by the exit code of an error
-
-SOP_CLASSES = {
-    "notice": SecondaryCaptureImageStorage,
-    "sr": Comprehensive3DSRStorage,
-    "sc": SecondaryCaptureImageStorage,
-    "pdf": EncapsulatedPDFStorage,
-    "seg": SegmentationStorage,
-}
-
-
-def name_of(sop_class: UID) -> str:
-    """What people call a SOP class; pydicom's dictionary is older than one of them."""
-    return "Label Map Segmentation Storage" if sop_class == LabelMapSegmentationStorage else sop_class.name
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One thing that was looked at.
-
-    Attributes
-    ----------
-    name : what, such as ``"port"`` or ``"destination pacs"``
-    ok : True, False, or None for a warning
-    kind : whose fault it is when it isn't: the configuration's, this machine's, or what the check itself found out
-    message : what was seen; where it is not ok, also what to do
-
-    """
-
-    name: str
-    ok: bool | None
-    kind: Kind
-    message: str
 
 
 def check(config: Config, mistakes: Sequence[Mistake] = ()) -> list[Item]:
@@ -107,10 +58,15 @@ def check(config: Config, mistakes: Sequence[Mistake] = ()) -> list[Item]:
         items.append(_port(node))
     if not config.destinations and is_sound("destinations"):
         items.append(Item("destinations", None, "configuration", "there are none: results stay in the node's folder"))
-    if is_sound("node.ae_title", "tls"):
-        items += _peers(config)
-    if is_sound("audit", "tls"):
-        items += _audit(config)
+    parts = (
+        ("node.ae_title", trial.archives),
+        ("page", trial.page),
+        ("audit", trial.audit),
+        ("node.ae_title", trial.channels),
+    )
+    for key, look in parts:
+        if is_sound(key, "tls"):
+            items += look(config)
     return [*items, *_model(config, is_sound)]
 
 
@@ -196,73 +152,6 @@ def _port(node: Node) -> Item:
         message = f"{node.address}:{node.port}: {reason}; {remedy or 'set another node.address or node.port'}"
         return Item("port", False, "environment", message)
     return Item("port", True, "environment", f"{node.address}:{node.port} is free")
-
-
-def _peers(config: Config) -> Iterator[Item]:
-    """Whether destinations answer, over TLS where they want it."""
-    identity = None
-    if config.tls:
-        try:
-            identity = Identity(config.tls)
-        except TlsError as error:
-            yield Item("tls", False, "environment", str(error))
-        else:
-            yield Item("tls", True, "environment", f"{config.tls.certificate}: can be used")
-    for destination in config.destinations:
-        if identity or not destination.tls:
-            yield _echo(destination, config.node.ae_title, identity, _sent(config))
-
-
-def _sent(config: Config) -> dict[str, str]:
-    """SOP classes of the results that are made, by role."""
-    sent = {**SOP_CLASSES}
-    if not config.results.pdf:
-        del sent["pdf"]
-    if config.results.segmentation == "labelmap":
-        sent["seg"] = LabelMapSegmentationStorage
-    return sent
-
-
-def _echo(destination: Destination, ae_title: str, identity: Identity | None, sent: Mapping[str, str]) -> Item:
-    """C-ECHO (DICOM PS3.4 annex A), on an association as results will ask for."""
-    name = f"destination {destination.name}"
-    needed = {Verification, *(sent[role] for role in destination.results if role in sent)}
-    needed |= {CONTEXTS[destination.confirm]} if destination.confirm in CONTEXTS else set()
-    try:
-        association = associate(destination, ae_title, [build_context(each) for each in needed], identity=identity)
-    except PeerError as error:
-        return Item(name, False, "finding", str(error))
-    if lacking := sorted(name_of(context.abstract_syntax) for context in association.rejected_contexts):
-        association.release()
-        message = f"does not accept {', '.join(lacking)}: have it accept that, or change its `results` or `confirm`"
-        return Item(name, False, "finding", f"{destination.ae_title} accepts an association, but {message}")
-    status = association.send_c_echo().get("Status")
-    association.release()
-    if status != 0:
-        answer = "no answer" if status is None else f"status 0x{status:04X}"
-        return Item(name, False, "finding", f"accepts an association, but answers C-ECHO with {answer}")
-    return Item(name, True, "finding", f"{destination.ae_title} at {destination.host}:{destination.port} answers")
-
-
-def _audit(config: Config) -> Iterator[Item]:
-    """Whether audit messages can go where they are meant to."""
-    file, host = config.audit.file, config.audit.host
-    if file:
-        is_writable = os.access(file, os.W_OK) if file.exists() else os.access(file.parent, os.W_OK)
-        problem = "" if is_writable else ": can't be written; set audit.file to one that can"
-        yield Item("audit file", is_writable, "environment", f"{file}{problem}")
-    if not host:
-        return
-    try:
-        identity = Identity(config.tls) if config.tls else None
-        Server(config.audit, identity, lambda _: None).reach()
-    except TlsError:  # told of where the archives are asked
-        return
-    except OSError as error:
-        yield Item("audit server", False, "finding", f"{host}: {error.strerror or error}; see [audit]")
-    else:
-        told = "answers" if config.audit.transport == "tls" else "gets datagrams; nobody says whether they arrive"
-        yield Item("audit server", True, "finding", f"{host} {told}")
 
 
 def _fault(name: str, error: ScansideError) -> Item:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
+from dicom_node.alerts.settings import Email, Hl7, Settings, Webhook, Worklist
 from dicom_node.mistakes import Mistake, clash, mistake, raised_again, unknown_variables
 from dicom_node.sections import (
     Audit,
@@ -23,6 +24,7 @@ from dicom_node.sections import (
     Log,
     Model,
     Node,
+    Page,
     Results,
     Scanner,
     Section,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from pydantic_core import InitErrorDetails
 
 _PREFIX = "SCANSIDE_"
+CHANNELS = ("hl7", "webhooks", "emails", "worklists")
 
 
 class ConfigError(ScansideError):
@@ -86,9 +89,45 @@ class Config(Section):
             )
         ],
     )
+    hl7: tuple[Hl7, ...] = Field(
+        (),
+        description="Who is told of alerts by HL7 v2 (ORU^R01 over MLLP): one table for each listener.",
+        examples=[Hl7(name="emergency", host="192.0.2.20", port=2575)],
+    )
+    webhooks: tuple[Webhook, ...] = Field(
+        (),
+        description="Who is told of alerts by a signed POST request: one table for each address.",
+        examples=[Webhook(name="paging", url="https://hooks.hospital/alerts", secret=Path("paging.secret"))],
+    )
+    emails: tuple[Email, ...] = Field(
+        (),
+        description="Who is told of alerts by e-mail: one table for each group of people.",
+        examples=[
+            Email(
+                name="on-call",
+                host="mail.hospital",
+                sender="scanside@hospital.example",
+                recipients=("on-call@hospital.example",),
+                after_s=300,
+            )
+        ],
+    )
+    worklists: tuple[Worklist, ...] = Field(
+        (),
+        description="Worklists that get a step of high priority for an alert (DICOM UPS): one table for each manager.",
+        examples=[
+            Worklist(name="reading", ae_title="WORKLIST", host="192.0.2.30", port=11112, retrieve_ae_title="PACS")
+        ],
+    )
     web: Web = Field(Web(), description="For monitoring: Prometheus' metrics, and whether the node is well.")
+    page: Page = Field(Page(), description="The triage page: for radiologists, and for whoever looks after the node.")
     audit: Audit = Field(Audit(), description="Audit trail (DICOM PS3.15 A.5). Off without a file and a host.")
     log: Log = Field(Log(), description="Logging, to stderr.")
+
+    @property
+    def channels(self) -> tuple[Settings, ...]:
+        """All who are told of alerts."""
+        return (*self.hl7, *self.webhooks, *self.emails, *self.worklists)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -153,9 +192,20 @@ def examine(path: Path) -> tuple[Config, list[Mistake]]:
     paths = {name: value and folder / value for name, value in (("bundle", model.bundle), ("plans", model.plans))}
     model = model.model_copy(update=paths | {"trusted_keys": tuple(folder / key for key in model.trusted_keys)})
     node = config.node.model_copy(update={"folder": folder / config.node.folder})
+    told = {
+        name: tuple(each.model_copy(update=_placed(each, folder)) for each in getattr(config, name))
+        for name in ("webhooks", "emails")
+    }
     tls = config.tls and config.tls.model_copy(update={name: folder / file for name, file in config.tls})
     audit = config.audit.model_copy(update={"file": config.audit.file and folder / config.audit.file})
-    return config.model_copy(update={"node": node, "model": model, "tls": tls, "audit": audit}), mistakes
+    page = config.page.model_copy(update={"users": config.page.users and folder / config.page.users})
+    found = {"node": node, "model": model, "tls": tls, "audit": audit, "page": page, **told}
+    return config.model_copy(update=found), mistakes
+
+
+def _placed(section: Webhook | Email, folder: Path) -> dict[str, Path]:
+    """The files that a section names, relative to `folder`."""
+    return {name: folder / value for name, value in section if isinstance(value, Path)}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -225,42 +275,66 @@ def _clashes(table: dict[str, Any]) -> Iterator[InitErrorDetails]:
     taken = TAKES.get(backend)
     if taken and precision not in taken and any(precision in others for others in TAKES.values()):
         yield clash(("model", "precision"), precision, f"is not for {backend}: it takes {', '.join(taken)}")
+    page = dict(Page()) | _as_dict(table.get("page"))
+    if not (page["users"] or page["open_to_all"] or is_loopback(str(page["address"]))):
+        complaint = "is seen from the network: name page.users (`scanside page-password`), or set page.open_to_all"
+        yield clash(("page", "address"), page["address"], complaint)
     node = dict(Node()) | _as_dict(table.get("node"))
     if not table.get("tls"):
         for location, value in _wants_tls(table):
             yield clash(location, value, "needs certificate, key and ca in [tls]")
-    yield from _named_twice(table)
-    destinations = table.get("destinations")
-    for index, value in enumerate(destinations if isinstance(destinations, list | tuple) else ()):
-        destination = _as_dict(value)
+    yield from _repeated_names(table, ("destinations",))
+    yield from _repeated_names(table, ("codes",))
+    yield from _repeated_names(table, CHANNELS)
+    for index, email in enumerate(_rows(table, "emails")):
+        for key, other in (("password", "user"), ("user", "password")):
+            if email.get(key) is not None and email.get(other) is None:
+                yield clash(("emails", index, key), email[key], f"needs `{other}`: a login has both")
+    for index, destination in enumerate(_rows(table, "destinations")):
         same_port = str(destination.get("port")) == str(node["port"])
         if same_port and _is_same_host(str(destination.get("host")), str(node["address"])):
             complaint = f"with port {node['port']} is this node itself: results would come back in"
             yield clash(("destinations", index, "host"), destination.get("host"), complaint)
 
 
-def _named_twice(table: dict[str, Any]) -> Iterator[InitErrorDetails]:
-    for section in ("destinations", "codes"):
-        rows = table.get(section)
-        names: dict[str, int] = {}
-        for index, value in enumerate(rows if isinstance(rows, list | tuple) else ()):
-            name = _as_dict(value).get("name")
-            if name is not None and names.setdefault(str(name), index) != index:
-                yield clash((section, index, "name"), name, f"is the name of {section}[{names[str(name)]}] already")
+def _repeated_names(table: dict[str, Any], sections: tuple[str, ...]) -> Iterator[InitErrorDetails]:
+    """Names that stand twice in lists that share them."""
+    names: dict[str, str] = {}
+    for section in sections:
+        for index, row in enumerate(_rows(table, section)):
+            name, here = row.get("name"), f"{section}[{index}]"
+            if name is not None and names.setdefault(str(name).strip(), here) != here:
+                complaint = f"is the name of {names[str(name).strip()]} already"
+                yield clash((section, index, "name"), name, complaint)
+
+
+def _rows(table: dict[str, Any], section: str) -> list[dict[str, Any]]:
+    """The tables of a list; what is none is empty, and `Config` complains of it."""
+    rows = table.get(section)
+    return [_as_dict(each) for each in (rows if isinstance(rows, list | tuple) else ())]
 
 
 def _wants_tls(table: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
     """Keys that ask for TLS, and their values; keys that are there, for what is wrong is left out."""
     if _as_dict(table.get("node")).get("tls") is True:
         yield ("node", "tls"), True
+    if _as_dict(table.get("page")).get("tls") is True:
+        yield ("page", "tls"), True
     audit = dict(Audit()) | _as_dict(table.get("audit"))
     if audit["host"] is not None and audit["transport"] == "tls":
         yield ("audit", "host"), audit["host"]
-    for name in ("destinations", "scanners"):
-        peers = table.get(name)
-        for index, value in enumerate(peers if isinstance(peers, list | tuple) else ()):
-            if _as_dict(value).get("tls") is True:
+    for name in ("destinations", "scanners", "hl7", "worklists"):
+        for index, row in enumerate(_rows(table, name)):
+            if row.get("tls") is True:
                 yield (name, index, "tls"), True
+
+
+def is_loopback(host: str) -> bool:
+    """Whether what listens there is reached from this machine alone."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _is_same_host(host: str, listening: str) -> bool:

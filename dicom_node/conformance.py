@@ -11,12 +11,14 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION
-from pynetdicom.sop_class import LabelMapSegmentationStorage
+from pynetdicom.sop_class import LabelMapSegmentationStorage, UnifiedProcedureStepPush
 
 from dicom_node import commitment, confirmation, connection, mpps, outbox, receiver, sender, services
-from dicom_node.check import name_of
+from dicom_node.alerts import worklist
+from dicom_node.alerts.channel import ATTEMPTS_BEFORE_PARKING
 from dicom_node.gate import Reason
 from dicom_node.tls import CIPHERS
+from dicom_node.trial import name_of
 from dicom_node.wire import FROM_CT_SCANNERS
 
 if TYPE_CHECKING:
@@ -127,6 +129,18 @@ list of SOPInstanceUIDs as keys).
 an abort or no answer within {dimse_s:g} s: tried again after 2 s, doubling to {longest_s:g} s, without end.
 `scanside check` asks each for a C-ECHO.
 
+To each of `[[worklists]]`, one for each alert that it is told of:
+
+| SOP Class | UID | role | transfer syntaxes |
+|---|---|---|---|
+| {ups.name} | {ups} | SCU | {ups_syntaxes} |
+
+N-CREATE with all attributes of types 1 and 2 of PS3.4 table CC.2.5-3, priority HIGH (critical) or MEDIUM (urgent),
+workitem (110005, DCM, Interpretation), as input the key slices of the findings and, once there is one, the SR. N-ACTION
+Request UPS Cancel where the alert is withdrawn; where its level changes, another step takes the place of the cancelled
+one. 0111 (duplicate) to N-CREATE counts as success, as do to N-ACTION {cancelled}. {busy} and no answer: tried again
+after 2 s, doubling to 60 s, without end. Any other status: offered {ups_attempts} times, then parked.
+
 Results are written with SpecificCharacterSet ISO_IR 192; of the source any character set that pydicom decodes is taken.
 
 ## Audit trail
@@ -184,6 +198,11 @@ def compose() -> str:
         final=", ".join(f"{status:04X}" for status in sorted(sender.FINAL_STATUSES) if status < 0xA900) + " and A9xx",
         attempts=outbox.ATTEMPTS_BEFORE_PARKING,
         dimse_s=sender.DIMSE_TIMEOUT_S,
+        ups=UnifiedProcedureStepPush,
+        ups_syntaxes=", ".join(syntax.name for syntax in confirmation.SYNTAXES),
+        ups_attempts=ATTEMPTS_BEFORE_PARKING,
+        cancelled=", ".join(f"{status:04X}" for status in sorted(worklist.CANCELLED) if status),
+        busy=" and ".join(f"{status:04X}" for status in sorted(worklist.BUSY)),
         longest_s=outbox.LONGEST_WAIT_S,
     )
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from dicom_node import nameplate
 from dicom_node.gate import Reason
 from dicom_node.journal import ResultFile, SeriesState
 from runtime.types import Plane
@@ -161,10 +162,12 @@ class Dispatch:
             case "ready":
                 told = {name: message[name] for name in ("model", "backend", "precision", "why")}
                 log.info("worker_ready", **told, pid=self._supervisor.pid)
+                nameplate.write(self._results.parent, told | {"classes": message.get("classes", [])})
                 self._worker = message["worker"]
                 self._start_over()
             case "died":
                 self._metrics.worker_died()
+                nameplate.write(self._results.parent, None)
                 self._suspect()
             case "going":
                 self._progress_at = time.monotonic()
@@ -259,6 +262,7 @@ class Dispatch:
         lost = [f"{n} image{'s' * (n > 1)} not analysed: {Reason.LETHAL.value}" for n in [len(assembly.set_aside)] if n]
         return {
             "do": "close",
+            "closed": time.time(),
             "series": assembly.name,
             "revision": assembly.revision,
             "folder": own,

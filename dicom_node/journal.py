@@ -85,6 +85,7 @@ class Journal:
     ----------
     path : created where it is missing; its folder must exist
     read_only : for who only looks: writes nothing, not even to bring an older journal up to date
+    patience_s : for another process that has it to itself
 
     Raises
     ------
@@ -92,13 +93,13 @@ class Journal:
 
     """
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False, patience_s: float = 30.0) -> None:
         self._path = path
         where = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
         self._lock = threading.Lock()
         try:
             self._connection = sqlite3.connect(
-                where, uri=True, timeout=30.0, isolation_level=None, check_same_thread=False
+                where, uri=True, timeout=patience_s, isolation_level=None, check_same_thread=False
             )
         except sqlite3.Error as error:
             raise JournalError(f"{path}: can't be opened: {error}") from error
@@ -130,6 +131,7 @@ class Journal:
         report_json: str | None,
         files: Sequence[ResultFile],
         destinations: Mapping[str, Collection[Role]],
+        also: Callable[[Execute], None] | None = None,
     ) -> bool:
         """Write what became of a series and queue its files, in one transaction.
 
@@ -138,6 +140,7 @@ class Journal:
         revision : 1 for the first result of a series, and one more each time a late slice reopens it
         files : result files; they stay where they are until every destination has them
         destinations : the roles that each destination gets, by its name
+        also : what else is written with it, in the same transaction
 
         Returns
         -------
@@ -168,6 +171,8 @@ class Journal:
                         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'queued', 0, ?, ?)",
                         (*series, *what, destination, now, now),
                     )
+            if also:
+                also(execute)
             return True
 
     def latest(self, study_uid: str, series_uid: str) -> SeriesRecord | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from typing import TYPE_CHECKING, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -15,10 +16,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from dicom_node.alerts.alert import Alert, Message
+    from dicom_node.alerts.ledger import Ledger
     from dicom_node.outbox import Outbox
 
 # from a slice's answer to a destination that was down for minutes
 BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300)
+
+# from the worker's word to somebody who was asleep
+ALERT_BUCKETS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 
 Stage = Literal["response", "analysis", "alert", "closing", "results", "delivery"]
 
@@ -44,6 +50,13 @@ class Metrics:
         )
         self._rejections = self._counter("rejections", "Peers that were not let in, by reason.", "reason")
         self._deaths = self._counter("worker_deaths", "Worker processes that ended by themselves.")
+        self._alerts = Histogram(
+            "scanside_alert_seconds",
+            "From an alert to the first channel that was told, and to who acknowledged.",
+            ("until",),
+            registry=self.registry,
+            buckets=ALERT_BUCKETS_S,
+        )
         self._stages = Histogram(
             "scanside_stage_seconds", "Time by stage.", ("stage",), registry=self.registry, buckets=BUCKETS_S
         )
@@ -74,17 +87,27 @@ class Metrics:
     def stage(self, name: Stage, seconds: float) -> None:
         self._stages.labels(name).observe(max(seconds, 0.0))
 
-    def watch(self, outbox: Outbox, folder: Path, now: Callable[[], dict[str, float]]) -> None:
+    def alert_told(self, message: Message, alert: Alert) -> None:
+        """A channel has taken a message; one that is told by escalation waited for that on purpose."""
+        if message.occasion == "raised":
+            self._alerts.labels("sent").observe(max(time.time() - alert.raised, 0.0))
+
+    def alert_acknowledged(self, seconds: float) -> None:
+        self._alerts.labels("acknowledged").observe(max(seconds, 0.0))
+
+    def watch(self, outbox: Outbox, ledger: Ledger, folder: Path, now: Callable[[], dict[str, float]]) -> None:
         """Ask these, too, at every scrape.
 
         Parameters
         ----------
         outbox : for what destinations are owed
+        ledger : for alerts, and what is told of them
         folder : on whose disk the free space counts
         now : gauges by name, without the prefix
 
         """
         self.registry.register(_Gauges(outbox, folder, now))
+        self.registry.register(_Alerts(ledger, self.alert_acknowledged))
 
     def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
         return Counter(f"scanside_{name}", documentation, labels, registry=self.registry)
@@ -115,3 +138,33 @@ class _Gauges(Collector):
         for labels, count in undelivered.items():
             outbox.add_metric(labels, count)
         yield outbox
+
+
+class _Alerts(Collector):
+    """How many alerts there are, and where what is told of them stands."""
+
+    def __init__(self, ledger: Ledger, on_acknowledged: Callable[[float], None]) -> None:
+        self._ledger, self._on_acknowledged = ledger, on_acknowledged
+        # of those before this life others have told
+        self._seen = max((each["id"] for each in ledger.acknowledgements()), default=0)
+
+    def describe(self) -> list[GaugeMetricFamily]:
+        """Nothing, as above."""
+        return []
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        alerts = GaugeMetricFamily("scanside_alerts", "Alerts, by level and state.", labels=("level", "state"))
+        messages = GaugeMetricFamily(
+            "scanside_alert_messages", "What is told of alerts, by channel and state.", labels=("channel", "state")
+        )
+        try:
+            counts = self._ledger.counts()
+            for each in self._ledger.acknowledgements(after=self._seen):  # by whatever process
+                self._on_acknowledged(each["at"] - each["raised"])
+                self._seen = each["id"]
+        except JournalError:
+            return
+        for family, count in zip((alerts, messages), counts, strict=True):
+            for labels, number in count.items():
+                family.add_metric(labels, number)
+            yield family

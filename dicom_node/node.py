@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import structlog
 
 from dicom_node import commitment, mpps
+from dicom_node.alerts.heralds import Heralds
+from dicom_node.alerts.ledger import Ledger
 from dicom_node.announced import Announced
 from dicom_node.assembler import Assembler, Assembly
 from dicom_node.commitment import Commitments
@@ -24,8 +26,11 @@ from dicom_node.journal import Journal, JournalError, SeriesState
 from dicom_node.lock import FolderLock
 from dicom_node.metrics import Metrics
 from dicom_node.mpps import PerformedSteps
+from dicom_node.opening import limits, opening
 from dicom_node.outbox import DeliveryState, Outbox
+from dicom_node.page.child import Page
 from dicom_node.receiver import Receiver
+from dicom_node.register import Register
 from dicom_node.retention import Retention
 from dicom_node.sender import Sender
 from dicom_node.spool import Spool
@@ -35,12 +40,12 @@ from dicom_node.trail import Trail
 from runtime.errors import BackendError, ScansideError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from dicom_node.config import Config
     from dicom_node.dispatch import Result
-    from dicom_node.journal import Role, SeriesRecord
+    from dicom_node.journal import SeriesRecord
     from dicom_node.outbox import OutboxItem
     from dicom_node.spool import Instance
     from dicom_node.web import Web
@@ -85,13 +90,17 @@ class Node:
         self._desk = threading.Thread(target=self._run, name="desk", daemon=True)
         self.metrics = Metrics()
         identity = Identity(config.tls) if config.tls else None
-        self._outbox = Outbox(self._journal)
+        self._outbox, self._ledger = Outbox(self._journal), Ledger(self._journal, config.channels)
+        self._register = Register(self._journal, self._outbox, self._ledger)
         self.trail = Trail(config.audit, config.node.ae_title, identity, self.metrics)
         self._sender = Sender(
             self._outbox, config.destinations, config.node.ae_title, self._on_sent, identity, self.trail
         )
-        self.supervisor = Supervisor(_opening(config), self._on_worker)
-        self._dispatch = Dispatch(self.supervisor, self._assembler, folder / "results", self._record, self.metrics)
+        self._heralds = Heralds(self._ledger, config.channels, config.node.ae_title, identity, self.metrics.alert_told)
+        self.supervisor = Supervisor(opening(config), self._on_worker)
+        self._dispatch = Dispatch(
+            self.supervisor, self._assembler, folder / "results", self._record, self.metrics, self._on_early
+        )
         self._commitments = Commitments(
             self._journal, self._spool, self._announced, config.scanners, config.node.ae_title, self._told, identity
         )
@@ -102,7 +111,7 @@ class Node:
             port=config.node.port,
             spool=self._spool,
             intake=self,
-            **_limits(config),
+            **limits(config),
             identity=identity if config.node.tls else None,
             metrics=self.metrics,
             trail=self.trail,
@@ -111,7 +120,8 @@ class Node:
                 commitment.SOP_CLASS: self._commitments,
             },
         )
-        self.metrics.watch(self._outbox, folder, self._gauges)
+        self.metrics.watch(self._outbox, self._ledger, folder, self._gauges)
+        self.page = Page(config)
         self._web = self._made_web() if config.web.port is not None else None
         self._first_answer: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._is_closed = False
@@ -131,7 +141,7 @@ class Node:
         Raises
         ------
         BackendError : the worker could not open the model
-        ReceiverError, WebError : a port can't be opened
+        ReceiverError, WebError, PageError : a port can't be opened
 
         """
         self.supervisor.start()
@@ -147,11 +157,13 @@ class Node:
         self._desk.start()
         self.trail.start()
         self._sender.start()
+        self._heralds.start()
         self._commitments.start()
         self._retention.start()
         try:
             if self._web:
                 self._web.start()
+            self.page.start()
             self._receiver.start()
         except ScansideError:  # a port is taken
             self.stop()
@@ -161,11 +173,14 @@ class Node:
         """Go on with another configuration, which differs in what a running node can change (`reload.merge`)."""
         self.config = config
         self._spool.reload(config.node.free_floor_gb, config.node.max_instance_mb)
-        self._receiver.reload(**_limits(config))
+        self._receiver.reload(**limits(config))
         self._commitments.reload(config.scanners)
         self._retention.reload(config.node.keep_days)
         self._sender.reload(config.destinations)
-        self.supervisor.reload(_opening(config))
+        self._ledger.reload(config.channels)
+        self._heralds.reload(config.channels)
+        self.supervisor.reload(opening(config))
+        self.page.reload(config)
         series = config.series
         self._events.put(lambda: self._assembler.reload(series.idle_timeout_s, series.min_coverage_mm))
 
@@ -182,6 +197,7 @@ class Node:
         found: dict[str, Any] = {"associations": self._receiver.associations()}
         found["series"] = self._ask_desk(self._assembler.unfinished)
         found["destinations"] = self._sender.busy(within_s)
+        found["channels"] = self._heralds.busy(within_s)
         return {what: waiting for what, waiting in found.items() if waiting}
 
     def stop(self) -> None:
@@ -190,12 +206,14 @@ class Node:
         self._receiver.stop()
         if self._web:
             self._web.stop()
+        self.page.stop()
         self.supervisor.stop()
         self._events.put(None)
         self._desk.join()
         self._commitments.stop()
         self._retention.stop()
         self._sender.stop()
+        self._heralds.stop()
         self.trail.stop()
         self._journal.close()
         self._lock.release()
@@ -206,7 +224,7 @@ class Node:
         """Look whether the desk, which decides everything, still answers, and whether all that has to run runs."""
         desk = "" if self._ask_desk(dict) is not None else f"gives no answer within {DESK_PATIENCE_S:g} s"
         receiver = "" if self._is_closed or self._receiver.is_alive() else "takes no connections any more"
-        return {"desk": desk, "receiver": receiver, "sender": self._sender.fault()}
+        return {"desk": desk, "receiver": receiver, "sender": self._sender.fault(), "heralds": self._heralds.fault()}
 
     def readiness(self) -> dict[str, str]:
         """Look whether slices would be taken and analysed now."""
@@ -304,23 +322,20 @@ class Node:
             return
         self._dispatch.feed(assembly, new)
 
+    def _on_early(self, assembly: Assembly, report_json: str, patient: Mapping[str, str]) -> None:
+        """Raise an alert before its series ends; what can't be written is tried again, as long as that is so."""
+        try:
+            self._register.note_early(assembly, report_json, patient)
+        except JournalError as error:
+            log.warning("alert_not_noted", series=assembly.name, reason=str(error), retry_s=JOURNAL_RETRY_S)
+            self._later(lambda: self._on_early(assembly, report_json, patient))
+            return
+        self._heralds.wake()
+
     def _record(self, assembly: Assembly, result: Result) -> None:
         """Write a result and what is owed for it into the journal, and only then forget the series."""
         try:
-            told = self._journal.last_told(assembly.study_uid, assembly.series_uid)
-            # a series that fails at each start anew is no news
-            is_news = result.reason is None or told is None or told.reason != result.reason
-            self._journal.record_result(
-                assembly.study_uid,
-                assembly.series_uid,
-                assembly.revision,
-                state=result.state,
-                reason=result.reason,
-                slices=len(assembly.paths),
-                report_json=result.report_json,
-                files=result.files if is_news else (),
-                destinations=self._receivers(assembly, result.level),
-            )
+            self._register.record(assembly, result, self.config.destinations)
         except JournalError as error:  # the disk is full: results and slices are there, so it can be said again
             log.warning("result_not_recorded", series=assembly.name, reason=str(error), retry_s=JOURNAL_RETRY_S)
             self._later(lambda: self._record(assembly, result))
@@ -331,6 +346,7 @@ class Node:
         self.metrics.stage("results", time.monotonic() - assembly.last_arrival)
         self.metrics.series(result.state, result.code, result.level)
         self._sender.wake()
+        self._heralds.wake()
         log.info("series_finished", series=assembly.name, state=result.state, reason=result.reason, **result.summary())
 
     def _take_back(self, left_out: list[SeriesRecord]) -> None:
@@ -343,13 +359,6 @@ class Node:
         timer = threading.Timer(JOURNAL_RETRY_S, self._events.put, [event])
         timer.daemon = True
         timer.start()
-
-    def _receivers(self, assembly: Assembly, level: str | None) -> dict[str, tuple[Role, ...]]:
-        """Who gets what: also what corrects a result that has been sent, whatever it says now."""
-        before = self._outbox.destinations_of(assembly.study_uid, assembly.series_uid)
-        return {
-            each.name: each.results for each in self.config.destinations if each.wants(level) or each.name in before
-        }
 
     # the disk
 
@@ -365,35 +374,6 @@ class Node:
     def _history(self, study_uid: str, series_uid: str) -> tuple[int, list[Path]]:
         latest = self._journal.latest(study_uid, series_uid)
         return (latest.revision if latest else 0), self._spool.series(study_uid, series_uid)
-
-
-def _limits(config: Config) -> dict[str, Any]:
-    """Who may connect, and how many."""
-    names = ("allowed_calling_aes", "allowed_addresses", "max_associations", "max_associations_per_peer")
-    return {name: getattr(config.node, name) for name in names}
-
-
-def _opening(config: Config) -> dict[str, Any]:
-    """What a new worker has to know."""
-    return {
-        "do": "open",
-        "bundle": str(config.model.bundle) if config.model.bundle else None,
-        "backend": config.model.backend,
-        "precision": config.model.precision,
-        "plans": str(config.model.plans) if config.model.plans else None,
-        "trusted_keys": [str(key) for key in config.model.trusted_keys],
-        "threads": config.model.threads,
-        "max_batch": config.model.max_batch,
-        "min_slices": config.series.min_slices,
-        "min_coverage_mm": config.series.min_coverage_mm,
-        "max_lossy_ratio": config.series.max_lossy_ratio,
-        "bone_kernels": config.series.bone_kernels,
-        "triage": [rule.model_dump(mode="json") for rule in config.triage],
-        "results": config.results.model_dump(mode="json"),
-        "codes": [row.model_dump(mode="json") for row in config.codes],
-        "log_level": config.log.level,
-        "log_format": config.log.format,
-    }
 
 
 def _pass_time() -> None:

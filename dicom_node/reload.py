@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from dicom_node.codes import check_names
-from dicom_node.config import Config, ConfigError
+from dicom_node.config import CHANNELS, Config, ConfigError
 from dicom_node.mistakes import mistake
 from runtime.bundle import open_bundle
 from runtime.triage import check_rules
@@ -33,10 +33,14 @@ AT_ONCE = frozenset(
         "triage",
         "results",
         "codes",
+        "hl7",
+        "webhooks",
+        "emails",
+        "worklists",
         "log",
     }
 )
-_WHOLE = ("destinations", "scanners", "triage", "codes", "tls")  # sections that change as a whole
+_WHOLE = ("destinations", "scanners", "triage", "codes", "tls", *CHANNELS)  # sections that change as a whole
 
 
 def merge(running: Config, wanted: Config) -> tuple[Config, list[str], list[str]]:

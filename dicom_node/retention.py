@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from dicom_node.alerts.ledger import Ledger
 from dicom_node.journal import JournalError, SeriesState
 from dicom_node.outbox import DELIVERED, Outbox
 from dicom_node.spool import count, file_name
@@ -38,8 +39,8 @@ class Retention:
     """Sweeps once an hour, from `start` to `stop`.
 
     A study goes when `keep_days` have passed since its last result, if every series of it on the disk has one that
-    covers all of its instances and is no failure, and every destination has all that it is owed. What lies in
-    quarantine stays.
+    covers all of its instances and is no failure, every destination has all that it is owed, and of its alerts nobody
+    is owed a message or has to acknowledge one. What lies in quarantine stays.
 
     Parameters
     ----------
@@ -89,6 +90,7 @@ class Retention:
         for study_uid, series_uid, here in self._spool.contents():
             studies.setdefault(study_uid, {})[series_uid] = here
         owed = {item.study_uid for item in Outbox(self._journal).items() if item.state not in DELIVERED}
+        owed |= Ledger(self._journal).studies_needed()
         for study_uid, counts in studies.items():
             if study_uid in owed or self._stopping.is_set():
                 continue
@@ -110,7 +112,9 @@ class Retention:
         while not self._stopping.is_set():
             try:
                 self.sweep(time.time())
-                self._journal.forget(time.time() - JOURNAL_S, {study_uid for study_uid, _ in count(self._spool.root)})
+                here = {study_uid for study_uid, _ in count(self._spool.root)}
+                self._journal.forget(time.time() - JOURNAL_S, here)
+                Ledger(self._journal).forget(time.time() - JOURNAL_S, here)
             except (JournalError, OSError) as error:
                 log.warning("nothing_removed", reason=str(error))
             except Exception:  # a bug in one study must not end all removal: the disk would fill

@@ -85,4 +85,63 @@ _AGES = (
     "PRAGMA user_version = 5",
 )
 
-VERSIONS = (_TABLES, _TRIES, _ANNOUNCED, _CONFIRMATION, _AGES)
+# Who has to be told at once, and has been (`dicom_node.alerts.ledger`). `alert`: one a series; `acknowledgement`: each
+# that was ever given, at which level; `message`: one a channel and occasion, with what it says; `attempt`: each try.
+_ALERTS = (
+    """CREATE TABLE alert (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        study_uid TEXT NOT NULL,
+        series_uid TEXT NOT NULL,
+        revision INTEGER NOT NULL,
+        level TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        state TEXT NOT NULL,
+        raised REAL NOT NULL,
+        changed REAL NOT NULL,
+        acknowledged REAL,
+        acknowledged_by TEXT,
+        patient TEXT NOT NULL,
+        evidence TEXT NOT NULL,
+        UNIQUE (study_uid, series_uid)
+    )""",
+    """CREATE TABLE acknowledgement (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        alert_id INTEGER NOT NULL REFERENCES alert ON DELETE CASCADE,
+        by TEXT NOT NULL,
+        at REAL NOT NULL,
+        raised REAL NOT NULL,
+        level TEXT NOT NULL
+    )""",
+    """CREATE TABLE message (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        alert_id INTEGER NOT NULL REFERENCES alert ON DELETE CASCADE,
+        channel TEXT NOT NULL,
+        occasion TEXT NOT NULL,
+        level TEXT NOT NULL,
+        control_id TEXT NOT NULL UNIQUE,
+        standing TEXT NOT NULL,
+        said TEXT NOT NULL,
+        state TEXT NOT NULL,
+        due REAL NOT NULL,
+        holds INTEGER NOT NULL DEFAULT 0,
+        attempts INTEGER NOT NULL DEFAULT 0,
+        refusals INTEGER NOT NULL DEFAULT 0,
+        last_error TEXT,
+        created REAL NOT NULL,
+        sent REAL
+    )""",
+    "CREATE INDEX message_by_channel ON message (channel, state)",
+    "CREATE INDEX message_by_alert ON message (alert_id)",
+    """CREATE TABLE attempt (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        message_id INTEGER NOT NULL REFERENCES message ON DELETE CASCADE,
+        began REAL NOT NULL,
+        ended REAL,
+        outcome TEXT NOT NULL,
+        detail TEXT
+    )""",
+    "CREATE INDEX attempt_by_message ON attempt (message_id)",
+    "PRAGMA user_version = 6",
+)
+
+VERSIONS = (_TABLES, _TRIES, _ANNOUNCED, _CONFIRMATION, _AGES, _ALERTS)

@@ -6,6 +6,7 @@ import ipaddress
 import json
 import re
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
@@ -16,6 +17,7 @@ from dicom_node.snomed import is_identifier
 
 Confirm = Literal["no", "commitment", "query"]
 Level = Literal["critical", "urgent", "routine"]
+VIEWER_NAMES = ("study_uid", "series_uid", "patient_id", "accession_number")
 
 
 def _legal_ae_title(title: str) -> str:
@@ -54,6 +56,20 @@ def _legal_pattern(pattern: str) -> str:
     except re.error as error:
         raise ValueError(f"is not a regular expression: {error}") from error
     return pattern
+
+
+def _legal_viewer(template: str) -> str:
+    try:
+        fields = [(name, spec, convert) for _, name, spec, convert in Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"is no template: {error}") from error
+    if unknown := ", ".join(sorted({name for name, *_ in fields} - set(VIEWER_NAMES))):
+        raise ValueError(f"has placeholders that nothing fills ({unknown}): there are {', '.join(VIEWER_NAMES)}")
+    if any(spec or convert for _, spec, convert in fields):
+        raise ValueError("has a placeholder with more in its braces than its name")
+    if not re.match(r"https?://[^\s/]+", template):
+        raise ValueError("is no address of a viewer: begin with https://")
+    return template
 
 
 def _legal_triple(triple: tuple[str, ...]) -> tuple[str, ...]:
@@ -310,6 +326,40 @@ class CodeRow(Section):
 class Web(Section):
     address: Host = Field("127.0.0.1", description="Where /metrics, /healthz and /readyz answer: this machine only.")
     port: int | None = Field(None, ge=0, le=65535, description="Their port; without one they are off.", examples=[8080])
+
+
+class Page(Section):
+    """The triage page."""
+
+    address: Host = Field(
+        "127.0.0.1",
+        description="Where the triage page listens: this machine only. Any other address needs `users`, and should "
+        "have `tls`: the page shows patients.",
+    )
+    port: int | None = Field(None, ge=0, le=65535, description="Its port; without one it is off.", examples=[8443])
+    tls: bool = Field(False, description="Serve https, with certificate and key of [tls]; browsers need not show one.")
+    users: Folder | None = Field(
+        None,
+        description="Who may see it: a file of lines that `scanside page-password` writes, relative to this file's "
+        "folder. Default: whoever reaches it.",
+        examples=["page-users"],
+    )
+    open_to_all: bool = Field(
+        False, description="Let it listen beyond this machine without users, such as behind a proxy that has a login."
+    )
+    hosts: tuple[Host, ...] = Field(
+        (),
+        description="Names by which browsers reach it, besides its address. On this machine requests under any other "
+        "name are refused, so that no web page elsewhere can have a browser read it.",
+        examples=[["ct-room-2.hospital"]],
+    )
+    hide_names: bool = Field(False, description="Show PatientID and accession number, and neither name nor birth date.")
+    viewer: Annotated[str, AfterValidator(_legal_viewer)] | None = Field(
+        None,
+        description="Link to a viewer; {study_uid}, {series_uid}, {patient_id} and {accession_number} are filled in. "
+        "Stone: https://orthanc.hospital/stone-webviewer/index.html?study={study_uid}",
+        examples=["https://ohif.hospital/viewer?StudyInstanceUIDs={study_uid}"],
+    )
 
 
 class Audit(Section):

@@ -157,7 +157,8 @@ def patient(header: Dataset) -> dict[str, str]:
     for keyword in _OF_PATIENT:
         try:
             value = header.get(keyword)
-            told[keyword] = "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value or "")
+            text = "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value or "")
+            told[keyword] = _DESIGNATOR.sub("", text)
         except (ValueError, TypeError, ArithmeticError, LookupError):  # pydicom, of what its VR or encoding can't hold
             continue
     return {keyword: text for keyword, text in told.items() if text}

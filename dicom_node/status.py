@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any
 from pydicom.tag import Tag
 
 from dicom_node import lock, part10, spool
+from dicom_node.alerts.ledger import Ledger
 from dicom_node.gate import MULTI_FRAME
 from dicom_node.journal import Journal, JournalError, SeriesState
 from dicom_node.outbox import DELIVERED, DeliveryState, Outbox
 from dicom_node.retention import DAY_S
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
+    from dicom_node.alerts.alert import Alert
     from dicom_node.config import Config
     from dicom_node.journal import SeriesRecord
     from dicom_node.outbox import OutboxItem
@@ -69,6 +71,30 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenAlert:
+    """An alert that somebody has to acknowledge, or is owed a message of. Whose it is, `scanside alerts list` says.
+
+    Attributes
+    ----------
+    level, state, reason : as the ledger has them
+    raised : seconds since the epoch
+    acknowledged : whether somebody has
+    untold : channels that have not got all yet
+
+    """
+
+    id: int
+    study_uid: str
+    series_uid: str
+    level: str
+    state: str
+    reason: str
+    raised: float
+    acknowledged: bool
+    untold: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """All that `scanside status` tells.
 
@@ -79,6 +105,7 @@ class Status:
     results_unconfirmed : what they have taken, and not said yet that they keep it
     refusing : why slices are refused, if they are
     series : every revision in the order of recording, then what is open
+    alerts : that are open, newest first
 
     """
 
@@ -88,6 +115,7 @@ class Status:
     results_unconfirmed: int
     refusing: str | None
     series: tuple[Series, ...]
+    alerts: tuple[OpenAlert, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +172,7 @@ def look(config: Config, days: float = inf) -> Status:
     held = spool.count(config.node.folder / "spool")
     with contextlib.closing(open_journal(config, read_only=True)) as journal:
         records, items = journal.series(), Outbox(journal).items()
+        alerts = tuple(_open_alerts(Ledger(journal).alerts()))
     latest = {(record.study_uid, record.series_uid): record for record in sorted(records, key=lambda one: one.revision)}
     fresh = time.time() - config.series.idle_timeout_s
     waiting = [
@@ -152,7 +181,7 @@ def look(config: Config, days: float = inf) -> Status:
             series_uid=key[1],
             revision=latest[key].revision + 1 if key in latest else 1,
             state=RECEIVING if running and last > fresh else WAITING,
-            slices_received=_slices(config.node.folder / "spool", *key, count),
+            slices_received=slices(config.node.folder / "spool", *key, count),
             changed=last,
         )
         for key, (count, last) in held.items()
@@ -169,7 +198,8 @@ def look(config: Config, days: float = inf) -> Status:
         results_parked=parked,
         results_unconfirmed=unconfirmed,
         refusing=f"{free_gb:.1f} GB free, below node.free_floor_gb = {floor:g}" if free_gb < floor else None,
-        series=(*map(_recorded, told), *sorted(waiting, key=lambda one: one.changed)),
+        series=(*map(recorded, told), *sorted(waiting, key=lambda one: one.changed)),
+        alerts=alerts,
     )
 
 
@@ -208,11 +238,20 @@ def open_journal(config: Config, *, read_only: bool) -> Journal:
     return Journal(path, read_only=read_only)
 
 
+def _open_alerts(alerts: Iterable[Alert]) -> Iterator[OpenAlert]:
+    for one in alerts:
+        owed = (each.channel for each in one.messages if each.state in ("queued", "sending", "waiting", "parked"))
+        untold = tuple(dict.fromkeys(owed))
+        if one.is_open or untold:
+            told = {name: getattr(one, name) for name in OpenAlert.__slots__ if hasattr(one, name)}
+            yield OpenAlert(**told | {"acknowledged": one.acknowledged is not None, "untold": untold})
+
+
 def _is_recent(at: float, days: float) -> bool:
     return at >= time.time() - days * DAY_S
 
 
-def _slices(root: Path, study_uid: str, series_uid: str, files: int) -> int:
+def slices(root: Path, study_uid: str, series_uid: str, files: int) -> int:
     """Slices of an open series: its files, or their frames; of a series of single-frame images one file is opened."""
     paths = (root / spool.file_name(study_uid) / spool.file_name(series_uid)).glob("*.dcm")
     first = next(paths, None)
@@ -244,7 +283,8 @@ def _next_try(item: OutboxItem, due: Mapping[str, float | None]) -> float | None
             return None
 
 
-def _recorded(record: SeriesRecord) -> Series:
+def recorded(record: SeriesRecord) -> Series:
+    """What the journal has of one revision of a series."""
     told: dict[str, Any] = {}
     received = 0  # the journal counts files
     if record.state is SeriesState.ANALYSED and record.report_json:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from dicom_node.alerts import text
 from dicom_node.outbox import DELIVERED
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from dicom_node.alerts.alert import Alert, Message
     from dicom_node.status import Delivery, Series, Status
 
 LEVEL_STYLES = {"critical": "bold red", "urgent": "bold yellow", "incomplete": "bold magenta", "routine": "green"}
@@ -36,6 +38,11 @@ def show_status(told: Status, out: Console) -> None:
             "results parked": told.results_parked,
         },
     )
+    for one in told.alerts:
+        what = f"alert {one.id} {one.level} ({one.state}), raised {_clock(one.raised)}: {one.reason}"
+        untold = f"; not told yet: {', '.join(one.untold)}" if one.untold else ""
+        state = "acknowledged" if one.acknowledged else "NOT ACKNOWLEDGED"
+        _say(out, f"{what}; {state}{untold}", style="" if one.acknowledged else LEVEL_STYLES[one.level])
     if told.refusing:
         _say(out, f"slices are refused: {told.refusing}", style="bold red")
     newest = {(one.study_uid, one.series_uid): one.revision for one in told.series if not one.is_open}
@@ -102,6 +109,37 @@ def show_outbox(told: Sequence[Delivery], destinations: Iterable[str], out: Cons
                 _say_in_columns(out, texts, widths, indent=2)
             if error:
                 _say(out, error, indent=4, style="yellow")
+
+
+def show_alerts(told: Sequence[Alert], channels: Iterable[str], out: Console) -> None:
+    """A line for each alert, whose it is, and below it a line for each message with what became of it."""
+    if not told:
+        out.print("no alert yet")
+    for one in told:
+        _say(out, f"alert {one.id}  {text.sentence(one)}", style=LEVEL_STYLES[one.level] if one.is_open else "")
+        whose = [one.patient[key] for key in ("PatientName", "PatientID", "AccessionNumber") if key in one.patient]
+        by = f"acknowledged {_clock(one.acknowledged)} by {one.acknowledged_by}" if one.acknowledged else ""
+        taken = by or ("NOT ACKNOWLEDGED" if one.is_open else "not acknowledged")
+        _say(out, f"{', '.join(whose) or 'patient not known'}; raised {_clock(one.raised)}; {taken}", indent=2)
+        _say(out, f"study {one.study_uid}, series {one.series_uid}", indent=2, style="dim")
+        rows = [(str(each.id), each.channel, each.occasion, _fate(each, channels)) for each in one.messages]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            _say_in_columns(out, row, widths, indent=4)
+
+
+def _fate(message: Message, channels: Iterable[str]) -> str:
+    """What became of a message, and of those that are owed when and why."""
+    tries = f", {message.attempts} {'try' if message.attempts == 1 else 'tries'}" if message.attempts else ""
+    error = f": {message.last_error}" if message.last_error else ""
+    if message.state == "sent":
+        return f"sent {_clock(message.sent or 0.0)}" + (tries if message.attempts > 1 else "")
+    if message.state in ("parked", "cancelled"):
+        return f"{message.state}{tries}{error}"
+    if message.channel not in channels:
+        return f"{message.state}{tries}; its channel is not in the configuration"
+    seconds = message.due - time.time()
+    return f"{message.state}{tries}; due {f'in {seconds:.0f} s' if seconds >= 1 else 'now'}{error}"
 
 
 def _way(one: Delivery, destinations: Iterable[str], node_running: bool) -> str:

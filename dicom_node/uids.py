@@ -41,6 +41,11 @@ def derive(*parts: str) -> UID:
     return UID(f"2.25.{uuid.uuid5(_NAMESPACE, chr(0).join(parts)).int}")
 
 
+def result_series(study_uid: str, series_uid: str, name: str, version: str, digest: str, modality: str) -> UID:
+    """SeriesInstanceUID of what a model's results of one modality for a series lie in, whatever the revision."""
+    return derive(study_uid, series_uid, name, version, digest, "series", modality)
+
+
 def long_string(text: str) -> str:
     """Text as a legal LO value: no backslash, which separates values, and 64 characters at most (PS3.5 table 6.2-1)."""
     return text.replace("\\", "/").strip()[:64]
@@ -89,7 +94,8 @@ class Issue:
 
     def series(self, modality: str) -> UID:
         """SeriesInstanceUID of the results of one modality."""
-        return self._derive("series", modality)
+        model = self.model
+        return result_series(self.study_uid, self.series_uid, model.name, model.version, model.digest, modality)
 
     def instance(self, role: str) -> UID:
         """SOPInstanceUID of the result in a role such as ``"seg"``, ``"sr"`` or ``"sc:<key of the slice>"``."""

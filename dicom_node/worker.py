@@ -15,7 +15,7 @@ series again.
                                          before the answer on the slice that makes the series critical, or urgent
     <- {"is": "slice", "series": ID, "rank": ..., "path": ..., "planes": [{...} or null], "refusals": [[code, why]]}
     -> {"do": "close", "series": ID, "folder": ..., "revision": 1, "missing": [...], "predecessor": path or null,
-        "given_up": why no more is tried than a notice, or null, "paths": for that}
+        "closed": seconds since the epoch, "given_up": why no more is tried than a notice, or null, "paths": for that}
     <- {"is": "no room", "series": ID, "reason": ...}     or, once there is some:
     <- {"is": "result", "series": ID, "state": ..., "reason": ..., "code": ..., "report": ..., "files": [...],
         "patient": {...}}
@@ -90,6 +90,7 @@ def _open(opening: dict[str, Any], answers: IO[str]) -> Analyser:
         "precision": session.identity.precision,
         "why": session.why,
         "self_test": disagreement,
+        "classes": bundle.classes,
     }
     _say(answers, {"is": "ready", **ready})
     max_batch = opening["max_batch"] or session.max_batch
@@ -140,7 +141,7 @@ def _serve(analyser: Analyser, requests: queue.SimpleQueue[dict[str, Any] | None
                 _say(answers, {"is": "no room", "series": name, "reason": str(error)})
                 continue
             del open_series[name]
-            _say(answers, {"is": "result", "series": name, **_outcome(outcome)})
+            _say(answers, {"is": "result", "series": name, **_outcome(outcome, request["closed"])})
             continue
         paths = [Path(request["path"])]
         while len(paths) < analyser.max_batch and waiting and waiting[0] and _is_slice(waiting[0], name):
@@ -221,12 +222,12 @@ def _seen(seen: Seen, series: Series) -> dict[str, Any]:
     }
 
 
-def _outcome(outcome: Outcome) -> dict[str, Any]:
+def _outcome(outcome: Outcome, closed: float) -> dict[str, Any]:
     return {
         "state": outcome.state,
         "reason": outcome.reason,
         "code": outcome.code,
-        "report": to_json(outcome.report, outcome.received) if outcome.report else None,
+        "report": to_json(outcome.report, outcome.received, closed=closed) if outcome.report else None,
         "patient": dict(outcome.patient),
         "files": [{**dataclasses.asdict(file), "path": str(file.path)} for file in outcome.files],
     }

@@ -38,7 +38,7 @@ def test_make_targets_exist(target: str):
 @pytest.mark.parametrize("line", [line for line in EVERYWHERE if line.startswith("scanside ")])
 def test_commands_and_their_options_exist(line: str):
     words = shlex.split(line.partition(">")[0])[1:]
-    name = words[:2] if words[0] in ("outbox", "bundle") else words[:1]
+    name = words[:2] if words[0] in ("alerts", "outbox", "bundle") else words[:1]
     shown = subprocess.run(
         [sys.executable, "-m", "scanside", *name, "--help"], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout

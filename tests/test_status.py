@@ -15,6 +15,7 @@ from pydicom.uid import EnhancedCTImageStorage
 from rich.console import Console
 
 import scanside
+from dicom_node import commands
 from dicom_node.analysis import to_json
 from dicom_node.config import load
 from dicom_node.journal import Journal, ResultFile, SeriesState
@@ -264,7 +265,7 @@ def test_what_is_old_and_delivered_is_told_to_those_who_ask_for_it(folder: Folde
         execute("UPDATE outbox SET created = created - 2 * 86400 WHERE series_uid != ?", (new,))
     for series in folder.path.glob("spool/*/*"):
         os.utime(series, (1e9, 1e9))  # or it would wait for its next result
-    for tell in (scanside.status, scanside.outbox_list):
+    for tell in (scanside.status, commands.outbox_list):
         tell(folder.config)
         text = capsys.readouterr().out
         assert [uid in text for uid in (old, owed, new)] == [False, True, True], text
@@ -307,8 +308,8 @@ def test_no_patient_is_told(folder: Folder, capsys):
     folder.receive(2, 5)
     scanside.status(folder.config)
     scanside.status(folder.config, as_json=True)
-    scanside.outbox_list(folder.config)
-    scanside.outbox_list(folder.config, as_json=True)
+    commands.outbox_list(folder.config)
+    commands.outbox_list(folder.config, as_json=True)
     shown = capsys.readouterr().out
     assert "Phantom^Head" not in shown
     assert "P1" not in shown
@@ -324,7 +325,7 @@ def test_looking_changes_nothing_and_stops_no_node(folder: Folder, capsys):
 
     before = {path: data for path, data in content().items() if path.suffix != ".sqlite-shm"}
     folder.shown(capsys)
-    scanside.outbox_list(folder.config)
+    commands.outbox_list(folder.config)
     capsys.readouterr()
     after = content()
     assert {path: after[path] for path in before} == before
@@ -337,9 +338,9 @@ def test_looking_changes_nothing_and_stops_no_node(folder: Folder, capsys):
 
 
 def listed(folder: Folder, capsys) -> tuple[list[dict], str]:
-    scanside.outbox_list(folder.config, as_json=True)
+    commands.outbox_list(folder.config, as_json=True)
     items = json.loads(capsys.readouterr().out)
-    scanside.outbox_list(folder.config)
+    commands.outbox_list(folder.config)
     return items, told(capsys)
 
 
@@ -406,7 +407,7 @@ def test_an_empty_outbox(folder: Folder, capsys):
     assert listed(folder, capsys) == ([], "the node is not running\nnothing has been owed to anybody yet\n")
 
 
-@pytest.mark.parametrize("command", [scanside.outbox_retry, scanside.outbox_park], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("command", [commands.outbox_retry, commands.outbox_park], ids=lambda c: c.__name__)
 def test_retry_and_park_of_what_is_not_there(folder: Folder, capsys, command):
     folder.record(folder.receive(1, 5), 5)
     with pytest.raises(SystemExit) as ended:
@@ -420,8 +421,8 @@ def test_retry_and_park_of_what_is_not_there(folder: Folder, capsys, command):
 
 def test_retry_of_what_is_there(folder: Folder, capsys):
     folder.record(folder.receive(1, 5), 5)
-    scanside.outbox_park(folder.config, 1)
-    scanside.outbox_retry(folder.config, 1)
-    scanside.outbox_retry(folder.config, None)
+    commands.outbox_park(folder.config, 1)
+    commands.outbox_retry(folder.config, 1)
+    commands.outbox_retry(folder.config, None)
     told = "parked: 1, until `scanside outbox retry 1`\n1 queued again\n0 queued again\n"
     assert capsys.readouterr().out == told

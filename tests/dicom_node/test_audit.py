@@ -23,7 +23,7 @@ from pynetdicom import AE
 from pynetdicom.sop_class import Verification
 from structlog.testing import capture_logs
 
-from dicom_node import check, reload, syslog
+from dicom_node import reload, syslog, trial
 from dicom_node.audit import Participant
 from dicom_node.config import Config, ConfigError, load
 from dicom_node.journal import Journal, SeriesState
@@ -480,13 +480,13 @@ def test_check_tries_the_file_and_the_server(tmp_path: Path, authority: Authorit
     tls = Tls(certificate=files.certificate, key=files.key, ca=files.ca)
     collector = Collector(authority.issue("collector"))
     good = Audit(file=tmp_path / "audit.log", host="127.0.0.1", port=collector.port)
-    assert [(item.ok, item.message) for item in check._audit(Config(audit=good, tls=tls))] == [
+    assert [(item.ok, item.message) for item in trial.audit(Config(audit=good, tls=tls))] == [
         (True, str(tmp_path / "audit.log")),
         (True, "127.0.0.1 answers"),
     ]
     collector.stop()
     bad = good.model_copy(update={"file": tmp_path / "nowhere" / "audit.log"})
-    file, server = check._audit(Config(audit=bad, tls=tls))
+    file, server = trial.audit(Config(audit=bad, tls=tls))
     assert (file.ok, server.ok) == (False, False)
     assert "can't be written" in file.message
     assert "Connection refused" in server.message

@@ -15,13 +15,14 @@ import pytest
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import CTImageStorage, Verification
 
-from dicom_node import sender
-from dicom_node.check import SOP_CLASSES, Item, check
+from dicom_node import sender, trial
+from dicom_node.check import check
 from dicom_node.config import Config
 from dicom_node.journal import Journal
 from dicom_node.lock import FolderLock
 from dicom_node.mistakes import Mistake
 from dicom_node.sections import CodeRow, Destination, Model, Node, Results, Tls, TriageRule
+from dicom_node.trial import SOP_CLASSES, Item
 from runtime import caps, device, seal, session
 from runtime import gpu as gpu_plans
 from runtime.bundle import SHIPPED, open_bundle
@@ -464,3 +465,13 @@ def test_a_gpu_that_does_not_answer_is_a_fault_where_it_is_meant(look, gpu: Cuda
         items = look(model=Model(backend=backend))
         assert items["gpu"].ok is ok
         assert "nvidia-smi" in items["gpu"].message
+
+
+def test_a_page_without_its_users_is_a_fault_and_an_open_one_a_warning(tmp_path):
+    page = {"port": 8443, "address": "0.0.0.0", "users": tmp_path / "none"}
+    users, unsafe = trial.page(Config.model_validate({"page": page}))
+    assert (users.name, users.ok, users.kind) == ("page users", False, "configuration")
+    assert "page-password" in users.message
+    assert (unsafe.name, unsafe.ok) == ("page", None)
+    assert "unencrypted" in unsafe.message
+    assert list(trial.page(Config())) == []

@@ -22,7 +22,7 @@ from dicom_node.assembler import Assembler
 from dicom_node.config import Config
 from dicom_node.dispatch import Dispatch
 from dicom_node.metrics import Metrics
-from dicom_node.node import _opening
+from dicom_node.opening import opening as opening_of
 from dicom_node.series import Series
 from dicom_node.spool import Instance
 from dicom_node.worker import _tell_early
@@ -132,7 +132,7 @@ def test_rules_that_change_hold_from_the_next_slice_on(paths: list[Path]):
     one, series = analyser(()), Series()
     assert told(one, paths[:8], series) == []
     limits = {"min_slices": 5, "min_coverage_mm": 0, "max_lossy_ratio": 1.0, "bone_kernels": ()}
-    one.reload(RULES, **limits)
+    one.reload(RULES, **limits, form=results.USUAL)
     assert told(one, paths[8:], series) == [(9, "critical")]
 
 
@@ -228,13 +228,21 @@ worker.main()
 def test_a_worker_tells_it_before_the_slice_and_again_after_a_restart(paths: list[Path], tmp_path: Path):
     """Two series take turns; what one shows is not told of the other."""
     clean = phantom.write(head(()), tmp_path / "files")
-    opening = _opening(Config())
+    opening = opening_of(Config())
     requests = [
         {"do": "slice", "series": name, "path": str(path), "folder": str(tmp_path / name)}
         for pair in zip(paths, clean, strict=True)
         for name, path in zip(("bleeds", "clean"), pair, strict=True)
     ]
-    close = {"do": "close", "revision": 1, "missing": [], "predecessor": None, "given_up": None, "paths": []}
+    close = {
+        "do": "close",
+        "revision": 1,
+        "missing": [],
+        "predecessor": None,
+        "closed": 0.0,
+        "given_up": None,
+        "paths": [],
+    }
     closing = [
         close | {"series": name, "folder": str(tmp_path / "results" / name / "revision-1")}
         for name in ("bleeds", "clean")
@@ -268,7 +276,7 @@ def test_a_worker_tells_it_before_the_slice_and_again_after_a_restart(paths: lis
 def test_frames_of_one_file_are_looked_at_batch_by_batch(tmp_path: Path):
     (path,) = enhanced.write(head(), tmp_path / "frames")
     request = {"do": "slice", "series": "one", "path": str(path), "folder": str(tmp_path / "one")}
-    said = answers([_opening(Config()), request], max_batch=4)
+    said = answers([opening_of(Config()), request], max_batch=4)
     assert [one["is"] for one in said] == ["going", "going", "early", "slice"]
     assert said[2]["key"].endswith(" frame 4")
     with np.load(tmp_path / "one" / "early.npz") as kept:

@@ -14,11 +14,12 @@ from types import SimpleNamespace
 import highdicom as hd
 import numpy as np
 import pytest
+from highdicom.sr.utils import find_content_items
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage
 
-from dicom_node import capture, dispatch, enhanced, phantom
+from dicom_node import capture, codes, dispatch, enhanced, montage, phantom
 from dicom_node.analysis import Analyser, Outcome
 from dicom_node.assembler import Assembler
 from dicom_node.dispatch import Dispatch
@@ -76,6 +77,7 @@ def analyse(paths: list[Path], folder: Path, *how: View | int) -> Outcome:
 def one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take most of the time here, and `test_sr_and_pictures_name_the_frames` alone looks at them."""
     monkeypatch.setattr(capture, "MAX_IMAGES", 1)
+    monkeypatch.setattr(montage, "MAX_TILES", 1)
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +235,7 @@ def test_highdicom_finds_the_masks_by_source_frame(slices: list[Slice], tmp_path
 
 def test_sr_and_pictures_name_the_frames(slices: list[Slice], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(capture, "MAX_IMAGES", 3)
+    monkeypatch.setattr(montage, "MAX_TILES", 9)
     paths = files(slices, tmp_path / "ct", 2)
     analyse(paths, tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())
@@ -249,6 +252,9 @@ def test_sr_and_pictures_name_the_frames(slices: list[Slice], tmp_path: Path, mo
         }
         assert referenced == set(finding["keys"])
         assert finding["key_slice"] in referenced
+        (item,) = find_content_items(group[0], name=codes.BEST_ILLUSTRATION)
+        uid, number = item.referenced_sop_instance_uid, item.referenced_frame_numbers[0]
+        assert f"{uid} frame {number}" == finding["key_slice"]
     (evidence,) = [
         series.ReferencedSOPSequence
         for study in document.CurrentRequestedProcedureEvidenceSequence
@@ -256,9 +262,13 @@ def test_sr_and_pictures_name_the_frames(slices: list[Slice], tmp_path: Path, mo
         if series.SeriesInstanceUID == dcmread(paths[0]).SeriesInstanceUID
     ]
     assert [item.ReferencedSOPInstanceUID for item in evidence] == [dcmread(path).SOPInstanceUID for path in paths]
+    overview, *key_slices = [dcmread(path) for path in sorted(tmp_path.glob("sc-*.dcm"))]
+    by_image = {item.ReferencedSOPInstanceUID: item.ReferencedFrameNumber for item in overview.SourceImageSequence}
+    assert set(by_image) <= {dcmread(path).SOPInstanceUID for path in paths}
+    assert sum(np.size(numbers) for numbers in by_image.values()) == 9
     pictured = []
-    for path in sorted(tmp_path.glob("sc-*.dcm")):
-        (item,) = dcmread(path).SourceImageSequence
+    for image in key_slices:
+        (item,) = image.SourceImageSequence
         pictured.append(f"{item.ReferencedSOPInstanceUID} frame {item.ReferencedFrameNumber}")
     assert pictured[0] == report["findings"][0]["key_slice"]
     assert len(pictured) == len(set(pictured)) > 1

@@ -20,6 +20,7 @@ from dicom_node.outbox import DeliveryState, Outbox
 
 ALL = ("sr", "sc", "seg")
 PACS = {"pacs": ALL}
+ALERTS = ("attempt", "message", "acknowledgement", "alert")  # the tables of a later schema
 
 
 @pytest.fixture
@@ -264,7 +265,7 @@ def of_version_1(path: Path) -> None:
     with contextlib.closing(Journal(path)) as journal:
         record(journal)
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        for table in ("step", "announced", "commitment"):
+        for table in ("step", "announced", "commitment", *ALERTS):
             connection.execute(f"DROP TABLE {table}")
         connection.execute("DROP INDEX outbox_by_transaction")
         connection.execute("DROP INDEX outbox_by_series")
@@ -287,6 +288,8 @@ def test_what_an_older_journal_has_announced_counts_as_of_now(tmp_path):
     path = tmp_path / "journal.sqlite"
     Journal(path).close()
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        for table in ALERTS:
+            connection.execute(f"DROP TABLE {table}")
         connection.execute("ALTER TABLE announced DROP COLUMN announced")
         connection.execute("INSERT INTO announced VALUES ('1.2', '1.2.1', 'step')")
         connection.execute("PRAGMA user_version = 4")

@@ -529,7 +529,7 @@ def know(rest: str, node: Node) -> None:
 class archive:  # noqa: N801  # used as a function
     """Orthanc on free ports: its REST root and its DICOM port."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, plugins: tuple[str, ...] = ()) -> None:
         import socket
 
         ports = []
@@ -545,7 +545,7 @@ class archive:  # noqa: N801  # used as a function
             "DicomAet": "ORTHANC",
             "RemoteAccessAllowed": False,
             "AuthenticationEnabled": False,
-            "Plugins": [],
+            "Plugins": [*plugins],
         }
         (folder / "orthanc.json").write_text(json.dumps(settings))
         with (folder / "orthanc.log").open("w") as log:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,14 @@ import pytest
 from pydicom.uid import CTImageStorage
 
 from dicom_node import retention
+from dicom_node.alerts.ledger import Ledger
 from dicom_node.announced import Announced, Source, StepState
 from dicom_node.journal import Journal, ResultFile, SeriesState
 from dicom_node.outbox import Outbox
 from dicom_node.part10 import digest
 from dicom_node.retention import DAY_S, Retention
 from dicom_node.spool import LEAVING, QUARANTINE, Outcome, Spool
+from tests.dicom_node.alerts.made import Channel, note, report, written
 from tests.dicom_node.storage import SERIES, STUDY, encoded, image
 
 if TYPE_CHECKING:
@@ -252,3 +255,26 @@ def test_it_runs_by_itself(done: Bench, monkeypatch):
         time.sleep(0.01)
     done.retention.stop()  # when it is done
     assert done.kept() == 0
+
+
+def test_a_study_stays_while_an_alert_of_it_is_open_or_owed(done: Bench):
+    ledger = Ledger(done.journal, [Channel()])
+    note(ledger, report(), series=SERIES)
+    assert done.sweep() == []
+    assert ledger.acknowledge(1, "Dr A")
+    assert done.sweep() == []
+    ledger.sent(written(ledger)[0], "AA")
+    assert done.sweep() == [STUDY]
+
+
+def test_the_patient_of_an_alert_goes_with_the_study(done: Bench, monkeypatch: pytest.MonkeyPatch):
+    ledger = Ledger(done.journal)
+    note(ledger, report(), series=SERIES)
+    ledger.acknowledge(1, "Dr A")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + LATER)
+    stopped = threading.Event()
+    monkeypatch.setattr(done.retention._stopping, "wait", lambda _: stopped.set() or done.retention._stopping.set())
+    done.retention._run()
+    assert stopped.is_set()
+    assert ledger.alerts()[0].patient == {}

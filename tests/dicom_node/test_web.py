@@ -43,7 +43,7 @@ def test_a_series_is_counted_and_timed_from_its_first_slice_to_the_archive(
 ):
     with running(with_web(tmp_path / "node", pacs)) as node:
         url = f"http://127.0.0.1:{node._web.port}"
-        well = {"desk": "ok", "receiver": "ok", "sender": "ok"}
+        well = {"desk": "ok", "receiver": "ok", "sender": "ok", "heralds": "ok"}
         assert httpx.get(f"{url}/healthz").json() == well
         ready = httpx.get(f"{url}/readyz")
         assert (ready.status_code, ready.json()) == (200, well | {"worker": "ok", "disk": "ok"})

@@ -15,7 +15,7 @@ import pytest
 from dicom_node import phantom
 from dicom_node.check import check
 from dicom_node.config import Config
-from dicom_node.node import _opening
+from dicom_node.opening import opening
 from dicom_node.sections import Model
 from dicom_node.sections import Node as NodeSettings
 from runtime import seal, signature
@@ -26,7 +26,7 @@ from tests.runtime.test_signature import keys
 
 def opened(model: Model, **sections: object) -> dict[str, object]:
     """The first answer of a worker that is told to open a model."""
-    told = json.dumps(_opening(Config(model=model, **sections))) + "\n"
+    told = json.dumps(opening(Config(model=model, **sections))) + "\n"
     command = [sys.executable, "-m", "dicom_node.worker"]
     shown = subprocess.run(command, input=told, capture_output=True, text=True, check=False, timeout=60)
     return json.loads(shown.stdout.splitlines()[0])
@@ -112,7 +112,7 @@ def test_a_worker_that_loses_its_gpu_says_so_and_ends(tmp_path: Path):
         Slice(str(i), replace(plane, origin_lps=(-8.0, -8.0, 5.0 * i)), np.full((64, 64), i, np.int16))
         for i in range(6)
     ]
-    requests = [_opening(Config(model=Model(max_batch=1)))]
+    requests = [opening(Config(model=Model(max_batch=1)))]
     told = {"do": "slice", "series": "one", "folder": str(tmp_path / "results")}
     requests += [told | {"path": str(path)} for path in phantom.write(slices, tmp_path)]
     shown = subprocess.run(

@@ -1,0 +1,100 @@
+"""What is said of an alert in words, to everybody in the same; whose head it is, each channel says or leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from dicom_node.codes import look_up
+from runtime.types import OperatingPoint
+
+if TYPE_CHECKING:
+    from dicom_node.alerts.alert import Alert, Message
+
+RESEARCH = "Research use only, not a medical device."
+NOT_CALIBRATED = "The probability is the network's highest for the class, and not calibrated."
+_STATES = {
+    "provisional": "provisional: the series is still arriving",
+    "confirmed": "confirmed by the whole series",
+    "withdrawn": "withdrawn",
+    "unresolved": "the series could not be analysed after all: look at it",
+}
+
+
+def headline(alert: Alert) -> str:
+    """The level, and whether it still holds, in a few words: for a subject or a label."""
+    what = ", ".join(f"{_title(each['name'])} {each['volume_ml']:.1f} ml" for each in alert.evidence["findings"])
+    if alert.state == "withdrawn":
+        return f"WITHDRAWN ({alert.level}): {what or 'no haemorrhage found'}"
+    return f"{alert.level.upper()}: {what}"
+
+
+def sentence(alert: Alert) -> str:
+    """Level, findings and volumes, state, and the rule or the reason."""
+    state = _STATES[alert.state]
+    if alert.state == "confirmed" and alert.evidence["provisional"]:
+        state = "confirmed by the slices that are there"
+    return f"{headline(alert)} ({state}). {alert.reason}"
+
+
+def occasion(message: Message, alert: Alert) -> str:
+    """Why somebody is told now."""
+    if message.occasion == "escalated":
+        return f"Nobody has acknowledged this alert since {clock(alert.raised)}."
+    told = {
+        "raised": "A new alert.",
+        "changed": "This alert has changed.",
+        "confirmed": "The alert is confirmed.",
+        "withdrawn": "The alert is withdrawn.",
+        "unresolved": "The alert can't be confirmed.",
+    }
+    return told[message.occasion]
+
+
+def findings(alert: Alert) -> list[str]:
+    """A line for each finding."""
+    return [
+        f"{_title(each['name'])}: {each['volume_ml']:.1f} ml on {each['slices']} of {alert.evidence['slices']} slices,"
+        f" probability {each['probability']:.2f}"
+        for each in alert.evidence["findings"]
+    ]
+
+
+def limits(alert: Alert) -> list[str]:
+    """What has to be known before anybody relies on it, one sentence each."""
+    model = alert.evidence["model"]
+    return [
+        RESEARCH,
+        *(f"Missing: {each}." for each in alert.evidence["missing"]),
+        f"Model: {model['name']} {model['version']}, {model['precision']}, sha256 {model['digest'][:16]}.",
+        f"Trained on: {model['training_data']}.",
+        *operating_point(alert),
+        *([NOT_CALIBRATED] if alert.evidence["findings"] else []),
+    ]
+
+
+def operating_point(alert: Alert) -> list[str]:
+    """From where on something is a finding: a sentence, or none where the report does not say."""
+    told = alert.evidence["operating_point"]
+    if not isinstance(told, Mapping) or not told:
+        return [f"Operating point: {told}."] if told else []
+    classes: dict[str, list[str]] = {}
+    for name, point in told.items():
+        classes.setdefault(str(OperatingPoint(**point)), []).append(name)
+    by_class = "; ".join(", ".join(names) + f" {point}" for point, names in classes.items())
+    return [f"Operating point: {by_class}."]
+
+
+def clock(seconds: float) -> str:
+    """Local date and time, to the minute."""
+    return f"{datetime.fromtimestamp(seconds).astimezone():%Y-%m-%d %H:%M}"
+
+
+def link(template: str, alert: Alert) -> str:
+    """An address from its template: ``{alert}``, ``{study_uid}`` and ``{series_uid}`` are filled in."""
+    return template.format(alert=alert.id, study_uid=alert.study_uid, series_uid=alert.series_uid)
+
+
+def _title(name: str) -> str:
+    return look_up(name).title

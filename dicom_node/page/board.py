@@ -1,0 +1,390 @@
+"""All that the list of the page shows, from the node's folder: it only looks, and asks the node nothing.
+
+Who has to be seen first stands first. Before all others the series of an alert that nobody has acknowledged, critical
+ones before urgent ones, who has waited longest first; then heads that were not, or not wholly, analysed; then what
+arrives. What is settled follows, the newest first.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from dicom_node import lock, nameplate, spool, status
+from dicom_node.alerts.ledger import Ledger
+from dicom_node.gate import Reason
+from dicom_node.journal import Journal, JournalError
+from dicom_node.outbox import DELIVERED, DeliveryState, Outbox
+from dicom_node.page import arrivals, slices
+from dicom_node.page.arrivals import Arrival, Arrivals
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dicom_node.alerts.alert import Alert
+    from dicom_node.config import Config
+    from dicom_node.journal import SeriesRecord
+    from dicom_node.outbox import OutboxItem
+
+FRESH_S = 0.3  # so long a look is everybody's who asks
+LOCKED_S = 1.0  # a journal that another process has to itself is waited for, and no longer
+SHOWN = 100  # rows, unless all are asked for
+DAY_S = 86400.0
+KNOWN_S = 7 * DAY_S  # results of which nothing else is left are shown for so long
+OWED_SHOWN = 20
+NAMES_KEPT = 5000  # patients whose files are not opened again
+
+# of these nobody takes the series for a head that was looked at
+_OF_NO_HEAD = tuple(reason.value for reason in Reason if reason.of_another_kind or reason is Reason.BONE_KERNEL)
+
+
+class Urgency(IntEnum):
+    """The order of the list."""
+
+    CRITICAL = 0  # nobody has acknowledged it
+    URGENT = 1
+    TO_BE_READ = 2  # failed, not analysed though a head, or incomplete, since yesterday: nobody else will tell
+    ARRIVING = 3
+    SETTLED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One series: its newest result, or what is open of it.
+
+    Attributes
+    ----------
+    study, series : their names on disk, and in addresses
+    told : what status tells of it
+    result : of a series that is open again, what status tells of its last result
+    alert : about it
+    arrival : what lies in the spool; None where it has been removed
+    patient : DICOM keywords and text
+    urgency : its place in the list
+
+    """
+
+    study: str
+    series: str
+    told: status.Series
+    result: status.Series | None
+    alert: Alert | None
+    arrival: Arrival | None
+    patient: dict[str, str]
+    urgency: Urgency
+
+    @property
+    def level(self) -> str | None:
+        """What triage says; of a series that still arrives, what its alert says."""
+        if self.told.decision:
+            return self.told.decision["level"]
+        if self.alert and self.alert.state != "withdrawn":
+            return self.alert.level
+        return None
+
+    @property
+    def state(self) -> str:
+        """As `scanside status` has it, in words."""
+        if self.told.is_open:
+            return "arriving" if self.told.state == status.RECEIVING else "waiting"
+        return {True: "provisional", False: "final", None: self.told.state.replace("_", " ")}[self.told.provisional]
+
+    @property
+    def since(self) -> float:
+        """When the scan arrived; where its slices are gone, when its result was recorded."""
+        return self.arrival.first if self.arrival else self.told.changed
+
+    @property
+    def reason(self) -> str:
+        """Why it is what it is, in a sentence."""
+        if self.told.decision:
+            return self.told.decision["reason"]
+        if self.told.is_open and self.alert and self.alert.state != "withdrawn":
+            return self.alert.reason
+        return self.told.reason or ""
+
+    @property
+    def findings(self) -> tuple[dict[str, Any], ...]:
+        """Name and volume of each class found, also of what has been found so far."""
+        if self.told.is_open and self.alert and self.alert.state != "withdrawn":
+            found = self.alert.evidence.get("findings", ())
+            return tuple({"class": each["name"], "volume_ml": each["volume_ml"]} for each in found)
+        return self.told.findings
+
+    @property
+    def is_of_no_head(self) -> bool:
+        """Whether it is a localizer, a reformat or the like: of another kind, and nothing that anybody waits for."""
+        reason = self.told.reason or ""
+        is_few = reason.startswith(Reason.TOO_FEW_SLICES.value) and ";" not in reason
+        return self.told.state == "not_analysed" and (reason.startswith(_OF_NO_HEAD) or is_few)
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """Results that wait alike: to whom, how, and why."""
+
+    destination: str
+    state: str
+    error: str | None
+    roles: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """A look at everything.
+
+    Attributes
+    ----------
+    rows : in order of urgency, then of waiting time
+    not_analysed : rows of series that were of no head
+    owed, parked, unconfirmed : how many results are not where they belong
+    deliveries : those in groups, parked ones first
+    engine : what `dicom_node.nameplate` has
+    troubles : what is wrong, in sentences
+    at : when it was looked, in seconds since the epoch
+
+    """
+
+    rows: tuple[Row, ...] = ()
+    not_analysed: tuple[Row, ...] = ()
+    owed: int = 0
+    parked: int = 0
+    unconfirmed: int = 0
+    deliveries: tuple[Owed, ...] = ()
+    engine: dict[str, Any] = field(default_factory=dict)
+    is_running: bool = False
+    troubles: tuple[str, ...] = ()
+    at: float = 0.0
+
+    @property
+    def unseen(self) -> int:
+        """Alerts that nobody has acknowledged."""
+        return sum(row.alert is not None and row.alert.is_open for row in self.rows)
+
+    def find(self, study: str, series: str) -> Row | None:
+        """The row of a series; None where there is none."""
+        rows = (*self.rows, *self.not_analysed)
+        return next((row for row in rows if (row.study, row.series) == (study, series)), None)
+
+
+class Lookout:
+    """Looks at a node's folder. Safe to use from several threads; one looks, and the others get what it saw.
+
+    Parameters
+    ----------
+    config : of the node
+
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._spool = config.node.folder / "spool"
+        self._arrivals = Arrivals(self._spool)
+        self._records = _Records(config)
+        self._patients: dict[tuple[str, str], dict[str, str]] = {}
+        self._lock = Lock()
+        self._board = Board()
+        self._looked = -FRESH_S
+
+    def look(self) -> Board:
+        """How things stand."""
+        with self._lock:
+            if time.monotonic() - self._looked >= FRESH_S:
+                self._board = self._look()
+                self._looked = time.monotonic()
+            return self._board
+
+    def expire(self) -> None:
+        """Have the next who asks look again: something has just been changed."""
+        with self._lock:
+            self._looked = -FRESH_S
+
+    def _look(self) -> Board:
+        node = self._config.node
+        is_running = lock.is_locked(node.folder)
+        engine = nameplate.read(node.folder)
+        arrived = {(one.study, one.series): one for one in self._arrivals.look()}
+        try:
+            records, alerts, items = self._records.read()
+        except JournalError as error:
+            return Board(
+                engine=engine, is_running=is_running, troubles=(f"The list can't be made: {error}",), at=time.time()
+            )
+        latest = {(spool.file_name(one.study_uid), spool.file_name(one.series_uid)): one for one in records}
+        about = {(spool.file_name(one.study_uid), spool.file_name(one.series_uid)): one for one in reversed(alerts)}
+        fresh = time.time() - self._config.series.idle_timeout_s
+        rows = [
+            self._row(key, arrived.get(key), latest.get(key), about.get(key), is_fed=is_running, fresh=fresh)
+            for key in dict.fromkeys([*arrived, *latest, *about])
+        ]
+        rows = sorted((row for row in rows if row), key=_place)
+        kept = {(row.study, row.series) for row in rows}
+        self._patients = {key: told for key, told in self._patients.items() if key in kept}
+        waiting = [item for item in items if item.state not in DELIVERED]
+        states = [item.state for item in waiting]
+        parked, unconfirmed = states.count(DeliveryState.PARKED), states.count(DeliveryState.UNCONFIRMED)
+        return Board(
+            rows=tuple(row for row in rows if not row.is_of_no_head),
+            not_analysed=tuple(row for row in rows if row.is_of_no_head),
+            owed=len(waiting) - parked - unconfirmed,
+            parked=parked,
+            unconfirmed=unconfirmed,
+            deliveries=_grouped(waiting),
+            engine=engine,
+            is_running=is_running,
+            troubles=tuple(self._troubles(engine, is_running=is_running, parked=parked)),
+            at=time.time(),
+        )
+
+    def _row(
+        self,
+        key: tuple[str, str],
+        arrival: Arrival | None,
+        record: status.Series | None,
+        alert: Alert | None,
+        *,
+        is_fed: bool,
+        fresh: float,
+    ) -> Row | None:
+        is_open = arrival and (
+            record is None or arrival.count > self._records.files[key] or arrival.changed > record.changed
+        )
+        if is_open:
+            told = status.Series(
+                study_uid=arrival.study_uid,
+                series_uid=arrival.series_uid,
+                revision=record.revision + 1 if record else 1,
+                state=status.RECEIVING if is_fed and arrival.changed > fresh else status.WAITING,
+                slices_received=status.slices(self._spool, arrival.study_uid, arrival.series_uid, arrival.count),
+                changed=arrival.changed,
+            )
+        elif record:
+            told = record
+        else:  # an alert of which nothing else is left
+            return None
+        if arrival is None and told.changed < time.time() - KNOWN_S and not (alert and alert.is_open):
+            return None
+        result = record if is_open else None
+        return Row(*key, told, result, alert, arrival, self._patient(key, alert), _urgency(told, alert))
+
+    def _patient(self, key: tuple[str, str], alert: Alert | None) -> dict[str, str]:
+        if key not in self._patients:
+            told = slices.patient(arrivals.files(self._spool, *key))
+            if not told:  # its files are gone, or are just coming
+                return dict(alert.patient) if alert else {}
+            self._patients[key] = told
+        return self._patients[key]
+
+    def _troubles(self, engine: dict[str, Any], *, is_running: bool, parked: int) -> list[str]:
+        node = self._config.node
+        found = []
+        if not is_running:
+            found.append("The node does not run: no scan is taken in or analysed. Start it again (scanside serve).")
+        elif engine.get("worker") == "none":
+            found.append("No engine is ready: scans are taken in, and wait to be analysed. See the node's log.")
+        free_gb = shutil.disk_usage(node.folder).free / 1e9
+        if free_gb < node.free_floor_gb:
+            found.append(f"The disk is full ({free_gb:.1f} GB free): scans are refused. Make room.")
+        if parked:
+            found.append(
+                f"{parked} result{'s' * (parked > 1)} could not be delivered and will not be sent again by "
+                f"{'themselves' if parked > 1 else 'itself'}: see `scanside outbox list`."
+            )
+        return found
+
+
+class _Records:
+    """The journal, read again only where another process has written."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._journal: Journal | None = None
+        self._file: tuple[int, int] = (0, 0)
+        self._version = -1
+        self._known: dict[tuple[str, str], tuple[SeriesRecord, status.Series]] = {}
+        self._told: tuple[Sequence[status.Series], Sequence[Alert], Sequence[OutboxItem]] = ((), (), ())
+        self.files: dict[tuple[str, str], int] = {}  # how many files the newest revision of a series rests on
+
+    def read(self) -> tuple[Sequence[status.Series], Sequence[Alert], Sequence[OutboxItem]]:
+        """The newest revision of each series, all alerts, and all that is owed or was.
+
+        Raises
+        ------
+        JournalError : there is none, or it can't be read
+
+        """
+        path = self._config.node.folder / "journal.sqlite"
+        try:
+            found = path.stat()
+        except OSError as error:
+            self._forget()
+            raise JournalError(f"{path}: {error.strerror}: the node of this configuration has not run yet") from error
+        if self._journal is None or (found.st_dev, found.st_ino) != self._file:
+            self._forget()
+            self._journal = Journal(path, read_only=True, patience_s=LOCKED_S)
+            self._file = found.st_dev, found.st_ino
+        try:
+            with self._journal.statements() as execute:
+                version = execute("PRAGMA data_version").fetchone()[0]
+            if version != self._version:
+                self._told = self._read(self._journal)
+                self._version = version
+        except JournalError:
+            self._forget()
+            raise
+        return self._told
+
+    def _read(self, journal: Journal) -> tuple[Sequence[status.Series], Sequence[Alert], Sequence[OutboxItem]]:
+        newest: dict[tuple[str, str], SeriesRecord] = {}
+        for record in journal.series():
+            key = (spool.file_name(record.study_uid), spool.file_name(record.series_uid))
+            if key not in newest or newest[key].revision < record.revision:
+                newest[key] = record
+        known = {}
+        for key, record in newest.items():
+            before = self._known.get(key)
+            known[key] = before if before and before[0] == record else (record, _exactly(record))
+        self._known = known
+        self.files = {key: record.slices for key, record in newest.items()}
+        return [told for _, told in known.values()], Ledger(journal).alerts(), Outbox(journal).items()
+
+    def _forget(self) -> None:
+        if self._journal:
+            self._journal.close()
+        self._journal, self._version = None, -1
+
+
+def _exactly(record: SeriesRecord) -> status.Series:
+    """What status tells, with volumes not yet rounded: what is rounded twice differs from the report."""
+    told = status.recorded(record)
+    if not told.findings or record.report_json is None:
+        return told
+    found = json.loads(record.report_json)["findings"]
+    return replace(told, findings=tuple({"class": one["name"], "volume_ml": one["volume_ml"]} for one in found))
+
+
+def _grouped(waiting: Sequence[OutboxItem]) -> tuple[Owed, ...]:
+    groups: dict[tuple[str, str, str | None], list[str]] = {}
+    for item in sorted(waiting, key=lambda item: (item.state != DeliveryState.PARKED, item.destination)):
+        groups.setdefault((item.destination, str(item.state), item.last_error), []).append(item.role)
+    return tuple(Owed(*key, tuple(roles)) for key, roles in groups.items())[:OWED_SHOWN]
+
+
+def _urgency(told: status.Series, alert: Alert | None) -> Urgency:
+    if alert and alert.is_open:
+        return Urgency.CRITICAL if alert.level == "critical" else Urgency.URGENT
+    if told.is_open:
+        return Urgency.ARRIVING
+    level = told.decision["level"] if told.decision else None
+    is_news = told.changed > time.time() - DAY_S and (alert is None or alert.acknowledged is None)
+    return Urgency.TO_BE_READ if level in (None, "incomplete") and is_news else Urgency.SETTLED
+
+
+def _place(row: Row) -> tuple[int, float]:
+    """Who waits stands in the order of waiting; of what is settled the newest is looked for."""
+    return row.urgency, -row.since if row.urgency is Urgency.SETTLED else row.since

@@ -1,0 +1,41 @@
+"""What classes are called and coloured where people look: as the configuration says, else as the table does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pydicom.sr.coding import Code
+
+from dicom_node import codes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Self
+
+    from dicom_node.codes import Colour
+    from dicom_node.sections import CodeRow
+
+
+@dataclass(frozen=True, slots=True)
+class Palette:
+    """Titles and colours by the name of a class."""
+
+    own: Mapping[str, codes.OwnCode] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, rows: Sequence[CodeRow]) -> Self:
+        """As ``[[codes]]`` has them."""
+        return cls(
+            {row.name: codes.OwnCode(Code(*row.finding), Code(*row.site), row.title, row.colour) for row in rows}
+        )
+
+    def title(self, name: str) -> str:
+        return codes.look_up(name, own=self.own).title.removesuffix(" haemorrhage")
+
+    def colour(self, name: str) -> Colour:
+        return codes.look_up(name, own=self.own).colour
+
+    def hexadecimal(self, name: str) -> str:
+        """The colour as CSS and SVG write it."""
+        return "#{:02x}{:02x}{:02x}".format(*self.colour(name))

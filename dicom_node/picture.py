@@ -1,0 +1,130 @@
+"""Hounsfield units and masks as pictures: windows, contours, files that a browser shows. For the page and the report.
+
+The slice and what was found in it are two pictures that lie on each other, so that the second can be taken away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from io import BytesIO
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from dicom_node.capture import contour
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from dicom_node.codes import Colour
+    from runtime.types import Plane
+
+FINEST = (
+    1024  # pixels: contours are drawn at twice the slice's size up to this, so that they stay thin when it is shown
+)
+TINT = 46  # of 255: what lies within a contour keeps its grey
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What part of the Hounsfield scale is shown.
+
+    Attributes
+    ----------
+    title : what people call it
+    level_hu, width_hu : its middle and its extent
+    key : of the keyboard
+
+    """
+
+    title: str
+    level_hu: int
+    width_hu: int
+    key: str
+
+
+# The three that entries of the RSNA 2019 haemorrhage challenge looked through. Blood beside bone needs a wider one than
+# the brain: W 130-300, L 50-100 (radiopaedia.org, "Windowing (CT)").
+WINDOWS = MappingProxyType(
+    {
+        "brain": Window("Brain", 40, 80, "1"),
+        "subdural": Window("Subdural", 80, 200, "2"),
+        "bone": Window("Bone", 600, 2800, "3"),
+    }
+)
+
+
+def grey(hu: NDArray[np.int16], window: Window) -> NDArray[np.uint8]:
+    """Hounsfield units ``(H, W)`` as grey values (DICOM PS3.3 C.11.2.1.3.2, LINEAR_EXACT)."""
+    lowest = window.level_hu - window.width_hu / 2
+    return np.clip((hu.astype(np.float32) - lowest) * (255 / window.width_hu), 0, 255).astype(np.uint8)
+
+
+def overlay(labels: NDArray[np.uint8], colours: Mapping[int, Colour]) -> Image.Image:
+    """Contours around each class with a light tint within, on nothing.
+
+    Parameters
+    ----------
+    labels : ``(H, W)``
+    colours : of each label that is drawn, the last on top
+
+    Returns
+    -------
+    an RGBA image of the same shape, up to twice as large
+
+    """
+    height, width = labels.shape
+    times = max(1.0, min(2.0, FINEST / max(height, width)))
+    size = round(width * times), round(height * times)
+    canvas = Image.new("RGBA", size)
+    for label, colour in colours.items():
+        mask = labels == label
+        if mask.any():
+            inside = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)
+            canvas.paste((*colour, TINT), mask=inside)
+            canvas.paste((*colour, 255), mask=contour(mask, size))
+    return canvas
+
+
+def drawn(hu: NDArray[np.int16], labels: NDArray[np.uint8] | None, colours: Mapping[int, Colour]) -> Image.Image:
+    """A slice at the brain window with its overlay on it, RGB, at the overlay's size."""
+    base = Image.fromarray(grey(hu, WINDOWS["brain"]))
+    if labels is None:
+        return base.convert("RGB")
+    above = overlay(labels, colours)
+    below = base.resize(above.size, Image.Resampling.BICUBIC).convert("RGBA")
+    return Image.alpha_composite(below, above).convert("RGB")
+
+
+def shown_size(plane: Plane, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Width and height at which a slice of ``(H, W)`` pixels has its true proportions, the larger as it is."""
+    rows_mm, columns_mm = plane.spacing_mm
+    height_mm, width_mm = shape[0] * rows_mm, shape[1] * columns_mm
+    longest = max(shape)
+    return round(longest * width_mm / max(height_mm, width_mm)), round(longest * height_mm / max(height_mm, width_mm))
+
+
+def png(image: Image.Image | NDArray[np.uint8]) -> bytes:
+    """A picture without loss; quick to make rather than small."""
+    return _encoded(image, format="PNG", compress_level=1)
+
+
+def small_png(image: Image.Image) -> bytes:
+    """A picture of few colours, as small as it gets: for what is kept."""
+    return _encoded(image.quantize(64, method=Image.Quantize.FASTOCTREE), format="PNG", optimize=True)
+
+
+def jpeg(image: Image.Image | NDArray[np.uint8]) -> bytes:
+    """A picture with loss that is not seen, a quarter of the size: for a report that has them all."""
+    return _encoded(image, format="JPEG", quality=88)
+
+
+def _encoded(image: Image.Image | NDArray[np.uint8], **options: object) -> bytes:
+    stream = BytesIO()
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    picture.save(stream, **options)
+    return stream.getvalue()

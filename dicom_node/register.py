@@ -1,0 +1,87 @@
+"""What is written of a series when something is known of it: result, what is owed for it and alert, all at once."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from dicom_node.alerts.ledger import Execute, Ledger
+    from dicom_node.assembler import Assembly
+    from dicom_node.dispatch import Result
+    from dicom_node.journal import Journal, Role
+    from dicom_node.outbox import Outbox
+    from dicom_node.sections import Destination
+
+
+class Register:
+    """The desk's way into the journal.
+
+    Parameters
+    ----------
+    journal, outbox, ledger : of one file
+
+    """
+
+    def __init__(self, journal: Journal, outbox: Outbox, ledger: Ledger) -> None:
+        self._journal, self._outbox, self._ledger = journal, outbox, ledger
+
+    def record(self, assembly: Assembly, result: Result, destinations: Sequence[Destination]) -> None:
+        """Write a result, what destinations are owed for it, and what becomes of the alert.
+
+        Raises
+        ------
+        JournalError
+
+        """
+        told = self._journal.last_told(assembly.study_uid, assembly.series_uid)
+        # a series that fails at each start anew is no news
+        is_news = result.reason is None or told is None or told.reason != result.reason
+        # also what corrects a result that has been sent, whatever it says now
+        before = self._outbox.destinations_of(assembly.study_uid, assembly.series_uid)
+        receivers: dict[str, tuple[Role, ...]] = {
+            each.name: each.results for each in destinations if each.wants(result.level) or each.name in before
+        }
+
+        def alert(execute: Execute) -> None:
+            series = assembly.study_uid, assembly.series_uid, assembly.revision
+            if result.report_json is None:
+                self._ledger.note_failure(execute, *series, result.reason or "not analysed")
+            else:
+                document = next((file.sop_uid for file in result.files if file.role == "sr"), None)
+                report = json.loads(result.report_json) | {"sr_uid": document}
+                self._ledger.note(execute, *series, report, result.patient, final=True)
+
+        self._journal.record_result(
+            assembly.study_uid,
+            assembly.series_uid,
+            assembly.revision,
+            state=result.state,
+            reason=result.reason,
+            slices=len(assembly.paths),
+            report_json=result.report_json,
+            files=result.files if is_news else (),
+            destinations=receivers,
+            also=alert,
+        )
+
+    def note_early(self, assembly: Assembly, report_json: str, patient: Mapping[str, str]) -> None:
+        """Write what the slices of an open series make already.
+
+        Raises
+        ------
+        JournalError
+
+        """
+        with self._journal.transaction() as execute:
+            self._ledger.note(
+                execute,
+                assembly.study_uid,
+                assembly.series_uid,
+                assembly.revision,
+                json.loads(report_json),
+                patient,
+                final=False,
+            )
