@@ -30,7 +30,7 @@ from dicom_node.config import Config
 from runtime import geometry
 from runtime.bundle import open_bundle
 from runtime.triage import Rule, level_of
-from runtime.types import OperatingPoint
+from runtime.types import OperatingPoint, in_words
 from runtime.volume import in_a_row
 from training.lesions import CLASSES
 from training.trouble import draw_trouble
@@ -179,14 +179,6 @@ def relax(point: OperatingPoint, series: Sequence[Series], rules: Sequence[Rule]
         less = {**points, name: BEFORE}
         points = less if quiet(less) >= quiet(points) else points
     return points
-
-
-def in_words(points: Points) -> str:
-    """Operating points, those together that are the same."""
-    alike: dict[str, list[str]] = {}
-    for name, point in points.items():
-        alike.setdefault(str(point), []).append(name)
-    return "; ".join(f"{', '.join(names)} {words}" for words, names in alike.items())
 
 
 def main() -> None:

@@ -207,7 +207,7 @@ class Application:
             raise HTTPException(404)
         if not by:
             return RedirectResponse(f"{back}?unnamed", 303)
-        await run_in_threadpool(self._write_acknowledgement, request.path_params["id"], by)
+        await run_in_threadpool(self._write_acknowledgement, request.path_params["id"], by, form.get("level"))
         answer = RedirectResponse(back, 303)
         if user is None:
             answer.set_cookie(NAME_COOKIE, quote(by), max_age=YEAR_S, **self._cookie_flags())
@@ -219,9 +219,9 @@ class Application:
                 return _address(row)
         return None
 
-    def _write_acknowledgement(self, alert_id: int, by: str) -> None:
+    def _write_acknowledgement(self, alert_id: int, by: str, seen: str | None) -> None:
         with closing(status.open_journal(self._config, read_only=False)) as journal:
-            if Ledger(journal).acknowledge(alert_id, by):
+            if Ledger(journal).acknowledge(alert_id, by, seen):
                 log.info("acknowledged_on_page", alert=alert_id)
         self._lookout.expire()
 
