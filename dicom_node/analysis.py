@@ -169,8 +169,7 @@ class Analyser:
                 raise
             except InferenceError as error:  # closing tries again, and what fails then is the series' fate
                 log.error("inference_failed", reason=str(error))  # noqa: TRY400
-        for key in list(series.recent)[: -2 * self.max_batch - view.shown]:
-            del series.recent[key]
+        series.forget(2 * self.max_batch + view.shown)
 
     def _views(self, keys: Sequence[str]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
         """Views of a stack: the slices that each shows, and those that it answers."""

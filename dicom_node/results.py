@@ -10,7 +10,8 @@ import os
 import time
 import warnings
 import zipfile
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -235,16 +236,18 @@ def _write(datasets: Mapping[str, Dataset], folder: Path, report_json: str | Non
     folder.mkdir(parents=True, exist_ok=True)
     if report_json is not None:
         (folder / "report.json").write_text(report_json)
-    paths = {}
-    with _quoting_nobody():
+    paths = {role: folder / f"{role}.dcm" for role in datasets}
+    with _quoting_nobody(), ExitStack() as opened, ThreadPoolExecutor(1, "disk") as disk:
+        synced = []
         for role, dataset in datasets.items():
-            paths[role] = folder / f"{role}.dcm"
-            unfinished = folder / f"{role}.dcm.tmp"
-            with unfinished.open("wb") as file:
-                dcmwrite(file, dataset, enforce_file_format=True)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(paths[role])
+            file = opened.enter_context((folder / f"{role}.dcm.tmp").open("wb"))
+            dcmwrite(file, dataset, enforce_file_format=True)
+            file.flush()
+            synced.append(disk.submit(os.fsync, file.fileno()))  # while the next one is encoded
+        for one in synced:
+            one.result()
+    for role, path in paths.items():
+        (folder / f"{role}.dcm.tmp").replace(path)
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -40,6 +40,7 @@ from dicom_node import results
 from dicom_node.analysis import Analyser, Outcome
 from dicom_node.gate import NotAnalysed
 from dicom_node.log import configure
+from dicom_node.rehearsal import rehearse
 from dicom_node.results import Form, NoRoom
 from dicom_node.series import Seen, Series
 from runtime.bundle import open_bundle
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from runtime.bundle import Bundle
+    from runtime.session import Session
 
 log = structlog.get_logger(__name__)
 
@@ -93,8 +95,18 @@ def _open(opening: dict[str, Any], answers: IO[str]) -> Analyser:
         "classes": bundle.classes,
     }
     _say(answers, {"is": "ready", **ready})
+    _rehearse(bundle, session, form)
     max_batch = opening["max_batch"] or session.max_batch
     return Analyser(bundle, session, rules, **_limits(opening), max_batch=max_batch, form=form)
+
+
+def _rehearse(bundle: Bundle, session: Session, form: Form) -> None:
+    """Be ready for the first patient in earnest; a rehearsal that fails costs nobody anything."""
+    try:
+        if not rehearse(bundle, session, form):
+            log.error("rehearsal_failed")
+    except OSError as error:
+        log.warning("not_rehearsed", reason=error.strerror)
 
 
 def _rules(opening: dict[str, Any], bundle: Bundle) -> list[Rule]:
