@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import socket
 import time
@@ -67,6 +68,7 @@ class Application:
         self._palette = Palette.of(config.codes)
         self._lookout, self._pictures, self._peers = Lookout(config), Pictures(self._palette), Peers(config)
         self._attempts = Attempts()
+        self._checking = asyncio.Lock()  # each check takes 32 MiB; and none may slip by while another is counted
         self._users = Users(config.page.users) if config.page.users else None
         self._sessions = Sessions(self._users, config.node.folder) if self._users else None
         where = f"{config.node.ae_title} on {socket.gethostname()}"
@@ -233,16 +235,17 @@ class Application:
         form = await form_of(request)
         name, address = form.get("name", ""), request.client.host if request.client else ""
         whose = (f"name {name}", f"address {address}")
-        if wait_s := self._attempts.wait_s(*whose):
-            problem = f"Too many wrong passwords: try again in {wait_s:.0f} s."
-            return self._views.page("login.html", request, problem=problem, name=name, user=None, status=429)
-        user = await run_in_threadpool(self._users.check, name, form.get("password", ""))
-        if user is None:
-            self._attempts.failed(*whose)
-            log.warning("login_failed", address=address)
-            problem = "Name or password is wrong."
-            return self._views.page("login.html", request, problem=problem, name=name, user=None, status=403)
-        self._attempts.succeeded(*whose)
+        async with self._checking:
+            if wait_s := self._attempts.wait_s(*whose):
+                problem = f"Too many wrong passwords: try again in {wait_s:.0f} s."
+                return self._views.page("login.html", request, problem=problem, name=name, user=None, status=429)
+            user = await run_in_threadpool(self._users.check, name, form.get("password", ""))
+            if user is None:
+                self._attempts.failed(*whose)
+                log.warning("login_failed", address=address)
+                problem = "Name or password is wrong."
+                return self._views.page("login.html", request, problem=problem, name=name, user=None, status=403)
+            self._attempts.succeeded(*whose)
         answer = RedirectResponse(_place(request.query_params.get("next", "")), 303)
         answer.set_cookie(COOKIE, self._sessions.open(user), max_age=int(SESSION_S), **self._cookie_flags())
         return answer
