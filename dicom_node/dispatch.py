@@ -162,7 +162,7 @@ class Dispatch:
             case "ready":
                 told = {name: message[name] for name in ("model", "backend", "precision", "why")}
                 log.info("worker_ready", **told, pid=self._supervisor.pid)
-                nameplate.write(self._results.parent, told | {"classes": message.get("classes", [])})
+                nameplate.write(self._results.parent, told)
                 self._worker = message["worker"]
                 self._start_over()
             case "died":

@@ -57,7 +57,7 @@ def write(
     """
     pictures = Pictures(palette)
     stacked = pictures.entries(paths)
-    masks = pictures.masks(folder / "seg.dcm", {})
+    masks = pictures.masks(folder / "seg.dcm")
     html, montage = folder / "report.html", folder / "montage.png"
     html.write_text(
         _page(pictures, stacked, masks, report, slices.patient(paths), series_uid, palette, hide_names=hide_names),

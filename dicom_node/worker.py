@@ -92,7 +92,6 @@ def _open(opening: dict[str, Any], answers: IO[str]) -> Analyser:
         "precision": session.identity.precision,
         "why": session.why,
         "self_test": disagreement,
-        "classes": bundle.classes,
     }
     _say(answers, {"is": "ready", **ready})
     _rehearse(bundle, session, form)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from dicom_node import nameplate, picture, status
+from dicom_node import picture, status
 from dicom_node.journal import SeriesState
 from dicom_node.outbox import DELIVERED, Outbox
 from dicom_node.page import arrivals, slices
@@ -127,20 +127,13 @@ def masks(config: Config, row: Row, pictures: Pictures) -> Masks:
     """What was found in a series: of an open revision what is known early, else the newest result."""
     folder = config.node.folder / "results" / row.study / row.series
     if row.told.is_open:
-        early = pictures.masks(folder / f"revision-{row.told.revision}" / "early.npz", _classes(config, row))
+        early = pictures.masks(folder / f"revision-{row.told.revision}" / "early.npz")
         if early is not NO_MASKS:
             return early
     shown = row.result or row.told
     if shown.state != SeriesState.ANALYSED:
         return NO_MASKS
-    return pictures.masks(folder / f"revision-{shown.revision}" / "seg.dcm", {})
-
-
-def _classes(config: Config, row: Row) -> dict[int, str]:
-    """Labels of the classes that the alert names, the largest first."""
-    names = nameplate.read(config.node.folder).get("classes", [])
-    found = [each["name"] for each in row.alert.evidence.get("findings", ())] if row.alert else []
-    return {names.index(name): name for name in found if name in names}
+    return pictures.masks(folder / f"revision-{shown.revision}" / "seg.dcm")
 
 
 def _events(row: Row, records: Sequence[SeriesRecord], items: Sequence[OutboxItem]) -> Iterator[Event]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dicom_node import spool
+from dicom_node import results, spool
 from dicom_node.journal import ResultFile, SeriesState
 from dicom_node.outbox import Outbox
 from dicom_node.page import board
@@ -21,6 +21,7 @@ from dicom_node.page.guard import HEADERS
 from dicom_node.page.palette import Palette
 from dicom_node.page.slices import Pictures
 from dicom_node.results import Form
+from runtime.types import SliceLabels
 from tests.dicom_node import ct
 from tests.dicom_node.page.conftest import Folder, browse
 
@@ -106,14 +107,13 @@ def test_a_series_that_arrives_shows_its_count_and_what_was_seen_early(folder: F
     placed = folder.place(1, classes=(1, 2))
     report = folder.report(placed, "critical", provisional=True)
     folder.alert(placed, report, final=False)
+    seen = np.zeros(8, np.int64), np.zeros(8, np.float32)
+    labels = {
+        str(header.SOPInstanceUID): SliceLabels(mask, *seen)
+        for header, mask in zip(placed.headers, placed.labels, strict=True)
+    }
     early = folder.path / "results" / placed.study_uid / placed.series_uid / "revision-1"
-    early.mkdir(parents=True)
-    labels = {str(h.SOPInstanceUID): m for h, m in zip(placed.headers, placed.labels, strict=True) if m.any()}
-    np.savez(early / "early.npz", **labels)
-    (folder.path / "node.json").write_text(
-        '{"worker": "ready", "model": "m", "backend": "b", "precision": "fp32",'
-        ' "why": "w", "since": 1, "classes": ["background", "intracerebral", "subdural"]}'
-    )
+    results.write_early(ct.report(placed.headers, placed.labels), labels, early)
     page = browse(folder)
     text = page.get("/").text
     assert '<b class="count">12</b> slices arriving' in text
@@ -323,7 +323,7 @@ def test_masks_are_those_of_the_segmentation(folder: Folder, classes, kind):
     placed = folder.place(1, classes=classes)
     folder.analyse(placed, form=Form(segmentation=kind))
     pictures = Pictures(Palette())
-    masks = pictures.masks(folder.path / "results/1.2.1/1.2.1.1/revision-1/seg.dcm", {})
+    masks = pictures.masks(folder.path / "results/1.2.1/1.2.1.1/revision-1/seg.dcm")
     names = {label: name for label, name in enumerate(ct.NAMES) if label in classes}
     for header, labels in zip(placed.headers, placed.labels, strict=True):
         shown = masks.labels.get(str(header.SOPInstanceUID), np.zeros_like(labels))
