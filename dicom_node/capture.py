@@ -16,6 +16,7 @@ from pydicom.valuerep import DA, TM
 
 from dicom_node import codes
 from dicom_node.source import frame_number, instances, plane, reference, slice_key
+from runtime import millilitres
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -274,7 +275,7 @@ def draw_panel(
         code = codes.look_up(finding.name, report.model, own)
         box = (left, y + 4, left + 18, y + 22)
         draw.rectangle(box, fill=code.colour if finding.name in shown else None, outline=code.colour, width=3)
-        volume = _millilitres(finding.volume_ml)
+        volume = millilitres.said(finding.volume_ml)
         title = code.title.removesuffix(" haemorrhage")
         room = right - left - 30 - round(normal.getlength(volume)) - 8
         draw.text((left + 30, y), _clip(title, normal, room), WHITE, normal)
@@ -289,7 +290,10 @@ def draw_panel(
         more = f"and {len(report.findings) - MAX_FINDINGS} more, see the report"
         y = write(draw, (left, y), more, small, DIM, lines=1)
 
-    notes = [*report.missing, *(f"Below threshold: {name} {_millilitres(ml)}" for name, ml in report.below_threshold)]
+    notes = [
+        *report.missing,
+        *(f"Below threshold: {name} {millilitres.said(ml)}" for name, ml in report.below_threshold),
+    ]
     if notes:
         y = _rule(draw, y + 4)
     for index, note in enumerate(notes):
@@ -350,10 +354,6 @@ def _clip(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     while text and font.getlength(f"{text}...") > width:
         text = text[:-1]
     return f"{text}..."
-
-
-def _millilitres(volume_ml: float) -> str:
-    return f"{volume_ml:.1f} ml" if volume_ml >= 1 else f"{volume_ml:.2f} ml"
 
 
 def named(source: Dataset) -> str:

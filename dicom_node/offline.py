@@ -18,6 +18,7 @@ from dicom_node.gate import NotAnalysed
 from dicom_node.page import slices, study, views
 from dicom_node.page.app import STATIC
 from dicom_node.page.slices import Pictures
+from runtime import millilitres
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -86,7 +87,7 @@ def _page(
         if not isinstance(hu := pictures.hu(entry), NotAnalysed)
         for told in [_slice(entry, hu, masks)]
     ]
-    listed = study.Study(dict(report), (), (), tuple(chosen), masks)
+    listed = study.Study(dict(report), None, (), (), tuple(chosen), masks)
     left, right = slices.sides(chosen)
     stack = {
         "key": min(listed.key_slice, max(0, len(shown) - 1)),
@@ -159,7 +160,7 @@ def _montage(
     draw.text((MARGIN, (HEADER - 8) / 2), level.upper(), capture.WHITE, large, anchor="lm")
     x = wide + 2 * MARGIN
     for each in report["findings"]:
-        said = f"{palette.title(each['name'])} {views.millilitres(each['volume_ml'])}"
+        said = f"{palette.title(each['name'])} {millilitres.said(each['volume_ml'])}"
         draw.rectangle((x, 12, x + 14, 26), fill=palette.colour(each["name"]))
         draw.text((x + 22, 19), said, capture.WHITE, normal, anchor="lm")
         x += 22 + int(normal.getlength(said)) + 2 * MARGIN

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import time
 import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -199,6 +200,19 @@ def whose(header: Dataset) -> dict[str, str]:
     """`dicom_node.source.patient`, quoted to no log."""
     with _quoting_nobody():
         return source.patient(header)
+
+
+def to_json(report: Report, received: int, form: Form = USUAL, **at: float) -> str:
+    """A report as JSON, with when it was composed, what else is told (seconds since the epoch), and how many came.
+
+    What each finding is called in the results stands with it: whoever tells of it later says the same.
+    """
+    told = {"composed": time.time(), **at, "received": received, **dataclasses.asdict(report)}
+    for finding in told["findings"]:
+        written = codes.look_up(finding["name"], report.model, form.codes)
+        code = written.finding
+        finding |= {"title": written.title, "code": [code.value, code.scheme_designator, code.meaning]}
+    return json.dumps(told, indent=2) + "\n"
 
 
 def write(results: ResultSet, folder: Path, report_json: str | None = None) -> dict[str, Path]:

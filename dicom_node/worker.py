@@ -37,7 +37,7 @@ from typing import IO, TYPE_CHECKING, Any
 import structlog
 
 from dicom_node import results
-from dicom_node.analysis import Analyser, Outcome, to_json
+from dicom_node.analysis import Analyser, Outcome
 from dicom_node.gate import NotAnalysed
 from dicom_node.log import configure
 from dicom_node.rehearsal import rehearse
@@ -153,7 +153,7 @@ def _serve(analyser: Analyser, requests: queue.SimpleQueue[dict[str, Any] | None
                 _say(answers, {"is": "no room", "series": name, "reason": str(error)})
                 continue
             del open_series[name]
-            _say(answers, {"is": "result", "series": name, **_outcome(outcome, request["closed"])})
+            _say(answers, {"is": "result", "series": name, **_outcome(outcome, analyser.form, request["closed"])})
             continue
         paths = [Path(request["path"])]
         while len(paths) < analyser.max_batch and waiting and waiting[0] and _is_slice(waiting[0], name):
@@ -184,7 +184,7 @@ def _tell_early(analyser: Analyser, name: str, series: Series, folder: Path, ans
         results.write_early(report, series.labels, folder)
     except (OSError, ValueError) as error:  # a full disk, a UID that can't be a name: the alert matters more
         log.warning("early_labels_not_kept", series=name, reason=type(error).__name__)
-    told = {"report": to_json(report, series.received), "patient": analyser.whose(series)}
+    told = {"report": results.to_json(report, series.received, analyser.form), "patient": analyser.whose(series)}
     _say(answers, {"is": "early", "series": name, **told, "key": report.findings[0].key_slice})
 
 
@@ -234,12 +234,13 @@ def _seen(seen: Seen, series: Series) -> dict[str, Any]:
     }
 
 
-def _outcome(outcome: Outcome, closed: float) -> dict[str, Any]:
+def _outcome(outcome: Outcome, form: Form, closed: float) -> dict[str, Any]:
+    report = results.to_json(outcome.report, outcome.received, form, closed=closed) if outcome.report else None
     return {
         "state": outcome.state,
         "reason": outcome.reason,
         "code": outcome.code,
-        "report": to_json(outcome.report, outcome.received, closed=closed) if outcome.report else None,
+        "report": report,
         "patient": dict(outcome.patient),
         "files": [{**dataclasses.asdict(file), "path": str(file.path)} for file in outcome.files],
     }

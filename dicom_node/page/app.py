@@ -207,7 +207,7 @@ class Application:
             raise HTTPException(404)
         if not by:
             return RedirectResponse(f"{back}?unnamed", 303)
-        await run_in_threadpool(self._write_acknowledgement, request.path_params["id"], by)
+        await run_in_threadpool(self._write_acknowledgement, request.path_params["id"], by, form.get("level"))
         answer = RedirectResponse(back, 303)
         if user is None:
             answer.set_cookie(NAME_COOKIE, quote(by), max_age=YEAR_S, **self._cookie_flags())
@@ -219,9 +219,9 @@ class Application:
                 return _address(row)
         return None
 
-    def _write_acknowledgement(self, alert_id: int, by: str) -> None:
+    def _write_acknowledgement(self, alert_id: int, by: str, seen: str | None) -> None:
         with closing(status.open_journal(self._config, read_only=False)) as journal:
-            if Ledger(journal).acknowledge(alert_id, by):
+            if Ledger(journal).acknowledge(alert_id, by, seen):
                 log.info("acknowledged_on_page", alert=alert_id)
         self._lookout.expire()
 
@@ -229,20 +229,21 @@ class Application:
         if self._users is None or self._sessions is None:
             return RedirectResponse("/", 303)
         if request.method == "GET":
-            return self._views.page("login.html", request, problem="", user=None)
+            return self._views.page("login.html", request, problem="", name="", user=None)
         form = await form_of(request)
         name, address = form.get("name", ""), request.client.host if request.client else ""
         whose = (f"name {name}", f"address {address}")
         if wait_s := self._attempts.wait_s(*whose):
             problem = f"Too many wrong passwords: try again in {wait_s:.0f} s."
-            return self._views.page("login.html", request, problem=problem, user=None, status=429)
+            return self._views.page("login.html", request, problem=problem, name=name, user=None, status=429)
         user = await run_in_threadpool(self._users.check, name, form.get("password", ""))
         if user is None:
             self._attempts.failed(*whose)
             log.warning("login_failed", address=address)
-            return self._views.page("login.html", request, problem="That is not right.", user=None, status=403)
+            problem = "Name or password is wrong."
+            return self._views.page("login.html", request, problem=problem, name=name, user=None, status=403)
         self._attempts.succeeded(*whose)
-        answer = RedirectResponse("/", 303)
+        answer = RedirectResponse(_place(request.query_params.get("next", "")), 303)
         answer.set_cookie(COOKIE, self._sessions.open(user), max_age=int(SESSION_S), **self._cookie_flags())
         return answer
 
@@ -252,7 +253,8 @@ class Application:
         return answer
 
     def _cookie_flags(self) -> dict[str, Any]:
-        return {"httponly": True, "samesite": "strict", "secure": self._config.page.tls, "path": "/"}
+        # lax: a link in a mail that is read in the browser leads here, too. What changes something wants more: `Guard`
+        return {"httponly": True, "samesite": "lax", "secure": self._config.page.tls, "path": "/"}
 
     def _not_there(self, request: Request, error: Exception) -> Response:
         code = error.status_code if isinstance(error, HTTPException) else 500
@@ -280,6 +282,12 @@ def _digest(content: str) -> str:
 def _png(content: bytes) -> Response:
     # nobody's name is in it; a browser that kept none would ask for each slice again at every turn of the wheel
     return Response(content, media_type="image/png", headers={"Cache-Control": "private, max-age=600"})
+
+
+def _place(wanted: str) -> str:
+    """Where to go after a login: what was asked for before it, if that is a page of ours."""
+    is_ours = wanted.startswith("/") and not wanted.startswith(("//", "/\\"))
+    return quote(wanted) if is_ours else "/"
 
 
 def _address(row: Row) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
@@ -77,15 +77,15 @@ class Guard:
         if self._sessions is not None:
             scope["user"] = self._sessions.whose(_cookie(headers, COOKIE))
             if not scope["user"] and not scope["path"].startswith(OPEN):
-                return _sent_to_login(scope["method"], headers)
+                return _sent_to_login(scope["method"], scope["path"], headers)
         return None
 
 
-def _sent_to_login(method: str, headers: Headers) -> Response:
+def _sent_to_login(method: str, path: str, headers: Headers) -> Response:
     if "hx-request" in headers:  # a fragment: the whole page has to go there
         return Response(status_code=401, headers={"HX-Redirect": "/login"})
     if method == "GET" and headers.get("sec-fetch-dest", "document") == "document":
-        return RedirectResponse("/login", 303)
+        return RedirectResponse("/login" if path == "/" else f"/login?next={quote(path)}", 303)
     return PlainTextResponse("log in first\n", 401)
 
 

@@ -119,7 +119,8 @@ class Sessions:
 
     def open(self, user: User) -> str:
         """A cookie's value."""
-        name = base64.urlsafe_b64encode(user.name.encode()).decode()
+        # without padding: a cookie with "=" in it is put in quotes, which browsers send back as part of it
+        name = base64.urlsafe_b64encode(user.name.encode()).decode().rstrip("=")
         said = f"{name}.{int(time.time() + SESSION_S)}"
         return f"{said}.{self._sign(said, user)}"
 
@@ -128,7 +129,7 @@ class Sessions:
         said, _, signature = cookie.rpartition(".")
         name, _, until = said.partition(".")
         try:
-            user = self._users.find(base64.urlsafe_b64decode(name).decode())
+            user = self._users.find(base64.urlsafe_b64decode(name + "=" * (-len(name) % 4)).decode())
             expires = int(until)
         except (ValueError, binascii.Error):
             return None

@@ -60,7 +60,8 @@ class Study:
 
     Attributes
     ----------
-    report : of the newest result, as ``report.json`` has it; None without one
+    report : of the newest result that has one, as ``report.json`` has it; None without one
+    outdated : its revision, where there is a newer one that has none, or not yet
     revisions : every result of it, the newest first
     events : in the order of time
     stacked : its slices, from foot to head
@@ -69,6 +70,7 @@ class Study:
     """
 
     report: dict[str, Any] | None
+    outdated: int | None
     revisions: tuple[status.Series, ...]
     events: tuple[Event, ...]
     stacked: tuple[Entry, ...]
@@ -99,12 +101,13 @@ def read(config: Config, row: Row, pictures: Pictures) -> Study:
         records = [one for one in journal.series() if (one.study_uid, one.series_uid) == uids]
         items = [one for one in Outbox(journal).items() if (one.study_uid, one.series_uid) == uids]
     records.sort(key=lambda one: -one.revision)
-    report = next((json.loads(one.report_json) for one in records if one.report_json), None)
+    reported = next((one for one in records if one.report_json), None)
     if row.told.is_open and row.alert and row.alert.state == "provisional":
-        report = None  # what is known of it now is in the alert
+        reported = None  # what is known of it now is in the alert
     events = sorted(_events(row, records, items), key=lambda event: event.at)
     return Study(
-        report=report,
+        report=json.loads(reported.report_json) if reported else None,
+        outdated=reported.revision if reported and reported.revision < row.told.revision else None,
         revisions=tuple(map(status.recorded, records)),
         events=tuple(
             Event(event.at, event.what, event.at - before.at if before else None, event.is_wrong)

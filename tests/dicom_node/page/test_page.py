@@ -332,6 +332,19 @@ def test_masks_are_those_of_the_segmentation(folder: Folder, classes, kind):
             assert np.array_equal(shown == segment, labels == label), (header.SOPInstanceUID, name)
 
 
+def test_a_form_that_showed_urgent_does_not_acknowledge_critical(folder: Folder):
+    placed = folder.place(1)
+    folder.alert(placed, folder.report(placed, "urgent"), final=False)
+    page = browse(folder)
+    assert '<input type="hidden" name="level" value="urgent">' in page.get(placed.address).text
+    folder.alert(placed, folder.report(placed, "critical"), final=False)
+    sent = page.post("/alerts/1/acknowledge", data={"by": "A", "level": "urgent"})
+    assert (sent.status_code, sent.headers["location"]) == (303, placed.address)
+    assert folder.ledger.alerts()[0].is_open
+    page.post("/alerts/1/acknowledge", data={"by": "A", "level": "critical"})
+    assert not folder.ledger.alerts()[0].is_open
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
@@ -404,6 +417,19 @@ def test_what_is_unsafe_is_said_as_long_as_it_is(folder: Folder):
     assert "Anyone on the network may see this page" in text
     assert "unencrypted" in text
     assert "hazard" not in browse(folder).get("/").text.partition("<noscript>")[0]
+
+
+def test_findings_of_an_older_revision_say_so(folder: Folder):
+    placed = folder.place(1)
+    folder.analyse(placed, "critical")
+    said = "Findings of revision 1: revision 2"
+    assert said not in browse(folder).get(placed.address).text
+    extra = placed.paths[0].with_name("1.2.1.1.99.dcm")
+    extra.write_bytes(placed.paths[0].read_bytes())
+    assert f"{said} has no result yet." in browse(folder).get(placed.address).text
+    placed.paths.append(extra)
+    folder.record(placed, SeriesState.FAILED, "a bug", revision=2)
+    assert f"{said} has none." in browse(folder).get(placed.address).text
 
 
 def test_revisions_and_stages_stand_in_order(folder: Folder):
