@@ -168,9 +168,10 @@ def _montage(
     state = "PROVISIONAL: " if report["provisional"] else ""
     draw.text((wide + 2 * MARGIN, 42), f"{state}{'; '.join(told)}"[:170], capture.DIM, small, anchor="lm")
     model = f"{report['model']['name']} {report['model']['version']}"
+    window = f"W {capture.BRAIN.width_hu} L {capture.BRAIN.level_hu}"
     draw.text(
         (MARGIN, canvas.height - FOOTER / 2),
-        f"Research use only, not a medical device. {report['slices']} slices, W 80 L 40, {model}",
+        f"Research use only, not a medical device. {report['slices']} slices, {window}, {model}",
         capture.WHITE,
         small,
         anchor="lm",

@@ -19,7 +19,6 @@ import numpy as np
 import structlog
 from pydicom import dcmwrite
 from pydicom.config import disable_value_validation
-from pydicom.sr.coding import Code
 
 from dicom_node import capture, codes, montage, notice, seg, source, sr
 from dicom_node.uids import Issue
@@ -74,13 +73,7 @@ class Form:
 
         """
         codes.check_names((row["name"] for row in rows), classes)
-        own = {
-            row["name"]: codes.OwnCode(
-                Code(*row["finding"]), Code(*row["site"]), row["title"], row["colour"] and tuple(row["colour"])
-            )
-            for row in rows
-        }
-        return cls(results["segmentation"], results["pdf"], own)
+        return cls(results["segmentation"], results["pdf"], codes.own(rows))
 
 
 USUAL = Form()

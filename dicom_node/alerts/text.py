@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from runtime.millilitres import said
 from runtime.types import OperatingPoint, in_words
@@ -86,4 +87,5 @@ def clock(seconds: float) -> str:
 
 def link(template: str, alert: Alert) -> str:
     """An address from its template: ``{alert}``, ``{study_uid}`` and ``{series_uid}`` are filled in."""
-    return template.format(alert=alert.id, study_uid=alert.study_uid, series_uid=alert.series_uid)
+    uids = {name: quote(getattr(alert, name), safe="") for name in ("study_uid", "series_uid")}
+    return template.format(alert=alert.id, **uids)
