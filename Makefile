@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 TEST_VENV := .venv-test
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint bench clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/scanside demo
@@ -17,6 +17,20 @@ test-slow: $(TEST_VENV)/installed
 lint: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/ruff check .
 	$(TEST_VENV)/bin/ruff format --check .
+
+# all of docs/performance.md anew, in half an hour; leave the machine alone meanwhile
+BENCH = $(TEST_VENV)/bin/scanside bench
+RECORDS := benchmarks/results
+bench: $(TEST_VENV)/installed
+	$(BENCH) end-to-end --out $(RECORDS)/end-to-end.json
+	$(BENCH) end-to-end --rate 0 --out $(RECORDS)/end-to-end-flat-out.json
+	$(BENCH) end-to-end --slices 40 --orthanc --out $(RECORDS)/end-to-end-orthanc.json
+	$(BENCH) peers --out $(RECORDS)/peers.json
+	$(BENCH) latency --out $(RECORDS)/latency.json
+	$(BENCH) throughput --out $(RECORDS)/throughput.json
+	$(BENCH) ingest --out $(RECORDS)/ingest.json
+	$(BENCH) growth --out $(RECORDS)/growth.json
+	$(TEST_VENV)/bin/python -m benchmarks.page
 
 # what the node needs: no torch
 $(VENV)/installed: pyproject.toml

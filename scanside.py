@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
+from typer.core import TyperGroup
 
 from dicom_node.commands import ConfigFile, Days, Json, alerts, end, err, out, outbox
 from runtime.errors import ScansideError
@@ -23,11 +24,33 @@ from runtime.errors import ScansideError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import click
+
+
+class _Bench(TyperGroup):
+    """The commands of `benchmarks`, of which nothing is loaded before one is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return self._commands().list_commands(ctx)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return self._commands().get_command(ctx, cmd_name)
+
+    @staticmethod
+    def _commands() -> click.Group:
+        from benchmarks.commands import app as commands
+
+        return typer.main.get_group(commands)
+
+
 app = typer.Typer(
     help=__doc__.rpartition("\n\n")[0], no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False
 )
 app.add_typer(outbox, name="outbox")
 app.add_typer(alerts, name="alerts")
+app.add_typer(
+    typer.Typer(cls=_Bench, no_args_is_help=True), name="bench", help="How fast, against the limit and against peers."
+)
 bundles = typer.Typer(help="A model bundle: what it is, who vouches for it.", no_args_is_help=True)
 app.add_typer(bundles, name="bundle")
 

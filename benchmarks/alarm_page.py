@@ -31,16 +31,21 @@ In brackets: 95 % (Wilson). Bleeds are counted by class and head, as found where
 second set's ordinary heads (1.7 ml of subarachnoid blood, drawn in one slice), which "chosen" keeps: so for these the
 figures flatter it a little.
 
-Of these heads, {raised} without blood raise an alarm while they arrive, {withdrawn} of which the report
-withdraws.
+Of these heads, {raised} without blood raise an alarm while they arrive, {withdrawn} of which the report withdraws. No
+damper helps against metal: by what makes the hard heads hard, alarms of heads without blood are
+
+| metal | motion, no metal | calcifications and old cavities alone |
+|---:|---:|---:|
+| {metal[0]} of {metal[1]} | {motion[0]} of {motion[1]} | {neither[0]} of {neither[1]} |
+
+A clip's streaks are drawn as several millilitres of several classes in slices beside each other. A minimum volume that
+takes them for what they are loses as much true blood.
 
 What each damper does by itself, on the heads it was chosen on:
 
 {alone}
 A minimum probability does nothing up to 0.99: the highest probability of what the network finds is 1.00 nearly always,
-wrong or right. What is left are mostly metal streaks, drawn as several millilitres of several classes in slices beside
-each other: no damper of these three kinds takes them for what they are, and a minimum volume that would loses as much
-true blood.
+wrong or right.
 
 ![alarms and lost bleeds over operating points](sweep.png)
 
@@ -83,6 +88,9 @@ def page(found: dict[str, Any]) -> str:
         dampers=_dampers(told),
         raised=sum(one["highest_early"] is not None for one in clean),
         withdrawn=sum(one["highest_early"] is not None and one["final"] is None for one in clean),
+        metal=found["trouble"]["metal"],
+        motion=found["trouble"]["motion, no metal"],
+        neither=found["trouble"]["neither"],
         alone=_alone(found["sweep"]),
         bleeding=len(heads),
         alerted=sum(one["final"] is not None for one in heads),

@@ -30,9 +30,10 @@ from dicom_node.config import Config
 from runtime import geometry
 from runtime.bundle import open_bundle
 from runtime.triage import Rule, level_of
-from runtime.types import OperatingPoint
+from runtime.types import OperatingPoint, in_words
 from runtime.volume import in_a_row
 from training.lesions import CLASSES
+from training.trouble import draw_trouble
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -153,6 +154,20 @@ def choose(rows: Sequence[dict], before: dict) -> dict:
     return max(filter(harmless, rows), key=worth)
 
 
+def by_trouble(series: Sequence[Series], points: Points, rules: Sequence[Rule]) -> dict[str, tuple[int, int]]:
+    """Of hard heads without blood: how many raise an alarm, of how many, by what makes them hard."""
+    counts = dict.fromkeys(("metal", "motion, no metal", "neither"), (0, 0))
+    for one in series:
+        job = one.head.job
+        if job.bleeds or not job.is_hard:
+            continue
+        trouble = draw_trouble(np.random.default_rng(job.seed))  # as `training.phantom.make` does
+        kind = "metal" if trouble.metal else "motion, no metal" if trouble.motion_mm else "neither"
+        alarms, heads = counts[kind]
+        counts[kind] = (alarms + (level_of(one.found(points), rules) is not None), heads + 1)
+    return counts
+
+
 def relax(point: OperatingPoint, series: Sequence[Series], rules: Sequence[Rule]) -> Points:
     """The same point for every class but those in which it takes away no alarm: they keep what they had."""
 
@@ -164,14 +179,6 @@ def relax(point: OperatingPoint, series: Sequence[Series], rules: Sequence[Rule]
         less = {**points, name: BEFORE}
         points = less if quiet(less) >= quiet(points) else points
     return points
-
-
-def in_words(points: Points) -> str:
-    """Operating points, those together that are the same."""
-    alike: dict[str, list[str]] = {}
-    for name, point in points.items():
-        alike.setdefault(str(point), []).append(name)
-    return "; ".join(f"{', '.join(names)} {words}" for words, names in alike.items())
 
 
 def main() -> None:
@@ -211,6 +218,7 @@ def main() -> None:
         "shipped": {name: asdict(point) for name, point in bundle.operating_point.items()},
         "chosen_on": {name: by_kind(sets["chosen on"], these, rules) for name, these in points.items()},
         "told_of": {name: by_kind(sets["told of"], these, rules) for name, these in points.items()},
+        "trouble": by_trouble(sets["told of"], points["chosen"], rules),
         "in_slices": timed,
         "on_the_clock": clock,
     }

@@ -92,7 +92,7 @@ def constants(path: Path) -> bytes:
     return load(path).SerializeToString()
 
 
-def compute_ms(session: TrtSession, batch: int, rounds: int) -> dict[str, float]:
+def compute_times(session: TrtSession, batch: int, rounds: int) -> list[float]:
     """Milliseconds between two events of the GPU around an engine's run: the floor of any latency."""
     cuda = session._device._cuda  # type: ignore[attr-defined]  # noqa: SLF001  # what it does beside this is what is asked
     runner = session._runners[batch, *SLICE]  # noqa: SLF001
@@ -108,7 +108,7 @@ def compute_ms(session: TrtSession, batch: int, rounds: int) -> dict[str, float]
             took.append(cuda.cudaEventElapsedTime(begin, end)[1])
     for event in (begin, end):
         cuda.cudaEventDestroy(event)
-    return percentiles(took)
+    return took
 
 
 def times(bundle: Bundle, precision: str, folder: Path, way: str) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def times(bundle: Bundle, precision: str, folder: Path, way: str) -> dict[str, A
     for batch in BATCHES:
         figures = {"wall_ms": wall_ms(lambda batch=batch: session.infer(hu[:batch]), ROUNDS)}
         if isinstance(device, CudaBindings):
-            figures["compute_ms"] = compute_ms(session, batch, ROUNDS)
+            figures["compute_ms"] = percentiles(compute_times(session, batch, ROUNDS))
         told[f"batch {batch}"] = figures
     whole = wall_ms(lambda: session.infer(hu), max(1, ROUNDS // 5))
     told["slices_per_s"] = round(len(hu) * bundle.view.answered / (whole["p50"] / 1e3))

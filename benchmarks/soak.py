@@ -26,12 +26,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.study import machine
-from dicom_node import phantom
+from benchmarks import cases
+from benchmarks.record import machine
 from dicom_node.pacs import Pacs
 from dicom_node.scanner import push
-from training.lesions import Lesion
-from training.phantom import Scan, make
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -113,28 +111,12 @@ def files(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
-def renamed(images: Sequence[bytes], uids: Sequence[bytes], number: int, folder: Path) -> list[Path]:
-    """The images with the last six figures of each UID replaced."""
-    paths = []
-    for index, image in enumerate(images):
-        changed = image
-        for uid in uids:
-            changed = changed.replace(uid, uid[:-6] + b"%06d" % number)
-        paths.append(folder / f"{index:04d}.dcm")
-        paths[-1].write_bytes(changed)
-    return paths
-
-
 def soak(studies: int, slices: int, side: int, out: Path) -> list[Sample]:
     """Push studies one after the other, until there were enough of them or SIGTERM came."""
-    scan = Scan(slices=slices, matrix=side)
-    head = make((Lesion("intracerebral", 30), Lesion("subdural", 14)), scan, seed=21)
     samples: list[Sample] = []
     with tempfile.TemporaryDirectory() as name, (out / "samples.jsonl").open("w") as told:
         folder = Path(name)
-        paths = phantom.write(head.slices, folder / "phantom")
-        images = [path.read_bytes() for path in paths]
-        uids = sorted({uid for image in images for uid in _uids(image)})
+        head = cases.head(slices, folder / "phantom", matrix=side)
         archive = Pacs(folder / "pacs")
         archive.start()
         try:
@@ -143,7 +125,7 @@ def soak(studies: int, slices: int, side: int, out: Path) -> list[Sample]:
                 for number in range(1, studies + 1):
                     began = time.perf_counter()
                     sent = push(
-                        renamed(images, uids, number, folder / "phantom"), ("127.0.0.1", port),
+                        head.write(folder / "phantom", number), ("127.0.0.1", port),
                         calling_ae="SCANNER", called_ae="SCANSIDE",
                     )  # fmt: skip
                     if sent.failed:
@@ -158,16 +140,6 @@ def soak(studies: int, slices: int, side: int, out: Path) -> list[Sample]:
         finally:
             archive.stop()
     return samples
-
-
-def _uids(image: bytes) -> Iterator[bytes]:
-    """UIDs that phantoms derive from their content, and no others."""
-    from pydicom import dcmread  # noqa: PLC0415
-    from pydicom.filebase import DicomBytesIO  # noqa: PLC0415
-
-    header = dcmread(DicomBytesIO(image), stop_before_pixels=True)
-    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID"):
-        yield str(header[keyword].value).encode()
 
 
 def _first(archive: Pacs) -> int:

@@ -6,9 +6,6 @@ network.
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import time
 import traceback
 from collections import Counter
 from dataclasses import dataclass, field
@@ -117,7 +114,7 @@ class Analyser:
         form: results.Form,
     ) -> None:
         """Go by other rules and limits, from the next slice and the next series that closes on."""
-        self._form = form
+        self.form = form
         self._rules, self._max_lossy_ratio, self._bone_kernels = tuple(rules), max_lossy_ratio, tuple(bone_kernels)
         self._min_slices, self._min_coverage_mm = min_slices, min_coverage_mm
 
@@ -172,8 +169,7 @@ class Analyser:
                 raise
             except InferenceError as error:  # closing tries again, and what fails then is the series' fate
                 log.error("inference_failed", reason=str(error))  # noqa: TRY400
-        for key in list(series.recent)[: -2 * self.max_batch - view.shown]:
-            del series.recent[key]
+        series.forget(2 * self.max_batch + view.shown)
 
     def _views(self, keys: Sequence[str]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
         """Views of a stack: the slices that each shows, and those that it answers."""
@@ -342,9 +338,9 @@ class Analyser:
             revision=revision,
             started=series.started,
             predecessor=dcmread(predecessor, stop_before_pixels=True) if predecessor else None,
-            form=self._form,
+            form=self.form,
         )
-        paths = results.write(objects, folder, to_json(report, series.received))
+        paths = results.write(objects, folder, results.to_json(report, series.received, self.form))
         files = _result_files(objects, paths)
         return Outcome(SeriesState.ANALYSED, None, report, files, received=series.received, patient=self.whose(series))
 
@@ -371,12 +367,6 @@ class Analyser:
     def _pictured(series: Series, stack: SliceStack, report: Report) -> dict[str, NDArray[np.int16]]:
         """HU of the slices worth a picture."""
         return {key: series.hu(key) for key in montage.pictured(report, stack.keys)}
-
-
-def to_json(report: Report, received: int, **at: float) -> str:
-    """A report as JSON, with when it was composed, what else is told (seconds since the epoch), and how many came."""
-    told = {"composed": time.time(), **at, "received": received, **dataclasses.asdict(report)}
-    return json.dumps(told, indent=2) + "\n"
 
 
 def _refusals(refused: Sequence[NotAnalysed]) -> tuple[list[str], list[str]]:

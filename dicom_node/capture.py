@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from highdicom.sc import SCImage
 from highdicom.sr import CodedConcept
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 from pydicom.uid import ExplicitVRLittleEndian
 from pydicom.valuerep import DA, TM
 
 from dicom_node import codes
+from dicom_node.picture import WINDOWS, contour, grey
 from dicom_node.source import frame_number, instances, plane, reference, slice_key
+from runtime import millilitres
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 MAX_IMAGES = 8
 A_REVISION = MAX_IMAGES + 1  # instance numbers: an overview, then the key slices
 MAX_FINDINGS = 6  # that the panel has room for
-WINDOW_LEVEL_HU, WINDOW_WIDTH_HU = 40, 80  # brain
+BRAIN = WINDOWS["brain"]
 SIDE = 768  # pixels of the square that holds the slice: 512 x 1.5, so that text is legible beside it
 PANEL = 384  # pixels of the panel to the right of it; both in a viewport of 512: text has 8 pixels there
 MARGIN = 20
@@ -188,9 +190,7 @@ def draw_slice(
     rows_mm, columns_mm = plane.spacing_mm if plane else (1.0, 1.0)
     height, width = hu.shape[0] * rows_mm, hu.shape[1] * columns_mm
     size = round(side * width / max(height, width)), round(side * height / max(height, width))
-    lowest = WINDOW_LEVEL_HU - WINDOW_WIDTH_HU / 2
-    grey = np.clip((hu.astype(np.float32) - lowest) * (255 / WINDOW_WIDTH_HU), 0, 255).astype(np.uint8)
-    picture = Image.fromarray(grey).resize(size, Image.Resampling.BICUBIC).convert("RGB")
+    picture = Image.fromarray(grey(hu, BRAIN)).resize(size, Image.Resampling.BICUBIC).convert("RGB")
     for finding in reversed(report.findings):  # the largest last, on top
         mask = labels == finding.label
         if mask.any():
@@ -198,28 +198,6 @@ def draw_slice(
     square = Image.new("RGB", (side, side))
     square.paste(picture, ((side - size[0]) // 2, (side - size[1]) // 2))
     return square
-
-
-def contour(mask: NDArray[np.bool_], size: tuple[int, int]) -> Image.Image:
-    """Line of about two pixels just outside a mask, so that what is inside stays visible, however small.
-
-    Drawn at twice the size around the mask only, then halved: the edges are smooth and the cost is the lesion's.
-    """
-    twice = Image.fromarray(mask.astype(np.uint8) * 255).resize((2 * size[0], 2 * size[1]), Image.Resampling.BOX)
-    left, top, right, bottom = (edge // 2 for edge in twice.getbbox())
-    box = (left - 8, top - 8, right + 9, bottom + 9)
-    around = twice.crop(tuple(2 * edge for edge in box)).point([0] + [255] * 255)
-    inside = _grown(around.filter(ImageFilter.MaxFilter(3)), blur=2, threshold=64)  # a lone pixel survives this
-    outside = _grown(inside, blur=3, threshold=14)
-    line = ImageChops.subtract(outside, inside).resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.BOX)
-    contour = Image.new("L", size)
-    contour.paste(line, box[:2])
-    return contour
-
-
-def _grown(mask: Image.Image, *, blur: float, threshold: int) -> Image.Image:
-    """A mask of 0 and 255 with round corners, wider the lower the threshold."""
-    return mask.filter(ImageFilter.GaussianBlur(blur)).point([0] * threshold + [255] * (256 - threshold))
 
 
 def sides(plane: Plane) -> tuple[str, str]:
@@ -274,7 +252,7 @@ def draw_panel(
         code = codes.look_up(finding.name, report.model, own)
         box = (left, y + 4, left + 18, y + 22)
         draw.rectangle(box, fill=code.colour if finding.name in shown else None, outline=code.colour, width=3)
-        volume = _millilitres(finding.volume_ml)
+        volume = millilitres.said(finding.volume_ml)
         title = code.title.removesuffix(" haemorrhage")
         room = right - left - 30 - round(normal.getlength(volume)) - 8
         draw.text((left + 30, y), _clip(title, normal, room), WHITE, normal)
@@ -289,7 +267,10 @@ def draw_panel(
         more = f"and {len(report.findings) - MAX_FINDINGS} more, see the report"
         y = write(draw, (left, y), more, small, DIM, lines=1)
 
-    notes = [*report.missing, *(f"Below threshold: {name} {_millilitres(ml)}" for name, ml in report.below_threshold)]
+    notes = [
+        *report.missing,
+        *(f"Below threshold: {name} {millilitres.said(ml)}" for name, ml in report.below_threshold),
+    ]
     if notes:
         y = _rule(draw, y + 4)
     for index, note in enumerate(notes):
@@ -306,7 +287,7 @@ def _draw_footer(draw: ImageDraw.ImageDraw, report: Report, caption: str) -> Non
     draw.line((left, FOOTER, right, FOOTER), RULE)
     model = f"AI: {report.model.name} {report.model.version}"
     extent = f"{report.slices} slices analysed, {report.coverage_mm:.0f} mm"
-    for row, text in enumerate((caption, extent, f"W {WINDOW_WIDTH_HU}  L {WINDOW_LEVEL_HU}", model)):
+    for row, text in enumerate((caption, extent, f"W {BRAIN.width_hu}  L {BRAIN.level_hu}", model)):
         draw.text((left, FOOTER + 10 + 25 * row), _clip(text, small, right - left), DIM, small)
     draw.text((left, FOOTER + 118), "Research use only", WHITE, normal)
     draw.text((left, FOOTER + 147), "Not a medical device", WHITE, normal)
@@ -350,10 +331,6 @@ def _clip(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     while text and font.getlength(f"{text}...") > width:
         text = text[:-1]
     return f"{text}..."
-
-
-def _millilitres(volume_ml: float) -> str:
-    return f"{volume_ml:.1f} ml" if volume_ml >= 1 else f"{volume_ml:.2f} ml"
 
 
 def named(source: Dataset) -> str:

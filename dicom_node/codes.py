@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydicom.sr.coding import Code
 
@@ -158,6 +158,16 @@ def check_names(names: Iterable[str], classes: Sequence[str]) -> None:
         raise CodeError(
             f"[[codes]] name {', '.join(unknown)}; the model has {', '.join(classes[1:])}: write codes for its classes"
         )
+
+
+def own(rows: Iterable[Mapping[str, Any]]) -> dict[str, OwnCode]:
+    """Rows of the configuration (``[[codes]]``), as JSON has them, by the class that each is for."""
+    return {
+        row["name"]: OwnCode(
+            Code(*row["finding"]), Code(*row["site"]), row["title"], tuple(row["colour"]) if row["colour"] else None
+        )
+        for row in rows
+    }
 
 
 def look_up(name: str, model: ModelIdentity | None = None, own: Mapping[str, OwnCode] = NONE) -> FindingCode:

@@ -162,7 +162,7 @@ class Dispatch:
             case "ready":
                 told = {name: message[name] for name in ("model", "backend", "precision", "why")}
                 log.info("worker_ready", **told, pid=self._supervisor.pid)
-                nameplate.write(self._results.parent, told | {"classes": message.get("classes", [])})
+                nameplate.write(self._results.parent, told)
                 self._worker = message["worker"]
                 self._start_over()
             case "died":
@@ -174,6 +174,8 @@ class Dispatch:
             case "early":
                 self._progress_at = time.monotonic()
                 request = self._owed[0]  # slices go to the worker in order: it is at this one, or at the next few
+                if request.assembly.name != message["series"]:  # or else another's head would get the alert
+                    raise self._miscounted(f"{message['series']} early", request)
                 log.info("early_evidence", series=message["series"], **summary(message["report"]))
                 self._metrics.stage("alert", time.monotonic() - request.since)
                 self._on_early(request.assembly, message["report"], message["patient"])
@@ -210,11 +212,15 @@ class Dispatch:
         """The request that a message answers: the worker works in order."""
         request = self._owed.popleft()
         if (request.assembly.name, request.path) != (message["series"], path):
-            self._supervisor.kill()  # it has lost count; the next one starts from the spool
-            raise RuntimeError(f"the worker answered {message['series']} {path or 'close'} instead of {request.name}")
+            raise self._miscounted(f"{message['series']} {path or 'close'}", request)
         self._progress_at = time.monotonic()
         self._deaths.pop(request.name, None)
         return request
+
+    def _miscounted(self, answered: str, request: _Request) -> RuntimeError:
+        """End a worker that has lost count; the next one starts from the spool."""
+        self._supervisor.kill()
+        return RuntimeError(f"the worker answered {answered} instead of {request.name}")
 
     def _start_over(self) -> None:
         """Tell a new worker everything that has no result yet."""

@@ -18,6 +18,7 @@ from dicom_node.gate import NotAnalysed
 from dicom_node.page import slices, study, views
 from dicom_node.page.app import STATIC
 from dicom_node.page.slices import Pictures
+from runtime import millilitres
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,7 +57,7 @@ def write(
     """
     pictures = Pictures(palette)
     stacked = pictures.entries(paths)
-    masks = pictures.masks(folder / "seg.dcm", {})
+    masks = pictures.masks(folder / "seg.dcm")
     html, montage = folder / "report.html", folder / "montage.png"
     html.write_text(
         _page(pictures, stacked, masks, report, slices.patient(paths), series_uid, palette, hide_names=hide_names),
@@ -86,7 +87,7 @@ def _page(
         if not isinstance(hu := pictures.hu(entry), NotAnalysed)
         for told in [_slice(entry, hu, masks)]
     ]
-    listed = study.Study(dict(report), (), (), tuple(chosen), masks)
+    listed = study.Study(dict(report), None, (), (), tuple(chosen), masks)
     left, right = slices.sides(chosen)
     stack = {
         "key": min(listed.key_slice, max(0, len(shown) - 1)),
@@ -159,7 +160,7 @@ def _montage(
     draw.text((MARGIN, (HEADER - 8) / 2), level.upper(), capture.WHITE, large, anchor="lm")
     x = wide + 2 * MARGIN
     for each in report["findings"]:
-        said = f"{palette.title(each['name'])} {views.millilitres(each['volume_ml'])}"
+        said = f"{palette.title(each['name'])} {millilitres.said(each['volume_ml'])}"
         draw.rectangle((x, 12, x + 14, 26), fill=palette.colour(each["name"]))
         draw.text((x + 22, 19), said, capture.WHITE, normal, anchor="lm")
         x += 22 + int(normal.getlength(said)) + 2 * MARGIN
@@ -167,9 +168,10 @@ def _montage(
     state = "PROVISIONAL: " if report["provisional"] else ""
     draw.text((wide + 2 * MARGIN, 42), f"{state}{'; '.join(told)}"[:170], capture.DIM, small, anchor="lm")
     model = f"{report['model']['name']} {report['model']['version']}"
+    window = f"W {capture.BRAIN.width_hu} L {capture.BRAIN.level_hu}"
     draw.text(
         (MARGIN, canvas.height - FOOTER / 2),
-        f"Research use only, not a medical device. {report['slices']} slices, W 80 L 40, {model}",
+        f"Research use only, not a medical device. {report['slices']} slices, {window}, {model}",
         capture.WHITE,
         small,
         anchor="lm",

@@ -23,6 +23,7 @@ from reportlab.platypus import PageBreak, Paragraph, SimpleDocTemplate, Spacer, 
 
 from dicom_node import capture, codes, sr
 from dicom_node.source import frame_number, instances, reference
+from runtime.millilitres import said
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -147,7 +148,7 @@ def _summary(report: Report, issue: Issue) -> Iterator[Flowable]:
         nothing = "No finding" if report.below_threshold or report.provisional else "No haemorrhage segmented"
         yield Paragraph(f"{nothing}.", _BODY)
         return
-    head = ("", "Finding", "Volume, ml", "Parts", "Largest, ml", "by ABC/2, ml", "Slices", "Probability*")
+    head = ("", "Finding", "Volume", "Parts", "Largest", "by ABC/2", "Slices", "Probability*")
     rows: list[list[object]] = [[Paragraph(each, _HEAD) for each in head]]
     styles = [("LINEBELOW", (0, 0), (-1, -1), 0.4, HexColor("#c3cad1")), ("VALIGN", (0, 0), (-1, -1), "MIDDLE")]
     for number, finding in enumerate(report.findings, start=1):
@@ -155,10 +156,10 @@ def _summary(report: Report, issue: Issue) -> Iterator[Flowable]:
         red, green, blue = code.colour
         styles.append(("BACKGROUND", (0, number), (0, number), Color(red / 255, green / 255, blue / 255)))
         told = (
-            f"{finding.volume_ml:.2f}",
+            said(finding.volume_ml),
             str(finding.components),
-            f"{finding.largest_ml:.2f}",
-            f"{finding.abc2_ml:.2f}",
+            said(finding.largest_ml),
+            said(finding.abc2_ml),
             str(len(finding.keys)),
             f"{finding.probability:.2f}",
         )

@@ -7,9 +7,11 @@ import errno
 import hashlib
 import json
 import os
+import time
 import warnings
 import zipfile
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -17,7 +19,6 @@ import numpy as np
 import structlog
 from pydicom import dcmwrite
 from pydicom.config import disable_value_validation
-from pydicom.sr.coding import Code
 
 from dicom_node import capture, codes, montage, notice, seg, source, sr
 from dicom_node.uids import Issue
@@ -72,13 +73,7 @@ class Form:
 
         """
         codes.check_names((row["name"] for row in rows), classes)
-        own = {
-            row["name"]: codes.OwnCode(
-                Code(*row["finding"]), Code(*row["site"]), row["title"], row["colour"] and tuple(row["colour"])
-            )
-            for row in rows
-        }
-        return cls(results["segmentation"], results["pdf"], own)
+        return cls(results["segmentation"], results["pdf"], codes.own(rows))
 
 
 USUAL = Form()
@@ -200,6 +195,19 @@ def whose(header: Dataset) -> dict[str, str]:
         return source.patient(header)
 
 
+def to_json(report: Report, received: int, form: Form = USUAL, **at: float) -> str:
+    """A report as JSON, with when it was composed, what else is told (seconds since the epoch), and how many came.
+
+    What each finding is called in the results stands with it: whoever tells of it later says the same.
+    """
+    told = {"composed": time.time(), **at, "received": received, **dataclasses.asdict(report)}
+    for finding in told["findings"]:
+        written = codes.look_up(finding["name"], report.model, form.codes)
+        code = written.finding
+        finding |= {"title": written.title, "code": [code.value, code.scheme_designator, code.meaning]}
+    return json.dumps(told, indent=2) + "\n"
+
+
 def write(results: ResultSet, folder: Path, report_json: str | None = None) -> dict[str, Path]:
     """Write each result to a file of its own: temporary file, fsync, rename, and one fsync of the folder at the end.
 
@@ -228,16 +236,18 @@ def _write(datasets: Mapping[str, Dataset], folder: Path, report_json: str | Non
     folder.mkdir(parents=True, exist_ok=True)
     if report_json is not None:
         (folder / "report.json").write_text(report_json)
-    paths = {}
-    with _quoting_nobody():
+    paths = {role: folder / f"{role}.dcm" for role in datasets}
+    with _quoting_nobody(), ExitStack() as opened, ThreadPoolExecutor(1, "disk") as disk:
+        synced = []
         for role, dataset in datasets.items():
-            paths[role] = folder / f"{role}.dcm"
-            unfinished = folder / f"{role}.dcm.tmp"
-            with unfinished.open("wb") as file:
-                dcmwrite(file, dataset, enforce_file_format=True)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(paths[role])
+            file = opened.enter_context((folder / f"{role}.dcm.tmp").open("wb"))
+            dcmwrite(file, dataset, enforce_file_format=True)
+            file.flush()
+            synced.append(disk.submit(os.fsync, file.fileno()))  # while the next one is encoded
+        for one in synced:
+            one.result()
+    for role, path in paths.items():
+        (folder / f"{role}.dcm.tmp").replace(path)
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -249,7 +259,8 @@ def _write(datasets: Mapping[str, Dataset], folder: Path, report_json: str | Non
 def write_early(report: Report, labels: Mapping[str, SliceLabels], folder: Path) -> Path:
     """Leave the label maps of the slices that show a finding, by their keys, as ``early.npz``: whole or not at all.
 
-    What an earlier one showed is replaced.
+    What its labels are, the largest finding first, stands in the archive's comment: nobody has to know which model made
+    it. What an earlier one showed is replaced.
 
     Raises
     ------
@@ -261,6 +272,7 @@ def write_early(report: Report, labels: Mapping[str, SliceLabels], folder: Path)
     keys = dict.fromkeys(key for finding in report.findings for key in finding.keys)
     with unfinished.open("wb") as file:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:  # savez takes no key "file"
+            archive.comment = json.dumps({finding.label: finding.name for finding in report.findings}).encode()
             for key in keys:
                 with archive.open(f"{key}.npy", "w") as member:
                     np.lib.format.write_array(member, labels[key].labels, allow_pickle=False)

@@ -58,17 +58,22 @@ def build(
     """
     if not report.findings:
         return None
-    segment_of_label = np.zeros(256, dtype=np.uint8)
+    segment_of_label = bytearray(256)
     for number, finding in enumerate(report.findings, start=1):
         segment_of_label[finding.label] = number
+    bleeding = {key for finding in report.findings for key in finding.keys}
     shown: list[Dataset] = []
     masks: list[NDArray[np.uint8]] = []
+    empty = set(range(1, len(report.findings) + 1))
     for source, slice_labels in zip(sources, labels, strict=True):  # slice by slice: it stays in the cache
-        mask = segment_of_label[slice_labels]
+        if slice_key(source) not in bleeding:
+            continue
+        # bytes.translate takes a tenth of the time of indexing with the labels
+        mask = np.frombuffer(slice_labels.tobytes().translate(segment_of_label), np.uint8).reshape(slice_labels.shape)
         if mask.any():
             shown.append(source)
             masks.append(mask)
-    empty = set(range(1, len(report.findings) + 1)).difference(*(np.unique(mask).tolist() for mask in masks))
+            empty -= {number for number in empty if (mask == number).any()}
     if empty:
         names = ", ".join(report.findings[number - 1].name for number in sorted(empty))
         raise ValueError(f"no pixel shows {names}: the label maps are not those that the report was made of")

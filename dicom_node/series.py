@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from runtime.types import Plane, Slice, SliceLabels
 
+KEPT_B = 32 << 20  # of HU of each open series, for the pictures: 64 slices of 512 x 512
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -73,6 +75,12 @@ class Series:
         """Take what the network says of a slice, having been shown it between these."""
         self.labels[key], self.looked_at[key] = labels, shown
         self.evidence.take(key, self.planes[key], labels)
+
+    def forget(self, least: int) -> None:
+        """Let go of HU but of so many last slices, and of as many more as there is room for."""
+        each = next((hu.nbytes for hu in self.recent.values()), 1)
+        for key in list(self.recent)[: -max(least, KEPT_B // each)]:
+            del self.recent[key]
 
     def hu(self, key: str) -> NDArray[np.int16]:
         """HU of a slice: one of the last, or decoded again, for keeping all would hold whole series in memory."""

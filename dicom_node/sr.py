@@ -49,9 +49,11 @@ from dicom_node import capture, codes
 from dicom_node.source import frame_number, instances, slice_key
 from dicom_node.uids import MANUFACTURER
 from runtime import ich_score
+from runtime.millilitres import said
+from runtime.types import in_words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from highdicom.seg import Segmentation
     from pydicom.dataset import Dataset
@@ -158,8 +160,8 @@ def _volumetric(
     )
     group[0].ContentSequence.extend(_illustrations(finding, sources))
     comment = (
-        f"{code.title}: {finding.volume_ml:.2f} ml, connected components: {finding.components}, the largest "
-        f"{finding.largest_ml:.2f} ml, by ABC/2 {finding.abc2_ml:.2f} ml; slices that show it: {len(finding.keys)}. "
+        f"{code.title}: {said(finding.volume_ml)}, connected components: {finding.components}, the largest "
+        f"{said(finding.largest_ml)}, by ABC/2 {said(finding.abc2_ml)}; slices that show it: {len(finding.keys)}. "
         f"Highest class probability of any pixel: {finding.probability:.2f}, no measure of certainty: "
         f"{issue.model.calibration}. Codes: {code.provenance}."
     )
@@ -261,8 +263,8 @@ def comments(report: Report, issue: Issue) -> Iterator[str]:
     for sentence in report.missing:
         yield f"Missing or left out: {sentence}"
     for name, volume_ml in report.below_threshold:
-        yield f"Below the reporting threshold: {issue.code(name).title}, {volume_ml:.2f} ml."
-    if point := operating_point(report):
+        yield f"Below the reporting threshold: {issue.code(name).title}, {said(volume_ml)}."
+    if point := in_words(report.operating_point):
         yield f"Operating point, below which nothing is a finding: {point}."
     model = report.model
     yield (
@@ -271,15 +273,6 @@ def comments(report: Report, issue: Issue) -> Iterator[str]:
     )
     yield f"Training data: {model.training_data}"
     yield "Research use only, not a medical device. Not reviewed by a physician."
-
-
-def operating_point(report: Report) -> str:
-    """From where on a class is a finding, as far as the report says it: ``"subdural from 0.5 ml; ..."``."""
-    points: Mapping[str, Any] = getattr(report, "operating_point", {})
-    alike: dict[str, list[str]] = {}
-    for name, point in points.items():
-        alike.setdefault(str(point), []).append(name)
-    return "; ".join(f"{', '.join(names)} {point}" for point, names in alike.items())
 
 
 def _text(name: Code, value: str) -> TextContentItem:

@@ -296,8 +296,7 @@ def recorded(record: SeriesRecord) -> Series:
             "missing": tuple(report["missing"]),
             "decision": report["decision"],
             "findings": tuple(
-                {"class": finding["name"], "volume_ml": round(finding["volume_ml"], 2)}
-                for finding in report["findings"]
+                {"class": finding["name"], "volume_ml": finding["volume_ml"]} for finding in report["findings"]
             ),
             "composed": report["composed"],
         }

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from dicom_node.alerts import text
 from dicom_node.outbox import DELIVERED
+from runtime.millilitres import said
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -76,7 +77,7 @@ def _cells(one: Series) -> tuple[str, ...]:
     if one.decision is None:
         found = one.reason or "acknowledged, no result yet"
     elif one.findings:
-        found = ", ".join(f"{each['class']} {each['volume_ml']:.1f}" for each in one.findings) + " ml"
+        found = ", ".join(f"{each['class']} {said(each['volume_ml'])}" for each in one.findings)
     else:
         found = one.decision["reason"]
     if one.revision > 1:
@@ -236,7 +237,7 @@ def show_series(one: dict[str, Any], out: Console) -> None:
         out.print(f"  {one['reason']}", style="yellow", markup=False, highlight=False)
         return
     for finding in report["findings"]:
-        out.print(f"  {finding['name']} {finding['volume_ml']:.1f} ml", highlight=False)
+        out.print(f"  {finding['name']} {said(finding['volume_ml'])}", highlight=False)
     if not report["findings"]:
         out.print("  no haemorrhage found")
     out.print(f"  triage: {report['decision']['level']} ({report['decision']['reason']})", highlight=False)

@@ -37,9 +37,10 @@ from typing import IO, TYPE_CHECKING, Any
 import structlog
 
 from dicom_node import results
-from dicom_node.analysis import Analyser, Outcome, to_json
+from dicom_node.analysis import Analyser, Outcome
 from dicom_node.gate import NotAnalysed
 from dicom_node.log import configure
+from dicom_node.rehearsal import rehearse
 from dicom_node.results import Form, NoRoom
 from dicom_node.series import Seen, Series
 from runtime.bundle import open_bundle
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from runtime.bundle import Bundle
+    from runtime.session import Session
 
 log = structlog.get_logger(__name__)
 
@@ -90,11 +92,20 @@ def _open(opening: dict[str, Any], answers: IO[str]) -> Analyser:
         "precision": session.identity.precision,
         "why": session.why,
         "self_test": disagreement,
-        "classes": bundle.classes,
     }
     _say(answers, {"is": "ready", **ready})
+    _rehearse(bundle, session, form)
     max_batch = opening["max_batch"] or session.max_batch
     return Analyser(bundle, session, rules, **_limits(opening), max_batch=max_batch, form=form)
+
+
+def _rehearse(bundle: Bundle, session: Session, form: Form) -> None:
+    """Be ready for the first patient in earnest; a rehearsal that fails costs nobody anything."""
+    try:
+        if not rehearse(bundle, session, form):
+            log.error("rehearsal_failed")
+    except OSError as error:
+        log.warning("not_rehearsed", reason=error.strerror)
 
 
 def _rules(opening: dict[str, Any], bundle: Bundle) -> list[Rule]:
@@ -141,7 +152,7 @@ def _serve(analyser: Analyser, requests: queue.SimpleQueue[dict[str, Any] | None
                 _say(answers, {"is": "no room", "series": name, "reason": str(error)})
                 continue
             del open_series[name]
-            _say(answers, {"is": "result", "series": name, **_outcome(outcome, request["closed"])})
+            _say(answers, {"is": "result", "series": name, **_outcome(outcome, analyser.form, request["closed"])})
             continue
         paths = [Path(request["path"])]
         while len(paths) < analyser.max_batch and waiting and waiting[0] and _is_slice(waiting[0], name):
@@ -172,7 +183,7 @@ def _tell_early(analyser: Analyser, name: str, series: Series, folder: Path, ans
         results.write_early(report, series.labels, folder)
     except (OSError, ValueError) as error:  # a full disk, a UID that can't be a name: the alert matters more
         log.warning("early_labels_not_kept", series=name, reason=type(error).__name__)
-    told = {"report": to_json(report, series.received), "patient": analyser.whose(series)}
+    told = {"report": results.to_json(report, series.received, analyser.form), "patient": analyser.whose(series)}
     _say(answers, {"is": "early", "series": name, **told, "key": report.findings[0].key_slice})
 
 
@@ -222,12 +233,13 @@ def _seen(seen: Seen, series: Series) -> dict[str, Any]:
     }
 
 
-def _outcome(outcome: Outcome, closed: float) -> dict[str, Any]:
+def _outcome(outcome: Outcome, form: Form, closed: float) -> dict[str, Any]:
+    report = results.to_json(outcome.report, outcome.received, form, closed=closed) if outcome.report else None
     return {
         "state": outcome.state,
         "reason": outcome.reason,
         "code": outcome.code,
-        "report": to_json(outcome.report, outcome.received, closed=closed) if outcome.report else None,
+        "report": report,
         "patient": dict(outcome.patient),
         "files": [{**dataclasses.asdict(file), "path": str(file.path)} for file in outcome.files],
     }

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from runtime.millilitres import said
+
 if TYPE_CHECKING:
     from runtime.types import Report
 
@@ -46,8 +48,8 @@ class ImagingPart:
         at_least = "" if self.is_complete and self.is_ventricular is not None else "at least "
         ventricles = {True: "yes, 1", False: "none found, 0", None: "unknown, the model has no such class"}
         return (
-            f"ICH score, imaging part: {at_least}{self.points} of 2 points (intracerebral volume {self.volume_ml:.1f} "
-            f"ml, 30 ml or more: {int(self.volume_ml >= LARGE_ML)}; intraventricular extension: "
+            f"ICH score, imaging part: {at_least}{self.points} of 2 points (intracerebral volume "
+            f"{said(self.volume_ml)}, 30 ml or more: {int(self.volume_ml >= LARGE_ML)}; intraventricular extension: "
             f"{ventricles[self.is_ventricular]}). Not computable here: {', '.join(NOT_COMPUTABLE)}."
         )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from runtime.errors import ScansideError
+from runtime.millilitres import said
 from runtime.types import Decision
 
 if TYPE_CHECKING:
@@ -103,14 +104,13 @@ def decide(
     for rule in rules:
         counted = rule.counted(volumes_ml)
         if counted:
-            said = f"{rule.reason}: " if rule.reason else ""
+            words = f"{rule.reason}: " if rule.reason else ""
             total_ml = sum(volumes_ml[name] for name in counted)
-            return Decision(rule.level, f"{said}{' + '.join(counted)} {total_ml:.1f} ml, rule: {rule}")
+            return Decision(rule.level, f"{words}{' + '.join(counted)} {said(total_ml)}, rule: {rule}")
     if findings:
-        return Decision(
-            calm, "findings below every rule: " + ", ".join(f"{f.name} {f.volume_ml:.1f} ml" for f in findings)
-        )
+        found = ", ".join(f"{name} {said(ml)}" for name, ml in volumes_ml.items())
+        return Decision(calm, f"findings below every rule: {found}")
     if below_threshold:
-        seen = ", ".join(f"{name} {ml:.2f} ml" for name, ml in below_threshold)
+        seen = ", ".join(f"{name} {said(ml)}" for name, ml in below_threshold)
         return Decision(calm, f"nothing above the reporting threshold; below it: {seen}")
     return Decision(calm, "no haemorrhage found" if complete else "no haemorrhage found in the slices that are there")

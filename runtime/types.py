@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -192,6 +192,20 @@ class OperatingPoint:
             and probability >= self.minimum_probability - SINGLE
             and in_a_row >= self.minimum_slices
         )
+
+
+def in_words(points: Mapping[str, OperatingPoint], title: Callable[[str], str] = str) -> str:
+    """Operating points by class, those together that are the same: ``"subdural, epidural from 0.5 ml; ..."``.
+
+    Parameters
+    ----------
+    title : what to call a class
+
+    """
+    alike: dict[str, list[str]] = {}
+    for name, point in points.items():
+        alike.setdefault(str(point), []).append(title(name))
+    return "; ".join(f"{', '.join(names)} {point}" for point, names in alike.items())
 
 
 @dataclass(frozen=True, slots=True)

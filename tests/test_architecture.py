@@ -66,7 +66,7 @@ def test_modules_stay_small(module: Path):
 )
 def test_the_service_loads_neither_torch_nor_onnx(code: str):
     """What `scanside serve` and its worker import, asked of a fresh interpreter."""
-    research = {"torch", "onnx", "training", "models", "export", "calibration"}
+    research = {"torch", "onnx", "training", "models", "export", "calibration", "benchmarks"}
     ask = f"{code}; import sys; print(sorted({research} & set(sys.modules)))"
     shown = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True, cwd=ROOT)
     assert shown.stdout.strip() == "[]"

@@ -16,12 +16,13 @@ from rich.console import Console
 
 import scanside
 from dicom_node import commands
-from dicom_node.analysis import to_json
 from dicom_node.config import load
 from dicom_node.journal import Journal, ResultFile, SeriesState
 from dicom_node.lock import FolderLock
 from dicom_node.outbox import Outbox
+from dicom_node.results import to_json
 from dicom_node.spool import Spool
+from runtime.millilitres import said
 from runtime.types import Decision
 from tests.dicom_node.ct import cases
 from tests.dicom_node.storage import encoded, image
@@ -149,9 +150,9 @@ def test_a_final_result_with_its_volumes(folder: Folder, capsys):
     (one,) = told_json["series"]
     assert one["provisional"] is False
     assert one["decision"]["level"] == "critical"
-    assert one["findings"] == [{"class": each.name, "volume_ml": round(each.volume_ml, 2)} for each in FINDINGS]
-    blood = ", ".join(f"{each.name} {each.volume_ml:.1f}" for each in FINDINGS)
-    assert f"final  12/12  critical  {blood} ml\n" in folder.shown(capsys)
+    assert one["findings"] == [{"class": each.name, "volume_ml": each.volume_ml} for each in FINDINGS]
+    blood = ", ".join(f"{each.name} {said(each.volume_ml)}" for each in FINDINGS)
+    assert f"final  12/12  critical  {blood}\n" in folder.shown(capsys)
 
 
 def test_more_findings_than_fit_are_wrapped_within_their_column(folder: Folder, capsys):

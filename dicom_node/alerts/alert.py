@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from runtime.triage import LEVELS
+
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Collection, Mapping
@@ -16,7 +18,7 @@ Occasion = Literal["raised", "changed", "confirmed", "withdrawn", "unresolved", 
 MessageState = Literal["queued", "sending", "sent", "waiting", "parked", "cancelled"]
 Standing = Literal["preliminary", "final", "corrected"]
 
-URGENCY: dict[str, int] = {"urgent": 1, "critical": 2}  # what raises an alert, the higher the sooner
+URGENCY = {level: place for place, level in enumerate(LEVELS, start=1)}  # what raises an alert, the higher the sooner
 OCCASIONS: frozenset[Occasion] = frozenset({"raised", "changed", "confirmed", "withdrawn", "unresolved", "escalated"})
 
 
@@ -117,6 +119,8 @@ def evidence(report: Mapping[str, Any]) -> dict[str, Any]:
     findings = [
         {
             "name": each["name"],
+            "title": each["title"],
+            "code": each["code"],
             "volume_ml": each["volume_ml"],
             "probability": each["probability"],
             "slices": len(each["keys"]),

@@ -13,17 +13,16 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from itertools import zip_longest
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hl7
 from hl7.exceptions import HL7Exception
 
 from dicom_node.alerts import mllp, text
 from dicom_node.alerts.channel import Refused, Unreachable
-from dicom_node.codes import look_up
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from dicom_node.alerts.alert import Alert, Message
     from dicom_node.alerts.settings import Hl7
@@ -174,9 +173,9 @@ def _obx(message: Message, alert: Alert) -> Iterator[str]:
         ("TX", _components("triage-text", "Triage", _CODING), text.sentence(alert), "", "", decision),
         ("ST", _components("series", "Series Instance UID", _CODING), alert.series_uid, "", "", status),
     ]
-    found = [(each["name"], f"{each['volume_ml']:.1f}", status) for each in alert.evidence["findings"]]
-    retracted = [(name, "", "W") for name in alert.evidence.get("retracted", ())]
-    rows += [("NM", _volume(name), ml, "mL^milliliter^UCUM", "", said) for name, ml, said in found + retracted]
+    found = [(each, _number(each["volume_ml"]), status) for each in alert.evidence["findings"]]
+    retracted = [(each, "", "W") for each in alert.evidence.get("retracted", ())]
+    rows += [("NM", _volume(finding), ml, "mL^milliliter^UCUM", "", said) for finding, ml, said in found + retracted]
     model = alert.evidence["model"]
     method = _components("", f"{model['name']} {model['version']}", _CODING)
     for number, (kind, what, value, unit, abnormal, its_status) in enumerate(rows, start=1):
@@ -186,11 +185,16 @@ def _obx(message: Message, alert: Alert) -> Iterator[str]:
         )  # fmt: skip
 
 
-def _volume(name: str) -> str:
-    """Observation identifier: a code of ours, since none exists, beside the finding's SNOMED CT code."""
-    coded = look_up(name)
+def _number(volume_ml: float) -> str:
+    """As people are told it; of what is little no less than there is, for NM has no "under"."""
+    return f"{volume_ml:.1f}" if volume_ml >= 1 else f"{volume_ml:.4f}".rstrip("0")
+
+
+def _volume(finding: Mapping[str, Any]) -> str:
+    """Observation identifier: a code of ours, since none exists, beside the finding's own code as results have it."""
+    value, scheme, meaning = finding["code"]
     return _components(
-        f"volume-{name}"[:60], f"Volume of {coded.title}", _CODING, coded.finding.value, coded.finding.meaning, "SCT"
+        f"volume-{finding['name']}"[:60], f"Volume of {finding['title']}", _CODING, value, meaning, scheme
     )
 
 

@@ -148,18 +148,24 @@ class Ledger:
 
     # what people do, and look at
 
-    def acknowledge(self, alert_id: int, by: str) -> bool:
+    def acknowledge(self, alert_id: int, by: str, seen: str | None = None) -> bool:
         """Keep who has taken notice, and cancel what nobody needs to be told any more.
+
+        Parameters
+        ----------
+        seen : the level that was looked at: who took notice of "urgent" has taken none of what is critical since
 
         Returns
         -------
-        False where it is acknowledged already, or not there
+        False where it is acknowledged already, not there, or higher than what was seen
 
         """
         now = time.time()
         with self._journal.transaction() as execute:
             row = execute("SELECT * FROM alert WHERE id = ?", (alert_id,)).fetchone()
             if row is None or row["acknowledged"] is not None:
+                return False
+            if seen is not None and URGENCY[row["level"]] > URGENCY.get(seen, 0):
                 return False
             update(execute, "alert", alert_id, {"acknowledged": now, "acknowledged_by": by})
             execute(
@@ -225,12 +231,23 @@ class Ledger:
             execute(f"DELETE FROM alert WHERE MAX(changed, IFNULL(acknowledged, 0)) < :before AND {gone}", said)  # noqa: S608
 
     def retry(self, message_id: int | None = None) -> int:
-        """Try one message now, or all that are parked or wait; how many there were."""
+        """Try one message now, or all that are parked or wait; how many there were.
+
+        What was parked while its channel was told something later of the same alert is given up instead: to tell it now
+        would raise what has been withdrawn.
+        """
         chosen = "state IN ('parked', 'waiting')" + ("" if message_id is None else " AND id = :id")
+        said = {"id": message_id, "now": time.time()}
         with self._journal.transaction() as execute:
+            execute(
+                f"UPDATE message SET state = 'cancelled', last_error = 'overtaken' WHERE {chosen} AND EXISTS"  # noqa: S608
+                " (SELECT 1 FROM message AS later WHERE (later.alert_id, later.channel) = (message.alert_id,"
+                " message.channel) AND later.id > message.id AND later.state = 'sent')",
+                said,
+            )
             return execute(
                 f"UPDATE message SET state = 'waiting', refusals = 0, holds = 0, due = :now WHERE {chosen}",  # noqa: S608
-                {"id": message_id, "now": time.time()},
+                said,
             ).rowcount
 
     def cancel(self, message_id: int) -> bool:
@@ -266,7 +283,7 @@ class Ledger:
                     " AND state IN ('queued', 'sending', 'waiting') AND level != 'critical' AND due < :end",
                     {"end": quiet_until, "channel": channel},
                 )
-            row = _next(execute, channel, now)
+            row = _next(execute, channel, now, "critical" if quiet_until is not None else None)
             if row is None:
                 return None
             execute("UPDATE message SET state = 'sending', attempts = attempts + 1 WHERE id = ?", (row["id"],))
@@ -329,8 +346,11 @@ class Ledger:
             ).fetchone()[0]
 
 
-def _next(execute: Execute, channel: str, now: float) -> sqlite3.Row | None:
-    """The message of a channel that goes next; an escalation that nobody needs any more is cancelled on the way."""
+def _next(execute: Execute, channel: str, now: float, only: str | None) -> sqlite3.Row | None:
+    """The message of a channel that goes next, of one level `only` or of any.
+
+    An escalation that nobody needs any more is cancelled on the way.
+    """
     rows = execute(
         "SELECT message.*, alert.acknowledged, alert.state AS alert_state FROM message"
         " JOIN alert ON alert.id = alert_id"
@@ -345,7 +365,7 @@ def _next(execute: Execute, channel: str, now: float) -> sqlite3.Row | None:
             update(execute, "message", row["id"], {"state": "cancelled", "holds": 0})
         elif row["alert_id"] in held:
             continue
-        elif _is_due(row, now):
+        elif _is_due(row, now) and only in (None, row["level"]):
             return row
         elif row["attempts"]:
             held.add(row["alert_id"])
@@ -353,8 +373,10 @@ def _next(execute: Execute, channel: str, now: float) -> sqlite3.Row | None:
 
 
 def _is_due(row: sqlite3.Row, now: float) -> bool:
-    """Whether a message may go; one that waits longer than any wait does so because the clock has been set back."""
-    return row["state"] == "sending" or row["due"] <= now or (row["holds"] and row["due"] > now + LONGEST_HOLD_S)
+    """Whether a message may go, or was written or put off before the clock was set back: rather too early than late."""
+    longest_s = LONGEST_HOLD_S if row["holds"] > 1 else LONGEST_WAIT_S
+    is_from_later = row["created"] > now + LONGEST_WAIT_S or (row["holds"] and row["due"] > now + longest_s)
+    return row["state"] == "sending" or row["due"] <= now or is_from_later
 
 
 def _find(execute: Execute, study_uid: str, series_uid: str) -> sqlite3.Row | None:

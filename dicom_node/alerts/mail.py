@@ -10,6 +10,8 @@ from email.message import EmailMessage
 from email.utils import format_datetime
 from typing import TYPE_CHECKING
 
+import structlog
+
 from dicom_node.alerts import text
 from dicom_node.alerts.channel import Deadline, Refused, Unreachable, Unready, read_secret
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from dicom_node.alerts.settings import Email
 
 IDLE_S = 20.0
+log = structlog.get_logger(__name__)
 _WHOSE = {
     "PatientName": "Patient",
     "PatientID": "Patient ID",
@@ -47,7 +50,8 @@ class MailChannel:
         letter = compose(self._settings, message, alert)
         with self._server() as server:
             refused = server.send_message(letter)
-        if refused:
+        if refused:  # to send it again would tell the others twice
+            log.warning("recipients_refused", channel=self._settings.name, refused=len(refused), alert=alert.id)
             return f"taken, but for {len(refused)} of {len(self._settings.recipients)} recipients"
         return "taken by the server"
 

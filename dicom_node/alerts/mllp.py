@@ -6,7 +6,7 @@ import socket
 import ssl
 from typing import TYPE_CHECKING
 
-from dicom_node.alerts.channel import Deadline, Unreachable
+from dicom_node.alerts.channel import Deadline, Unreachable, Unready
 
 if TYPE_CHECKING:
     from dicom_node.alerts.settings import Hl7
@@ -49,13 +49,18 @@ def exchange(settings: Hl7, identity: Identity | None, message: bytes | None) ->
 
 
 def _connect(settings: Hl7, identity: Identity | None, deadline: Deadline) -> socket.socket:
+    if settings.tls and identity is None:  # never in the clear instead
+        raise Unready(f"{settings.name} takes TLS, and this node has no certificate: see [tls]")
     connection = socket.create_connection((settings.host, settings.port), CONNECT_S)
     try:
         connection.settimeout(None)  # the deadline is for all of it
         deadline.watch(connection)
         if settings.tls and identity:
-            connection = identity.requestor().wrap_socket(connection, server_hostname=settings.host)
-            deadline.watch(connection)
+            connection = identity.requestor().wrap_socket(
+                connection, server_hostname=settings.host, do_handshake_on_connect=False
+            )
+            deadline.watch(connection)  # the socket that was watched has given its handle away
+            connection.do_handshake()
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except BaseException:
         connection.close()

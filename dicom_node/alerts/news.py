@@ -140,8 +140,9 @@ class Writer:
             f"SELECT said FROM message WHERE alert_id = :alert AND channel = :channel AND {_TOLD}",  # noqa: S608
             self._key,
         ).fetchall()
-        told = {each["name"] for row in rows for each in json.loads(row["said"])["evidence"]["findings"]}
-        retracted = sorted(told - {each["name"] for each in evidence["findings"]})
+        told = {each["name"]: each for row in rows for each in json.loads(row["said"])["evidence"]["findings"]}
+        gone = sorted(told.keys() - {each["name"] for each in evidence["findings"]})
+        retracted = [{key: told[name][key] for key in ("name", "title", "code")} for name in gone]
         return json.dumps(values | {"evidence": evidence | {"retracted": retracted}})
 
     def _standing(self) -> Standing:

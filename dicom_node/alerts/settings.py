@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from string import Formatter
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, StringConstraints
 
 from dicom_node.alerts.alert import OCCASIONS, Level, Occasion
 from dicom_node.alerts.quiet import QuietHours
-from dicom_node.sections import AETitle, Folder, Host, Name, Section
+from dicom_node.sections import AETitle, Folder, Host, Name, Section, check_template
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -30,12 +29,7 @@ def _legal_url(url: str) -> str:
 
 
 def _legal_link(template: str) -> str:
-    try:
-        names = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
-    except ValueError as error:
-        raise ValueError(f"is no template: {error}") from error
-    if unknown := ", ".join(sorted(names - set(LINK_NAMES))):
-        raise ValueError(f"has placeholders that nothing fills ({unknown}): there are {', '.join(LINK_NAMES)}")
+    check_template(template, LINK_NAMES)
     _legal_url(template.partition("#")[0])
     return template
 

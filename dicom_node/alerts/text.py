@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
-from dicom_node.codes import look_up
-from runtime.types import OperatingPoint
+from runtime.millilitres import said
+from runtime.types import OperatingPoint, in_words
 
 if TYPE_CHECKING:
     from dicom_node.alerts.alert import Alert, Message
@@ -24,9 +24,9 @@ _STATES = {
 
 def headline(alert: Alert) -> str:
     """The level, and whether it still holds, in a few words: for a subject or a label."""
-    what = ", ".join(f"{_title(each['name'])} {each['volume_ml']:.1f} ml" for each in alert.evidence["findings"])
+    what = ", ".join(f"{each['title']} {said(each['volume_ml'])}" for each in alert.evidence["findings"])
     if alert.state == "withdrawn":
-        return f"WITHDRAWN ({alert.level}): {what or 'no haemorrhage found'}"
+        return f"WITHDRAWN ({alert.level}): {what or 'no finding'}"
     return f"{alert.level.upper()}: {what}"
 
 
@@ -55,7 +55,7 @@ def occasion(message: Message, alert: Alert) -> str:
 def findings(alert: Alert) -> list[str]:
     """A line for each finding."""
     return [
-        f"{_title(each['name'])}: {each['volume_ml']:.1f} ml on {each['slices']} of {alert.evidence['slices']} slices,"
+        f"{each['title']}: {said(each['volume_ml'])} on {each['slices']} of {alert.evidence['slices']} slices,"
         f" probability {each['probability']:.2f}"
         for each in alert.evidence["findings"]
     ]
@@ -76,14 +76,8 @@ def limits(alert: Alert) -> list[str]:
 
 def operating_point(alert: Alert) -> list[str]:
     """From where on something is a finding: a sentence, or none where the report does not say."""
-    told = alert.evidence["operating_point"]
-    if not isinstance(told, Mapping) or not told:
-        return [f"Operating point: {told}."] if told else []
-    classes: dict[str, list[str]] = {}
-    for name, point in told.items():
-        classes.setdefault(str(OperatingPoint(**point)), []).append(name)
-    by_class = "; ".join(", ".join(names) + f" {point}" for point, names in classes.items())
-    return [f"Operating point: {by_class}."]
+    points = {name: OperatingPoint(**point) for name, point in alert.evidence["operating_point"].items()}
+    return [f"Operating point: {in_words(points)}."] if points else []
 
 
 def clock(seconds: float) -> str:
@@ -93,8 +87,5 @@ def clock(seconds: float) -> str:
 
 def link(template: str, alert: Alert) -> str:
     """An address from its template: ``{alert}``, ``{study_uid}`` and ``{series_uid}`` are filled in."""
-    return template.format(alert=alert.id, study_uid=alert.study_uid, series_uid=alert.series_uid)
-
-
-def _title(name: str) -> str:
-    return look_up(name).title
+    uids = {name: quote(getattr(alert, name), safe="") for name in ("study_uid", "series_uid")}
+    return template.format(alert=alert.id, **uids)

@@ -65,7 +65,13 @@ class WebhookChannel:
     def reach(self) -> str:
         secrets(self._settings)
         answer = self._request("HEAD")
-        return f"{self._settings.url} answers (HTTP {answer.status_code} to HEAD)"
+        return f"{self._where} answers (HTTP {answer.status_code} to HEAD)"
+
+    @property
+    def _where(self) -> str:
+        """The address for log and journal: without path and query, where many services have a secret."""
+        url = httpx.URL(self._settings.url)
+        return f"{url.scheme}://{url.netloc.decode()}"
 
     def _request(self, method: str, **kwargs: Any) -> httpx.Response:
         """One request; of the answer nobody reads more than its head.
@@ -92,7 +98,7 @@ class WebhookChannel:
             except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
                 said = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
                 reason = "takes too long" if deadline.has_passed else said
-                raise Unreachable(f"{self._settings.url}: {reason}") from error
+                raise Unreachable(f"{self._where}: {reason}") from error
 
     def _trusted(self) -> ssl.SSLContext:
         ca = self._settings.ca

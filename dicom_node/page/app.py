@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import socket
 import time
@@ -67,6 +68,7 @@ class Application:
         self._palette = Palette.of(config.codes)
         self._lookout, self._pictures, self._peers = Lookout(config), Pictures(self._palette), Peers(config)
         self._attempts = Attempts()
+        self._checking = asyncio.Lock()  # each check takes 32 MiB; and none may slip by while another is counted
         self._users = Users(config.page.users) if config.page.users else None
         self._sessions = Sessions(self._users, config.node.folder) if self._users else None
         where = f"{config.node.ae_title} on {socket.gethostname()}"
@@ -207,7 +209,7 @@ class Application:
             raise HTTPException(404)
         if not by:
             return RedirectResponse(f"{back}?unnamed", 303)
-        await run_in_threadpool(self._write_acknowledgement, request.path_params["id"], by)
+        await run_in_threadpool(self._write_acknowledgement, request.path_params["id"], by, form.get("level"))
         answer = RedirectResponse(back, 303)
         if user is None:
             answer.set_cookie(NAME_COOKIE, quote(by), max_age=YEAR_S, **self._cookie_flags())
@@ -219,9 +221,9 @@ class Application:
                 return _address(row)
         return None
 
-    def _write_acknowledgement(self, alert_id: int, by: str) -> None:
+    def _write_acknowledgement(self, alert_id: int, by: str, seen: str | None) -> None:
         with closing(status.open_journal(self._config, read_only=False)) as journal:
-            if Ledger(journal).acknowledge(alert_id, by):
+            if Ledger(journal).acknowledge(alert_id, by, seen):
                 log.info("acknowledged_on_page", alert=alert_id)
         self._lookout.expire()
 
@@ -233,16 +235,17 @@ class Application:
         form = await form_of(request)
         name, address = form.get("name", ""), request.client.host if request.client else ""
         whose = (f"name {name}", f"address {address}")
-        if wait_s := self._attempts.wait_s(*whose):
-            problem = f"Too many wrong passwords: try again in {wait_s:.0f} s."
-            return self._views.page("login.html", request, problem=problem, name=name, user=None, status=429)
-        user = await run_in_threadpool(self._users.check, name, form.get("password", ""))
-        if user is None:
-            self._attempts.failed(*whose)
-            log.warning("login_failed", address=address)
-            problem = "Name or password is wrong."
-            return self._views.page("login.html", request, problem=problem, name=name, user=None, status=403)
-        self._attempts.succeeded(*whose)
+        async with self._checking:
+            if wait_s := self._attempts.wait_s(*whose):
+                problem = f"Too many wrong passwords: try again in {wait_s:.0f} s."
+                return self._views.page("login.html", request, problem=problem, name=name, user=None, status=429)
+            user = await run_in_threadpool(self._users.check, name, form.get("password", ""))
+            if user is None:
+                self._attempts.failed(*whose)
+                log.warning("login_failed", address=address)
+                problem = "Name or password is wrong."
+                return self._views.page("login.html", request, problem=problem, name=name, user=None, status=403)
+            self._attempts.succeeded(*whose)
         answer = RedirectResponse(_place(request.query_params.get("next", "")), 303)
         answer.set_cookie(COOKIE, self._sessions.open(user), max_age=int(SESSION_S), **self._cookie_flags())
         return answer

@@ -7,10 +7,9 @@ arrives. What is settled follows, the newest first.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import IntEnum
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -341,7 +340,7 @@ class _Records:
         known = {}
         for key, record in newest.items():
             before = self._known.get(key)
-            known[key] = before if before and before[0] == record else (record, _exactly(record))
+            known[key] = before if before and before[0] == record else (record, status.recorded(record))
         self._known = known
         self.files = {key: record.slices for key, record in newest.items()}
         return [told for _, told in known.values()], Ledger(journal).alerts(), Outbox(journal).items()
@@ -350,15 +349,6 @@ class _Records:
         if self._journal:
             self._journal.close()
         self._journal, self._version = None, -1
-
-
-def _exactly(record: SeriesRecord) -> status.Series:
-    """What status tells, with volumes not yet rounded: what is rounded twice differs from the report."""
-    told = status.recorded(record)
-    if not told.findings or record.report_json is None:
-        return told
-    found = json.loads(record.report_json)["findings"]
-    return replace(told, findings=tuple({"class": one["name"], "volume_ml": one["volume_ml"]} for one in found))
 
 
 def _urgency(told: status.Series, alert: Alert | None) -> Urgency:

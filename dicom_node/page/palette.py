@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pydicom.sr.coding import Code
-
 from dicom_node import codes
 
 if TYPE_CHECKING:
@@ -26,9 +24,7 @@ class Palette:
     @classmethod
     def of(cls, rows: Sequence[CodeRow]) -> Self:
         """As ``[[codes]]`` has them."""
-        return cls(
-            {row.name: codes.OwnCode(Code(*row.finding), Code(*row.site), row.title, row.colour) for row in rows}
-        )
+        return cls(codes.own(row.model_dump() for row in rows))
 
     def title(self, name: str) -> str:
         return codes.look_up(name, own=self.own).title.removesuffix(" haemorrhage")

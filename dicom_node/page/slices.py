@@ -6,6 +6,7 @@ hostile bytes) is called here alone, and this is never the node's process.
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from operator import attrgetter
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 HU_BYTES, PICTURE_BYTES, MASK_BYTES, HEAD_BYTES = 64 << 20, 128 << 20, 64 << 20, 32 << 20
 ENTRY_BYTES = 2000  # about, of a slice that is known and not decoded
-MASKS = ("seg.dcm", "early.npz")
 
 _PATIENT = (
     "PatientName",
@@ -146,27 +146,20 @@ class Pictures:
         upwards = normal if normal[2] >= 0 else -normal
         return sorted(kept, key=lambda entry: (float(upwards @ np.asarray(entry.plane.origin_lps)), entry.number))
 
-    def masks(self, path: Path, classes: Mapping[int, str]) -> Masks:
-        """What a result's ``seg.dcm``, or the ``early.npz`` of a series that still arrives, shows; nothing without one.
-
-        Parameters
-        ----------
-        path : the file
-        classes : of an ``early.npz``, the name of each label that is shown; a segmentation has its own
-
-        """
+    def masks(self, path: Path) -> Masks:
+        """What the ``seg.dcm`` of a result, or the ``early.npz`` of an open series, shows; nothing without one."""
         try:
             changed = path.stat().st_mtime_ns
             version = f"{path.parent.name}-{changed:x}"
-            return self._masks.get((path, changed, tuple(classes)), lambda: self._read(path, version, classes))
+            return self._masks.get((path, changed), lambda: self._read(path, version))
         except FileNotFoundError:
             return NO_MASKS
         except Exception as error:  # noqa: BLE001  # whatever the file is, the slices are shown without it
             log.warning("masks_unreadable", path=str(path), reason=type(error).__name__)
             return NO_MASKS
 
-    def _read(self, path: Path, version: str, classes: Mapping[int, str]) -> Masks:
-        labels, found = _segmented(path) if path.suffix == ".dcm" else (_early(path), classes)
+    def _read(self, path: Path, version: str) -> Masks:
+        labels, found = _segmented(path) if path.suffix == ".dcm" else _early(path)
         colours = {label: self._palette.colour(name) for label, name in reversed(found.items())}
         return Masks(version, labels, found, colours)
 
@@ -288,9 +281,11 @@ def _segmented(path: Path) -> tuple[dict[str, NDArray[np.uint8]], dict[int, str]
     return labels, classes
 
 
-def _early(path: Path) -> dict[str, NDArray[np.uint8]]:
+def _early(path: Path) -> tuple[dict[str, NDArray[np.uint8]], dict[int, str]]:
+    """Masks as `dicom_node.results.write_early` leaves them."""
     with np.load(path, allow_pickle=False) as stored:
-        return {key: stored[key].astype(np.uint8) for key in stored.files}
+        classes = {int(label): str(name) for label, name in json.loads(stored.zip.comment).items()}
+        return {key: stored[key].astype(np.uint8) for key in stored.files}, classes
 
 
 def sides(entries: Sequence[Entry]) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from dicom_node import nameplate, picture, status
+from dicom_node import picture, status
 from dicom_node.journal import SeriesState
 from dicom_node.outbox import DELIVERED, Outbox
 from dicom_node.page import arrivals, slices
@@ -61,7 +61,8 @@ class Study:
 
     Attributes
     ----------
-    report : of the newest result, as ``report.json`` has it; None without one
+    report : of the newest result that has one, as ``report.json`` has it; None without one
+    outdated : its revision, where there is a newer one that has none, or not yet
     revisions : every result of it, the newest first
     events : in the order of time
     stacked : its slices, from foot to head
@@ -70,6 +71,7 @@ class Study:
     """
 
     report: dict[str, Any] | None
+    outdated: int | None
     revisions: tuple[status.Series, ...]
     events: tuple[Event, ...]
     stacked: tuple[Entry, ...]
@@ -100,12 +102,13 @@ def read(config: Config, row: Row, pictures: Pictures) -> Study:
         records = [one for one in journal.series() if (one.study_uid, one.series_uid) == uids]
         items = [one for one in Outbox(journal).items() if (one.study_uid, one.series_uid) == uids]
     records.sort(key=lambda one: -one.revision)
-    report = next((json.loads(one.report_json) for one in records if one.report_json), None)
+    reported = next((one for one in records if one.report_json), None)
     if row.told.is_open and row.alert and row.alert.state == "provisional":
-        report = None  # what is known of it now is in the alert
+        reported = None  # what is known of it now is in the alert
     events = sorted(_events(row, records, items), key=lambda event: event.at)
     return Study(
-        report=report,
+        report=json.loads(reported.report_json) if reported else None,
+        outdated=reported.revision if reported and reported.revision < row.told.revision else None,
         revisions=tuple(map(status.recorded, records)),
         events=tuple(
             Event(event.at, event.what, event.at - before.at if before else None, event.is_wrong)
@@ -125,20 +128,13 @@ def masks(config: Config, row: Row, pictures: Pictures) -> Masks:
     """What was found in a series: of an open revision what is known early, else the newest result."""
     folder = config.node.folder / "results" / row.study / row.series
     if row.told.is_open:
-        early = pictures.masks(folder / f"revision-{row.told.revision}" / "early.npz", _classes(config, row))
+        early = pictures.masks(folder / f"revision-{row.told.revision}" / "early.npz")
         if early is not NO_MASKS:
             return early
     shown = row.result or row.told
     if shown.state != SeriesState.ANALYSED:
         return NO_MASKS
-    return pictures.masks(folder / f"revision-{shown.revision}" / "seg.dcm", {})
-
-
-def _classes(config: Config, row: Row) -> dict[int, str]:
-    """Labels of the classes that the alert names, the largest first."""
-    names = nameplate.read(config.node.folder).get("classes", [])
-    found = [each["name"] for each in row.alert.evidence.get("findings", ())] if row.alert else []
-    return {names.index(name): name for name in found if name in names}
+    return pictures.masks(folder / f"revision-{shown.revision}" / "seg.dcm")
 
 
 def _events(row: Row, records: Sequence[SeriesRecord], items: Sequence[OutboxItem]) -> Iterator[Event]:

@@ -11,7 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from starlette.responses import HTMLResponse
 
-from runtime.types import OperatingPoint
+from runtime import millilitres
+from runtime.types import OperatingPoint, in_words
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,9 +62,11 @@ def environment(palette: Palette) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"clock": clock, "day": day, "ml": millilitres, "span": span, "who": who}
+    made.filters |= {"clock": clock, "day": day, "ml": millilitres.said, "span": span, "who": who}
     made.filters |= {"title": palette.title, "colour": palette.hexadecimal, "iso": iso, "birth": birth}
-    made.filters["point"] = lambda points: operating_point(points, palette)
+    made.filters["point"] = lambda points: in_words(
+        {name: OperatingPoint(**point) for name, point in points.items()}, palette.title
+    )
     return made
 
 
@@ -85,20 +88,6 @@ def iso(at: float) -> str:
 def birth(date: str) -> str:
     """A DICOM date (PS3.5 section 6.2, DA) as people write it; anything else as it is."""
     return f"* {date[:4]}-{date[4:6]}-{date[6:]}" if len(date) == 8 and date.isdecimal() else date
-
-
-def operating_point(points: Mapping[str, Mapping[str, float]], palette: Palette) -> str:
-    """Under what nothing is a finding; classes with the same point together."""
-    alike: dict[str, list[str]] = {}
-    for name, point in points.items():
-        alike.setdefault(str(OperatingPoint(**point)), []).append(palette.title(name))
-    if len(alike) == 1:
-        return f"each class {next(iter(alike))}"
-    return "; ".join(f"{', '.join(names)} {said}" for said, names in alike.items())
-
-
-def millilitres(volume_ml: float) -> str:
-    return f"{volume_ml:.1f} ml" if volume_ml >= 1 else f"{volume_ml:.2f} ml"
 
 
 def span(seconds: float) -> str:

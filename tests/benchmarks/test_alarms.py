@@ -8,7 +8,7 @@ import pytest
 from benchmarks.alarm_heads import Head, Job
 from benchmarks.alarm_page import draw_clock, draw_sweep, page
 from benchmarks.alarm_times import in_slices
-from benchmarks.alarms import BEFORE, by_kind, choose, in_words, of_all, relax, sweep, whole
+from benchmarks.alarms import BEFORE, by_kind, by_trouble, choose, in_words, of_all, relax, sweep, whole
 from runtime.triage import Rule
 from runtime.types import OperatingPoint
 from training.lesions import CLASSES
@@ -81,11 +81,13 @@ def test_the_page_tells_all_of_it(heads: list[Head], tmp_path):
         "uniform": str(BEFORE),
         "chosen": in_words(of_all(BEFORE)),
         "min_slices": 5,
+        "trouble": by_trouble(series, of_all(BEFORE), RULES),
         "chosen_on": counted,
         "told_of": counted,
         "in_slices": [in_slices(one, of_all(BEFORE), RULES, "critical" if one.job.bleeds else None) for one in heads],
         "on_the_clock": [clock],
     }
+    assert sum(alarms for alarms, _ in found["trouble"].values()) == 1
     told = page(found)
     assert "1 of 4, 25.0% (4.6% to 69.9%)" in told
     assert "| the first alert | 3 | 3 to 3 |" in told

@@ -45,13 +45,13 @@ def test_the_suite_measures_every_precision_and_judges_it(tmp_path: Path, monkey
     monkeypatch.setattr(gpu, "TIMED", 1)
     monkeypatch.setattr(gpu_suite, "constants", lambda path: str(path).encode())
     monkeypatch.setattr(gpu_suite, "wall_ms", lambda work, _: {"p50": 1.0} if work() else {})
-    monkeypatch.setattr(gpu_suite, "compute_ms", lambda *_: {"p50": 0.5})
+    monkeypatch.setattr(gpu_suite, "compute_times", lambda *_: [0.5])
     told = gpu_suite.measure(open_bundle(), tmp_path / "plans", heads()[:1], lambda _: None)
     assert [one["state"] for one in told["engines"]] == ["built"] * 6
     assert set(told["verdicts"]) == {"fp32", "fp16", "int8"}
     for precision in told["verdicts"]:
         for way in ways:
-            assert told["times"][f"{precision}, {way}"]["batch 2"]["compute_ms"] == {"p50": 0.5}
+            assert told["times"][f"{precision}, {way}"]["batch 2"]["compute_ms"] == {"p50": 0.5, "p90": 0.5, "p99": 0.5}
         assert "pycuda" in told["times"][f"{precision}, pycuda"]["error"]
     assert told["times"]["onnxruntime"]["batch 1"]
     assert "onnxruntime-gpu" in told["times"]["onnxruntime-cuda"]["error"]
@@ -92,7 +92,7 @@ def test_an_engine_is_timed_between_events(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(gpu_suite, "SLICE", (SIDE, SIDE))
     session, cuda, _ = opened((1,))
-    assert gpu_suite.compute_ms(session, 1, 3) == {"p50": 1.5, "p90": 1.5, "p99": 1.5}
+    assert gpu_suite.compute_times(session, 1, 3) == [1.5] * 3
     session.close()
     assert cuda.held == {}
 

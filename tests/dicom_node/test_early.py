@@ -14,18 +14,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from pydicom import dcmread
+from pydicom.sr.coding import Code
 from structlog.testing import capture_logs
 
 from dicom_node import enhanced, phantom, results
 from dicom_node.analysis import Analyser
 from dicom_node.assembler import Assembler
+from dicom_node.codes import BRAIN, OwnCode
 from dicom_node.config import Config
 from dicom_node.dispatch import Dispatch
 from dicom_node.metrics import Metrics
 from dicom_node.opening import opening as opening_of
+from dicom_node.results import Form
 from dicom_node.series import Series
 from dicom_node.spool import Instance
-from dicom_node.worker import _tell_early
+from dicom_node.worker import _outcome, _tell_early
 from runtime.bundle import open_bundle
 from runtime.geometry import View
 from runtime.report import ARRIVING
@@ -208,6 +211,20 @@ def test_a_disk_that_is_full_costs_the_picture_and_not_the_word(
     assert json.loads(said.getvalue())["is"] == "early"
 
 
+def test_findings_are_called_as_the_site_calls_them_before_the_end_and_at_it(paths: list[Path], tmp_path: Path):
+    one, series, said = analyser(), Series(), StringIO()
+    own = OwnCode(Code("B7", "99SITE", "Bleed, inner"), BRAIN, "Inner bleed")
+    one.form = Form(codes=dict.fromkeys(one.bundle.classes[1:], own))
+    one.feed(series, paths[:7])
+    _tell_early(one, "one", series, tmp_path, said)
+    outcome = one.close(series, tmp_path / "done", revision=1, missing=[])
+    reports = json.loads(said.getvalue())["report"], _outcome(outcome, one.form, 0.0)["report"]
+    kept = (tmp_path / "done" / "report.json").read_text()
+    for report in (*reports, kept):
+        (finding,) = json.loads(report)["findings"]
+        assert (finding["title"], finding["code"]) == ("Inner bleed", ["B7", "99SITE", "Bleed, inner"])
+
+
 def answers(requests: list[dict[str, object]], max_batch: int = 1) -> list[dict[str, object]]:
     """What a worker answers."""
     command = [sys.executable, "-c", WORKER.replace("max_batch=1", f"max_batch={max_batch}")]
@@ -300,6 +317,9 @@ def test_the_desk_hands_it_on_and_times_it():
     desk.feed(*assembler.stored("ct", Instance("1", "1.2", "ct", "one", "le", path, "hash"), 0.0))
     desk.pump(0.0)
     report = json.dumps({"decision": {"level": "urgent"}, "findings": [], "provisional": True})
+    with pytest.raises(RuntimeError, match="answered 1/9/1 early instead of"):  # a worker that has lost count
+        desk.hear({"is": "early", "series": "1/9/1", "report": report, "patient": {"PatientID": "9"}, "key": "k"})
+    assert heard.pop() == "killed"
     desk.hear({"is": "early", "series": "1/1.2/1", "report": report, "patient": {"PatientID": "7"}, "key": "k"})
     ((assembly, told, patient),) = heard
     assert (assembly.series_uid, told, patient) == ("1.2", report, {"PatientID": "7"})

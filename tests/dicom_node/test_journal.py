@@ -112,7 +112,7 @@ def test_the_latest_revision(journal):
     ("wrong", "error"),
     [
         ({"state": "finished"}, ValueError),
-        ({"files": [ResultFile("pdf", Path("x"), "1.2.3", "9.9")]}, ValueError),
+        ({"files": [ResultFile("png", Path("x"), "1.2.3", "9.9")]}, ValueError),
         ({"files": [ResultFile("sr", Path("x"), "1.2.3", "1.1.1.sr")]}, JournalError),  # owed for revision 1 already
         ({"files": [ResultFile("sr", Path("x"), "1.2.3", None)]}, JournalError),
         ({"slices": None}, JournalError),

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import highdicom as hd
@@ -8,7 +8,9 @@ import pytest
 from highdicom.sr.utils import find_content_items
 from pydicom.uid import CTImageStorage
 
-from dicom_node import codes, results, sr
+from dicom_node import codes, results
+from runtime.millilitres import said
+from runtime.types import OperatingPoint
 from tests.dicom_node import ct
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def test_one_volumetric_group_for_each_finding(name: str, tmp_path: Path) -> Non
             assert one.value == pytest.approx(told_ml, abs=0.0006)
             assert "volume" not in one.name.meaning.lower()  # by name, a reader finds the volume alone
         assert group.referenced_segment.referenced_segment_numbers == [number]
-        assert f"the largest {finding.largest_ml:.2f} ml" in texts(group[0], codes.COMMENT)[0]
+        assert f"the largest {said(finding.largest_ml)}" in texts(group[0], codes.COMMENT)[0]
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.report.findings])
@@ -98,10 +100,14 @@ def test_the_imaging_part_of_the_ich_score(tmp_path: Path) -> None:
 
 
 def test_the_operating_point_stands_where_there_is_one() -> None:
-    assert sr.operating_point(CASES["negative"].report) == ""
-    points = {"intracerebral": "from 0.5 ml", "subdural": "from 0.5 ml", "epidural": "from 1 ml, probability 0.9"}
-    told = sr.operating_point(SimpleNamespace(operating_point=points))
-    assert told == "intracerebral, subdural from 0.5 ml; epidural from 1 ml, probability 0.9"
+    case, half = CASES["negative"], OperatingPoint(0.5)
+    points = {"intracerebral": half, "subdural": half, "epidural": OperatingPoint(1, 0.9)}
+    told = [
+        [text for text in texts(replace(case, report=report).build().sr, codes.COMMENT) if "Operating" in text]
+        for report in (case.report, replace(case.report, operating_point=points))
+    ]
+    said_so = "intracerebral, subdural from 0.5 ml; epidural from 1 ml, probability 0.9."
+    assert told == [[], [f"Operating point, below which nothing is a finding: {said_so}"]]
 
 
 def answers(document: Dataset) -> dict[str, object]:

@@ -184,6 +184,7 @@ def test_a_series_for_bone_is_analysed_where_that_for_soft_tissue_could_not_be(
     assert records(node, 2)[series_uid(bone)].state is SeriesState.ANALYSED
 
 
+@pytest.mark.slow
 def test_a_series_for_bone_is_analysed_once_that_for_soft_tissue_has_failed(
     head: list[Path], tmp_path: Path, pacs: Pacs, monkeypatch: pytest.MonkeyPatch
 ):
@@ -196,7 +197,7 @@ def test_a_series_for_bone_is_analysed_once_that_for_soft_tissue_has_failed(
     )
     monkeypatch.setattr(Supervisor, "command", (sys.executable, "-c", dying))
     bone = again(head, tmp_path / "bone", ConvolutionKernel="H60s")
-    with running(config_for(tmp_path / "node", pacs.port)) as node:
+    with running(config_for(tmp_path / "node", pacs.port, idle_timeout_s=20)) as node:
 
         def scan_bone(sent: Sent) -> None:
             """Within the association that brings the soft series, so that it is still open."""

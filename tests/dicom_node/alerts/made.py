@@ -18,6 +18,8 @@ def report(level: str = "critical", ml: float = 31.2, *, missing: tuple[str, ...
     finding = {
         "label": 1,
         "name": "intracerebral",
+        "title": "Intracerebral haemorrhage",
+        "code": ["274100004", "SCT", "Cerebral hemorrhage"],
         "volume_ml": ml,
         "components": 1,
         "largest_ml": ml,

@@ -74,6 +74,32 @@ def test_a_raised_alert_is_a_legal_preliminary_result(ledger):
         assert word in notes
 
 
+def test_findings_have_the_sites_codes_also_when_they_are_taken_back(ledger):
+    early, final = report(missing=("x",)), report("urgent", 5)
+    early["findings"][0] |= {"title": "Inner bleed", "code": ["B7", "99SITE", "Bleed, inner"]}
+    final["findings"][0]["name"] = "subdural"
+    note(ledger, early, final=False)
+    note(ledger, final)
+    first, alert = written(ledger)
+    text = said(first, alert)
+    assert "volume-intracerebral^Volume of Inner bleed^99SCANSIDE^B7^Bleed, inner^99SITE|" in text
+    assert "CRITICAL: Inner bleed 31.2 ml" in text
+    ledger.sent(first, "AA")
+    rows = {row[3].partition("^")[0]: row for row in segments(said(*written(ledger)), "OBX")}
+    assert rows["volume-intracerebral"][3].endswith("^B7^Bleed, inner^99SITE")
+    assert rows["volume-intracerebral"][11] == "W"
+
+
+def test_little_blood_is_not_told_as_none(ledger):
+    note(ledger, report(ml=0.0012))
+    message, alert = written(ledger)
+    text = said(message, alert)
+    assert valid(text)
+    rows = {row[3].partition("^")[0]: row[5] for row in segments(text, "OBX")}
+    assert rows["volume-intracerebral"] == "0.0012"
+    assert rows["triage-text"].startswith("CRITICAL: Intracerebral haemorrhage under 0.01 ml (")
+
+
 def test_the_operating_point_is_told(ledger):
     point = {"minimum_volume_ml": 0.5, "minimum_probability": 0.6, "minimum_slices": 2}
     note(ledger, report(operating_point={"intracerebral": point, "subdural": point}))
@@ -231,6 +257,36 @@ def test_a_listener_that_says_nothing_holds_nobody_up_for_ever(ledger, monkeypat
         with pytest.raises(Unreachable, match="too long"):
             Hl7Channel(settings(listener.port), None).send(*written(ledger))
         gate.set()
+
+
+def test_a_listener_that_never_shakes_hands_holds_nobody_up_for_ever(ledger, tmp_path, monkeypatch):
+    import socket
+    import threading
+
+    note(ledger, report())
+    message, alert = written(ledger)
+    monkeypatch.setattr(channels.Deadline.__init__, "__defaults__", (0.3,))
+    node = Identity(Tls.model_validate(vars(Authority(tmp_path / "pki").issue("node"))))
+    answers: list[str] = []
+
+    def send(port: int) -> None:
+        try:
+            Hl7Channel(settings(port, tls=True), node).send(message, alert)
+        except Unreachable as error:
+            answers.append(str(error))
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        sending = threading.Thread(target=send, args=(silent.getsockname()[1],), daemon=True)
+        sending.start()
+        sending.join(10)
+    assert ["takes too long" in each for each in answers] == [True]
+
+
+def test_who_wants_tls_is_told_nothing_without(ledger):
+    note(ledger, report())
+    with Listener() as listener, pytest.raises(Unreachable, match="TLS"):
+        Hl7Channel(settings(listener.port, tls=True), None).send(*written(ledger))
+    assert listener.got == []
 
 
 def test_over_tls_both_show_their_certificates(ledger, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dicom_node.alerts.ledger import LONGEST_HOLD_S, Ledger
+from dicom_node.alerts.text import headline
 from dicom_node.journal import Journal, JournalError, SeriesState
 from tests.dicom_node.alerts.made import EARLY, PATIENT, SERIES, STUDY, Channel, note, report
 
@@ -43,7 +44,15 @@ def test_early_evidence_raises_and_the_result_confirms(ledger: Ledger):
     assert before <= alert.raised == alert.changed <= time.time()
     assert alert.patient == PATIENT
     assert alert.evidence["findings"] == [
-        {"name": "intracerebral", "volume_ml": 31.2, "probability": 0.98, "slices": 3, "key_slice": "1.2.3.4.5.8"}
+        {
+            "name": "intracerebral",
+            "title": "Intracerebral haemorrhage",
+            "code": ["274100004", "SCT", "Cerebral hemorrhage"],
+            "volume_ml": 31.2,
+            "probability": 0.98,
+            "slices": 3,
+            "key_slice": "1.2.3.4.5.8",
+        }
     ]
     assert alert.evidence["missing"] == ["the series is still arriving"]
     assert deliver(ledger) == [("raised", "provisional", "critical", "preliminary")]
@@ -69,6 +78,7 @@ def test_what_does_not_alarm_raises_nothing_and_withdraws(ledger: Ledger, level:
     (alert,) = ledger.alerts()
     assert (alert.state, alert.level, alert.is_open) == ("withdrawn", "critical", False)
     assert alert.reason == report(level)["decision"]["reason"]
+    assert headline(alert) == "WITHDRAWN (critical): no finding", "part of a head does not show that there is no blood"
     assert [told[:2] for told in deliver(ledger)] == [("raised", "provisional"), ("withdrawn", "withdrawn")]
 
 
@@ -98,6 +108,16 @@ def test_a_level_that_goes_up_wants_a_new_acknowledgement_and_one_that_goes_down
         ("Dr B", "critical"),
     ]
     assert [one["by"] for one in ledger.acknowledgements(after=1)] == ["Dr B"]
+
+
+def test_who_looked_at_urgent_has_not_taken_notice_of_critical(ledger: Ledger):
+    note(ledger, report("urgent", 5, missing=("x",)), final=False)
+    note(ledger, EARLY, final=False)  # between the look and the click
+    assert not ledger.acknowledge(1, "Dr A", "urgent")
+    assert not ledger.acknowledge(1, "Dr A", "nonsense")
+    assert ledger.alerts()[0].is_open
+    note(ledger, report("urgent", 5))
+    assert ledger.acknowledge(1, "Dr A", "critical")
 
 
 def test_a_later_revision_raises_again_what_was_withdrawn(ledger: Ledger):
@@ -295,10 +315,19 @@ def test_what_was_refused_holds_up_its_own_alert_alone_and_is_parked_in_the_end(
     assert deliver(ledger) == [("raised", "confirmed", "urgent", "final")]
     (bad, _) = ledger.claim("ed", now + 99)
     ledger.refused(bad, "AE: no such patient", None)
-    assert deliver(ledger) == [("confirmed", "confirmed", "critical", "final")]
     assert messages(ledger)[0] == ("raised", "parked")
     assert ledger.retry() == 1
-    assert [told[0] for told in deliver(ledger)] == ["raised"]
+    assert [told[0] for told in deliver(ledger)] == ["raised", "confirmed"]
+
+
+def test_what_was_overtaken_while_it_was_parked_is_not_told_any_more(ledger: Ledger):
+    note(ledger, EARLY, final=False)
+    note(ledger, report("routine"))
+    (bad, _) = ledger.claim("ed", time.time())
+    ledger.refused(bad, "AE: no such patient", None)
+    assert deliver(ledger) == [("withdrawn", "withdrawn", "critical", "final")]
+    assert (ledger.retry(), deliver(ledger)) == (0, [])
+    assert messages(ledger)[0] == ("raised", "cancelled")
 
 
 def test_a_clock_that_is_set_back_holds_up_nothing_for_good(ledger: Ledger):
@@ -307,6 +336,26 @@ def test_a_clock_that_is_set_back_holds_up_nothing_for_good(ledger: Ledger):
     (message, _) = ledger.claim("ed", now)
     ledger.unreachable(message, "down", 2)
     assert deliver(ledger, now=now - 10 * LONGEST_HOLD_S)
+
+
+@pytest.mark.parametrize("back_s", [600.0, 5 * LONGEST_HOLD_S])
+def test_a_clock_that_is_set_back_delays_nothing(journal: Journal, back_s: float):
+    ledger = Ledger(journal, [Channel("ed"), Channel("down"), Channel("phone", after_s=300)])
+    note(ledger, report())
+    now = time.time()
+    (message, _) = ledger.claim("down", now)
+    ledger.unreachable(message, "down", 60)
+    assert ledger.claim("phone", now - 1) is None, "a look that began a moment before it was written"
+    for name in ("ed", "down", "phone"):
+        assert len(deliver(ledger, name, now=now - back_s)) == 1, name
+
+
+def test_a_clock_that_is_set_back_breaks_no_quiet_hours(journal: Journal):
+    now = time.time()
+    ledger = Ledger(journal, [Channel("ed", night=(now - 3600, now + 3600))])
+    note(ledger, report("urgent", 5))
+    assert deliver(ledger, now=now - 600, quiet_until=now + 3600) == []
+    assert len(deliver(ledger, now=now + 3601)) == 1
 
 
 def test_who_gives_a_message_up_frees_its_alert(ledger: Ledger):

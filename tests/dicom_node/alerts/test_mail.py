@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult
+from structlog.testing import capture_logs
 
 from dicom_node.alerts.channel import Refused, Unreachable, Unready
 from dicom_node.alerts.mail import MailChannel, compose
@@ -136,8 +137,11 @@ def test_what_a_server_does_not_take(ledger, answers, error):
 
 def test_one_of_two_takes_it_and_that_is_said(ledger):
     note(ledger, report())
-    with serving(Box(chief="550 no such user")) as server:
+    with serving(Box(chief="550 no such user")) as server, capture_logs() as logs:
         assert "but for 1 of 2" in MailChannel(settings(server.port)).send(*written(ledger))
+    assert [(line["event"], line["log_level"], line["refused"]) for line in logs if line["event"] != "alert"] == [
+        ("recipients_refused", "warning", 1)
+    ]
 
 
 def test_over_starttls_with_a_login_from_a_file(ledger, box, tmp_path: Path):

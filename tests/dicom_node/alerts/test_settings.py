@@ -6,9 +6,11 @@ import gc
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from dicom_node import config as configuration
 from dicom_node import toml
+from dicom_node.alerts.settings import Webhook
 from dicom_node.check import check
 from dicom_node.config import ConfigError
 from dicom_node.reload import merge
@@ -128,6 +130,13 @@ def test_every_mistake_is_told_at_once(tmp_path: Path):
     assert told.keys() == expected.keys(), "\n".join(lines)
     for key, words in expected.items():
         assert words in told[key]
+
+
+@pytest.mark.parametrize("link", ["https://v/{alert:d}{study_uid:d}", "https://v/{study_uid!z}", "https://v/{alert"])
+def test_a_link_that_no_alert_could_fill_in_is_refused(link: str):
+    told = {"name": "a", "url": "https://a/", "secret": "s", "link": link}
+    with pytest.raises(ValidationError, match=r"more in its braces|is no template"):
+        Webhook.model_validate(told)
 
 
 def test_the_example_names_all_of_them():

@@ -8,6 +8,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +18,7 @@ from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
 
 from dicom_node.alerts import channel as channels
+from dicom_node.alerts import text
 from dicom_node.alerts.channel import Refused, Unreachable, Unready
 from dicom_node.alerts.settings import Webhook
 from dicom_node.alerts.webhook import WebhookChannel
@@ -88,6 +90,8 @@ def test_a_request_is_signed_as_standard_webhooks_has_it(ledger, receiver, secre
     assert (data["level"], data["state"], data["standing"]) == ("critical", "provisional", "preliminary")
     assert data["findings"][0]["volume_ml"] == 31.2
     assert data["link"] == "https://node/#1"
+    illegal = replace(alert, study_uid="1.2&x=/ #")
+    assert text.link("https://node/?s={study_uid}", illegal) == "https://node/?s=1.2%26x%3D%2F%20%23"
     assert "Research use only, not a medical device." in data["limits"]
     with pytest.raises(WebhookVerificationError):
         Verifier(OLD_SECRET).verify(body, headers)
@@ -232,5 +236,6 @@ def test_nobody_listens(ledger, receiver, secret):
     told = settings(receiver, secret)
     receiver.shutdown()
     receiver.server_close()
-    with pytest.raises(Unreachable, match="refused"):
+    with pytest.raises(Unreachable, match="refused") as error:
         WebhookChannel(told).send(*written(ledger))
+    assert "/alerts" not in error.value.full, "many services have a secret in the path"

@@ -82,9 +82,9 @@ class Folder:
 
     def report(self, placed: Placed, level: str | None = None, **about: object) -> dict:
         made = ct.report(placed.headers, placed.labels, **about)
-        told = {"composed": time.time(), "received": len(placed.paths), **dataclasses.asdict(made)}
+        told = json.loads(results.to_json(made, len(placed.paths)))
         told["decision"]["level"] = level or told["decision"]["level"]
-        return json.loads(json.dumps(told))
+        return told
 
     def analyse(
         self, placed: Placed, level: str | None = None, revision: int = 1, form: Form = USUAL, **about: object

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
 
+import httpx
 import pytest
 
 from dicom_node.page import login
-from dicom_node.page.login import Attempts, LoginError, Sessions, Users, make_line
-from tests.dicom_node.page.conftest import Folder, browse
+from dicom_node.page.app import Application
+from dicom_node.page.login import ATTEMPTS, Attempts, LoginError, Sessions, Users, make_line
+from tests.dicom_node.page.conftest import SAME, Folder, browse
 
 PASSWORD = "correct horse"
 
@@ -42,6 +46,22 @@ def test_nobody_sees_anything_before_a_login(folder: Folder, users):
     assert "Doe" not in page.get("/login").text
     assert page.get("/static/page.css").status_code == 200
     assert page.post("/alerts/1/acknowledge", data={"by": "A"}).status_code == 401
+
+
+def test_passwords_that_are_tried_at_once_are_counted_like_others(folder: Folder, users, monkeypatch):
+    tried = []
+    monkeypatch.setattr(Users, "check", lambda *told: tried.append(told) or time.sleep(0.01))
+    application = Application(folder.config(users=users))
+
+    async def try_all() -> list[int]:
+        way = httpx.ASGITransport(application)
+        async with httpx.AsyncClient(transport=way, base_url="http://127.0.0.1", headers=SAME) as browser:
+            data = [{"name": f"n{number}", "password": "x" * 9} for number in range(3 * ATTEMPTS)]
+            answers = await asyncio.gather(*(browser.post("/login", data=each) for each in data))
+        return [each.status_code for each in answers]
+
+    assert sorted(asyncio.run(try_all())) == [403] * ATTEMPTS + [429] * 2 * ATTEMPTS
+    assert len(tried) == ATTEMPTS
 
 
 def test_a_login_lasts_and_its_name_acknowledges(folder: Folder, users):

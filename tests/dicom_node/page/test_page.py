@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dicom_node import spool
+from dicom_node import results, spool
 from dicom_node.alerts.settings import Hl7
 from dicom_node.journal import ResultFile, SeriesState
 from dicom_node.outbox import Outbox
@@ -22,6 +22,7 @@ from dicom_node.page.guard import HEADERS
 from dicom_node.page.palette import Palette
 from dicom_node.page.slices import Pictures
 from dicom_node.results import Form
+from runtime.types import SliceLabels
 from tests.dicom_node import ct
 from tests.dicom_node.page.conftest import Folder, browse
 
@@ -107,14 +108,13 @@ def test_a_series_that_arrives_shows_its_count_and_what_was_seen_early(folder: F
     placed = folder.place(1, classes=(1, 2))
     report = folder.report(placed, "critical", provisional=True)
     folder.alert(placed, report, final=False)
+    seen = np.zeros(8, np.int64), np.zeros(8, np.float32)
+    labels = {
+        str(header.SOPInstanceUID): SliceLabels(mask, *seen)
+        for header, mask in zip(placed.headers, placed.labels, strict=True)
+    }
     early = folder.path / "results" / placed.study_uid / placed.series_uid / "revision-1"
-    early.mkdir(parents=True)
-    labels = {str(h.SOPInstanceUID): m for h, m in zip(placed.headers, placed.labels, strict=True) if m.any()}
-    np.savez(early / "early.npz", **labels)
-    (folder.path / "node.json").write_text(
-        '{"worker": "ready", "model": "m", "backend": "b", "precision": "fp32",'
-        ' "why": "w", "since": 1, "classes": ["background", "intracerebral", "subdural"]}'
-    )
+    results.write_early(ct.report(placed.headers, placed.labels), labels, early)
     page = browse(folder)
     text = page.get("/").text
     assert '<b class="count">12</b> slices arriving' in text
@@ -324,13 +324,26 @@ def test_masks_are_those_of_the_segmentation(folder: Folder, classes, kind):
     placed = folder.place(1, classes=classes)
     folder.analyse(placed, form=Form(segmentation=kind))
     pictures = Pictures(Palette())
-    masks = pictures.masks(folder.path / "results/1.2.1/1.2.1.1/revision-1/seg.dcm", {})
+    masks = pictures.masks(folder.path / "results/1.2.1/1.2.1.1/revision-1/seg.dcm")
     names = {label: name for label, name in enumerate(ct.NAMES) if label in classes}
     for header, labels in zip(placed.headers, placed.labels, strict=True):
         shown = masks.labels.get(str(header.SOPInstanceUID), np.zeros_like(labels))
         for segment, name in masks.classes.items():
             label = next(label for label, one in names.items() if one == name)
             assert np.array_equal(shown == segment, labels == label), (header.SOPInstanceUID, name)
+
+
+def test_a_form_that_showed_urgent_does_not_acknowledge_critical(folder: Folder):
+    placed = folder.place(1)
+    folder.alert(placed, folder.report(placed, "urgent"), final=False)
+    page = browse(folder)
+    assert '<input type="hidden" name="level" value="urgent">' in page.get(placed.address).text
+    folder.alert(placed, folder.report(placed, "critical"), final=False)
+    sent = page.post("/alerts/1/acknowledge", data={"by": "A", "level": "urgent"})
+    assert (sent.status_code, sent.headers["location"]) == (303, placed.address)
+    assert folder.ledger.alerts()[0].is_open
+    page.post("/alerts/1/acknowledge", data={"by": "A", "level": "critical"})
+    assert not folder.ledger.alerts()[0].is_open
 
 
 @pytest.mark.parametrize(
@@ -405,6 +418,19 @@ def test_what_is_unsafe_is_said_as_long_as_it_is(folder: Folder):
     assert "Anyone on the network may see this page" in text
     assert "unencrypted" in text
     assert "hazard" not in browse(folder).get("/").text.partition("<noscript>")[0]
+
+
+def test_findings_of_an_older_revision_say_so(folder: Folder):
+    placed = folder.place(1)
+    folder.analyse(placed, "critical")
+    said = "Findings of revision 1: revision 2"
+    assert said not in browse(folder).get(placed.address).text
+    extra = placed.paths[0].with_name("1.2.1.1.99.dcm")
+    extra.write_bytes(placed.paths[0].read_bytes())
+    assert f"{said} has no result yet." in browse(folder).get(placed.address).text
+    placed.paths.append(extra)
+    folder.record(placed, SeriesState.FAILED, "a bug", revision=2)
+    assert f"{said} has none." in browse(folder).get(placed.address).text
 
 
 def test_revisions_and_stages_stand_in_order(folder: Folder):

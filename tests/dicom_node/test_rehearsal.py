@@ -1,0 +1,46 @@
+"""The rehearsal makes every kind of result once, and leaves nothing."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from dicom_node import capture, montage, rehearsal, results, seg, sr, worker
+from runtime.bundle import open_bundle
+from runtime.session import open_session
+
+
+@pytest.fixture(scope="module")
+def engine():
+    bundle = open_bundle()
+    session = open_session(bundle, "onnxruntime", precision="fp32", threads=1)
+    yield bundle, session
+    session.close()
+
+
+def test_every_writer_is_used_once_and_nothing_stays(engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made: dict[str, int] = {}
+    for module in (seg, sr, capture, montage):
+
+        def build(*arguments: object, work=module.build, name=module.__name__, **options: object) -> object:
+            built = work(*arguments, **options)
+            made[name] = made.get(name, 0) + bool(built)
+            return built
+
+        monkeypatch.setattr(module, "build", build)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with capture_logs() as logs:
+        assert rehearsal.rehearse(*engine, results.USUAL)
+    assert made == dict.fromkeys(("dicom_node.seg", "dicom_node.sr", "dicom_node.capture", "dicom_node.montage"), 1)
+    assert list(tmp_path.iterdir()) == []
+    assert logs == []
+
+
+def test_a_worker_goes_on_where_there_is_no_room_to_rehearse(engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with capture_logs() as logs:
+        worker._rehearse(*engine, results.USUAL)
+    assert [one["event"] for one in logs] == ["not_rehearsed"]
