@@ -171,7 +171,7 @@ def serve(config: ConfigFile) -> None:
 
 @app.command()
 def page(config: ConfigFile) -> None:
-    """Serve the triage page of a node's folder by itself; `serve` does so too where `[page]` has a port."""
+    """Serve the triage page of a node's folder by itself; `serve` does so too where `page.port` is set."""
     from dicom_node import config as configuration
     from dicom_node import log as logging
     from dicom_node.page import server

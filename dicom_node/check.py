@@ -54,8 +54,11 @@ def check(config: Config, mistakes: Sequence[Mistake] = ()) -> list[Item]:
         items += [_folder(node), *_journal(node.folder / "journal.sqlite")]
     if is_sound("node.folder", "node.free_floor_gb"):
         items.append(_disk(node))
-    if is_sound("node.address", "node.port"):
-        items.append(_port(node))
+    items += [
+        _port(section, where.address, where.port, node.folder)
+        for section, where in (("node", node), ("web", config.web), ("page", config.page))
+        if where.port is not None and is_sound(f"{section}.address", f"{section}.port")
+    ]
     if not config.destinations and is_sound("destinations"):
         items.append(Item("destinations", None, "configuration", "there are none: results stay in the node's folder"))
     parts = (
@@ -137,21 +140,23 @@ def _disk(node: Node) -> Item:
     return Item("disk", True, "environment", message)
 
 
-def _port(node: Node) -> Item:
-    family = socket.AF_INET6 if ":" in node.address else socket.AF_INET
+def _port(section: str, address: str, port: int, folder: Path) -> Item:
+    """Whether a port can be listened on: the node's own, or one of its pages'."""
+    name, where = "port" if section == "node" else f"{section} port", f"{address}:{port}"
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
-        with socket.create_server((node.address, node.port), family=family):
+        with socket.create_server((address, port), family=family):
             pass
     except OSError as error:
-        if error.errno == errno.EADDRINUSE and is_locked(node.folder):
-            return Item("port", True, "environment", f"{node.address}:{node.port}: taken; a node runs in {node.folder}")
+        if error.errno == errno.EADDRINUSE and is_locked(folder):
+            return Item(name, True, "environment", f"{where}: taken; a node runs in {folder}")
         by_name = isinstance(error, socket.gaierror)
         remedy = None if by_name else PORT_REMEDIES.get(error.errno or 0)
+        remedy = (remedy or "set another node.address or node.port").replace("node.", f"{section}.")
         # create_server adds the address to what the system says
         reason = error.strerror if by_name or not error.errno else os.strerror(error.errno)
-        message = f"{node.address}:{node.port}: {reason}; {remedy or 'set another node.address or node.port'}"
-        return Item("port", False, "environment", message)
-    return Item("port", True, "environment", f"{node.address}:{node.port} is free")
+        return Item(name, False, "environment", f"{where}: {reason}; {remedy}")
+    return Item(name, True, "environment", f"{where} is free")
 
 
 def _fault(name: str, error: ScansideError) -> Item:

@@ -74,8 +74,8 @@ def alerts_list(config: ConfigFile, as_json: Json = False) -> None:
     import contextlib
 
     from dicom_node import config as configuration
+    from dicom_node import lock, tables
     from dicom_node import status as looks
-    from dicom_node import tables
     from dicom_node.alerts.ledger import Ledger
 
     settings = configuration.load(config)
@@ -85,7 +85,8 @@ def alerts_list(config: ConfigFile, as_json: Json = False) -> None:
         if as_json:
             print(json.dumps([_told(one, ledger) for one in told], indent=2))
         else:
-            tables.show_alerts(told, {one.name for one in settings.channels}, out)
+            running = lock.is_locked(settings.node.folder)
+            tables.show_alerts(told, {one.name for one in settings.channels}, out, node_running=running)
 
 
 @alerts.command("acknowledge")
@@ -97,8 +98,12 @@ def alerts_acknowledge(
     """Take notice of an alert: nobody else is told by escalation."""
     if not by.strip():
         raise typer.BadParameter("--by needs a name")
-    if not _ledger(config).acknowledge(alert, by.strip()):
-        end(f"no alert {alert} that nobody has acknowledged: see `scanside alerts list`", 1)
+    ledger = _ledger(config)
+    if not ledger.acknowledge(alert, by.strip()):
+        known = next((one for one in ledger.alerts() if one.id == alert), None)
+        if known is None:
+            end(f"there is no alert {alert}: see `scanside alerts list`", 1)
+        end(f"alert {alert} has been acknowledged already, by {known.acknowledged_by}", 1)
     out.print(f"acknowledged: {alert}", highlight=False)
 
 

@@ -283,6 +283,7 @@ def _clashes(table: dict[str, Any]) -> Iterator[InitErrorDetails]:
     if not table.get("tls"):
         for location, value in _wants_tls(table):
             yield clash(location, value, "needs certificate, key and ca in [tls]")
+    yield from _ports_taken_twice(table)
     yield from _repeated_names(table, ("destinations",))
     yield from _repeated_names(table, ("codes",))
     yield from _repeated_names(table, CHANNELS)
@@ -295,6 +296,16 @@ def _clashes(table: dict[str, Any]) -> Iterator[InitErrorDetails]:
         if same_port and _is_same_host(str(destination.get("host")), str(node["address"])):
             complaint = f"with port {node['port']} is this node itself: results would come back in"
             yield clash(("destinations", index, "host"), destination.get("host"), complaint)
+
+
+def _ports_taken_twice(table: dict[str, Any]) -> Iterator[InitErrorDetails]:
+    """Ports of this node that are one; at 0 each gets a free one."""
+    taken: dict[str, str] = {}
+    for section in (Node, Web, Page):
+        name = section.__name__.lower()
+        port = (dict(section()) | _as_dict(table.get(name)))["port"]
+        if port not in (None, 0) and taken.setdefault(str(port), name) != name:
+            yield clash((name, "port"), port, f"is {taken[str(port)]}.port already: each needs one of its own")
 
 
 def _repeated_names(table: dict[str, Any], sections: tuple[str, ...]) -> Iterator[InitErrorDetails]:

@@ -112,7 +112,7 @@ def show_outbox(told: Sequence[Delivery], destinations: Iterable[str], out: Cons
                 _say(out, error, indent=4, style="yellow")
 
 
-def show_alerts(told: Sequence[Alert], channels: Iterable[str], out: Console) -> None:
+def show_alerts(told: Sequence[Alert], channels: Iterable[str], out: Console, *, node_running: bool) -> None:
     """A line for each alert, whose it is, and below it a line for each message with what became of it."""
     if not told:
         out.print("no alert yet")
@@ -123,13 +123,15 @@ def show_alerts(told: Sequence[Alert], channels: Iterable[str], out: Console) ->
         taken = by or ("NOT ACKNOWLEDGED" if one.is_open else "not acknowledged")
         _say(out, f"{', '.join(whose) or 'patient not known'}; raised {_clock(one.raised)}; {taken}", indent=2)
         _say(out, f"study {one.study_uid}, series {one.series_uid}", indent=2, style="dim")
-        rows = [(str(each.id), each.channel, each.occasion, _fate(each, channels)) for each in one.messages]
+        rows = [
+            (str(each.id), each.channel, each.occasion, _fate(each, channels, node_running)) for each in one.messages
+        ]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             _say_in_columns(out, row, widths, indent=4)
 
 
-def _fate(message: Message, channels: Iterable[str]) -> str:
+def _fate(message: Message, channels: Iterable[str], node_running: bool) -> str:
     """What became of a message, and of those that are owed when and why."""
     tries = f", {message.attempts} {'try' if message.attempts == 1 else 'tries'}" if message.attempts else ""
     error = f": {message.last_error}" if message.last_error else ""
@@ -140,7 +142,10 @@ def _fate(message: Message, channels: Iterable[str]) -> str:
     if message.channel not in channels:
         return f"{message.state}{tries}; its channel is not in the configuration"
     seconds = message.due - time.time()
-    return f"{message.state}{tries}; due {f'in {seconds:.0f} s' if seconds >= 1 else 'now'}{error}"
+    if not node_running and seconds < 1:
+        return f"{message.state}{tries}; due when the node starts{error}"
+    due = f"at {_clock(message.due)}" if seconds >= 120 else f"in {seconds:.0f} s" if seconds >= 1 else "now"
+    return f"{message.state}{tries}; due {due}{error}"
 
 
 def _way(one: Delivery, destinations: Iterable[str], node_running: bool) -> str:

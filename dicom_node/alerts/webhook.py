@@ -11,6 +11,7 @@ import binascii
 import hashlib
 import hmac
 import json
+import re
 import ssl
 import time
 from datetime import UTC, datetime
@@ -95,7 +96,8 @@ class WebhookChannel:
                 ):
                     return answer
             except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-                reason = "takes too long" if deadline.has_passed else str(error) or type(error).__name__
+                said = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
+                reason = "takes too long" if deadline.has_passed else said
                 raise Unreachable(f"{self._where}: {reason}") from error
 
     def _trusted(self) -> ssl.SSLContext:

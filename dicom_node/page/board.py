@@ -19,7 +19,7 @@ from dicom_node.alerts.ledger import Ledger
 from dicom_node.gate import Reason
 from dicom_node.journal import Journal, JournalError
 from dicom_node.outbox import DELIVERED, DeliveryState, Outbox
-from dicom_node.page import arrivals, slices
+from dicom_node.page import arrivals, owed, slices
 from dicom_node.page.arrivals import Arrival, Arrivals
 
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from dicom_node.config import Config
     from dicom_node.journal import SeriesRecord
     from dicom_node.outbox import OutboxItem
+    from dicom_node.page.owed import Owed
 
 FRESH_S = 0.3  # so long a look is everybody's who asks
 LOCKED_S = 1.0  # a journal that another process has to itself is waited for, and no longer
 SHOWN = 100  # rows, unless all are asked for
 DAY_S = 86400.0
 KNOWN_S = 7 * DAY_S  # results of which nothing else is left are shown for so long
-OWED_SHOWN = 20
 NAMES_KEPT = 5000  # patients whose files are not opened again
 
 # of these nobody takes the series for a head that was looked at
@@ -124,16 +124,6 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Owed:
-    """Results that wait alike: to whom, how, and why."""
-
-    destination: str
-    state: str
-    error: str | None
-    roles: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Board:
     """A look at everything.
 
@@ -143,6 +133,7 @@ class Board:
     not_analysed : rows of series that were of no head
     owed, parked, unconfirmed : how many results are not where they belong
     deliveries : those in groups, parked ones first
+    untold : likewise what could not be told of alerts
     engine : what `dicom_node.nameplate` has
     troubles : what is wrong, in sentences
     at : when it was looked, in seconds since the epoch
@@ -155,6 +146,7 @@ class Board:
     parked: int = 0
     unconfirmed: int = 0
     deliveries: tuple[Owed, ...] = ()
+    untold: tuple[Owed, ...] = ()
     engine: dict[str, Any] = field(default_factory=dict)
     is_running: bool = False
     troubles: tuple[str, ...] = ()
@@ -233,7 +225,8 @@ class Lookout:
             owed=len(waiting) - parked - unconfirmed,
             parked=parked,
             unconfirmed=unconfirmed,
-            deliveries=_grouped(waiting),
+            deliveries=owed.results(waiting),
+            untold=owed.messages(alerts),
             engine=engine,
             is_running=is_running,
             troubles=tuple(self._troubles(engine, is_running=is_running, parked=parked)),
@@ -356,13 +349,6 @@ class _Records:
         if self._journal:
             self._journal.close()
         self._journal, self._version = None, -1
-
-
-def _grouped(waiting: Sequence[OutboxItem]) -> tuple[Owed, ...]:
-    groups: dict[tuple[str, str, str | None], list[str]] = {}
-    for item in sorted(waiting, key=lambda item: (item.state != DeliveryState.PARKED, item.destination)):
-        groups.setdefault((item.destination, str(item.state), item.last_error), []).append(item.role)
-    return tuple(Owed(*key, tuple(roles)) for key, roles in groups.items())[:OWED_SHOWN]
 
 
 def _urgency(told: status.Series, alert: Alert | None) -> Urgency:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -155,7 +156,7 @@ def _events(row: Row, records: Sequence[SeriesRecord], items: Sequence[OutboxIte
 
 
 def _alarms(alert: Alert) -> Iterator[Event]:
-    yield Event(alert.raised, f"alert: {alert.level}")
+    yield Event(alert.raised, "alert raised")  # the journal keeps no level but the last
     if alert.changed > alert.raised + 0.001:
         yield Event(alert.changed, f"alert {alert.state}")
     for message in alert.messages:
@@ -184,7 +185,8 @@ def _deliveries(items: Sequence[OutboxItem]) -> Iterator[Event]:
 
 
 def waiting(row: Row) -> list[dict[str, Any]]:
-    """Messages of the alert that are not sent yet: when, to whom and why."""
+    """Messages of the alert that are not sent yet: when, to whom, why, and whether an acknowledgement cancels them."""
+    now = time.time()
     return [
         {
             "channel": message.channel,
@@ -192,6 +194,7 @@ def waiting(row: Row) -> list[dict[str, Any]]:
             "due": message.due,
             "state": message.state,
             "error": message.last_error,
+            "is_in_doubt": not message.attempts and (message.occasion == "escalated" or message.due > now),
         }
         for message in (row.alert.messages if row.alert else ())
         if message.state in {"queued", "sending", "waiting", "parked"}

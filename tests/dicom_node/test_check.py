@@ -173,6 +173,16 @@ def test_a_port_in_use(look):
     assert f"127.0.0.1:{port}: Address already in use; is a node running already?" in item.message
 
 
+@pytest.mark.parametrize("section", ["web", "page"])
+def test_a_port_of_its_pages_in_use(tmp_path, section):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        sections = {"node": {"folder": tmp_path, "port": 0}, "model": {"bundle": tmp_path / "none"}}
+        items = {item.name: item for item in check(Config.model_validate(sections | {section: {"port": port}}))}
+    assert items[f"{section} port"].ok is False
+    assert f"set another {section}.port" in items[f"{section} port"].message
+
+
 def test_the_port_of_a_node_that_runs_is_no_fault(look, tmp_path):
     (tmp_path / "node").mkdir(exist_ok=True)
     running = FolderLock(tmp_path / "node")

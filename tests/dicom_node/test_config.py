@@ -218,6 +218,14 @@ def test_every_mistake_is_listed_at_once(write):
     ]
 
 
+def test_ports_of_the_node_are_not_the_same(write):
+    assert mistakes(write("[page]\nport = 11112\n[web]\nport = 11112\n")) == [
+        "web.port: 11112 is node.port already: each needs one of its own",
+        "page.port: 11112 is node.port already: each needs one of its own",
+    ]
+    assert load(write("[node]\nport = 0\n[page]\nport = 0\n")).page.port == 0
+
+
 @pytest.mark.parametrize(
     ("address", "host", "same"),
     [

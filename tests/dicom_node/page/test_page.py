@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from dicom_node import results, spool
+from dicom_node.alerts.settings import Hl7
 from dicom_node.journal import ResultFile, SeriesState
 from dicom_node.outbox import Outbox
 from dicom_node.page import board
@@ -466,6 +467,26 @@ def test_what_is_owed_and_what_has_arrived_is_told(folder: Folder):
     assert "<b>old</b>: 1 parked" in text
     assert "status 0xA900: &lt;no&gt;" in text
     assert "2 of 2 results at pacs" in page.get(placed.address).text
+
+
+def test_what_could_not_be_told_of_an_alert_is_said(folder: Folder):
+    after_s = {"er": 0, "pager": 0, "on-call": 300}
+    folder.ledger.reload([Hl7(name=name, host="x", port=1, after_s=wait) for name, wait in after_s.items()])
+    placed = folder.place(1)
+    folder.analyse(placed, "critical")
+    for name, tell in (("er", folder.ledger.unreachable), ("pager", folder.ledger.refused)):
+        told, _ = folder.ledger.claim(name, time.time())
+        tell(told, f"<{name}>: no", None if name == "pager" else 60.0)
+    page = browse(folder)
+    side = page.get("/").text.partition("Alerts not told")[2]
+    assert side.index("<b>pager</b>: 1 parked") < side.index("<b>er</b>: 1 waiting")
+    assert "&lt;er&gt;: no" in side
+    assert "on-call" not in side, "an escalation waits for its time"
+    panel = page.get(placed.address).text
+    assert re.findall(r"<b>([a-z-]+)</b>:\s*due <time[^>]*>[^<]*</time>([^<]*)", panel) == [
+        ("on-call", ", unless somebody acknowledges")
+    ]
+    assert 'waiting <span class="problem">&lt;er&gt;' in panel
 
 
 def test_a_uid_that_is_no_file_name_has_an_address(folder: Folder):
