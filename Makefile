@@ -9,7 +9,7 @@ demo: $(VENV)/installed
 	$(VENV)/bin/scanside demo
 
 test: $(TEST_VENV)/installed
-	$(TEST_VENV)/bin/pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(TEST_VENV)/bin/pytest -n 2 --dist worksteal -m "not slow and not gpu"
 
 test-slow: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/pytest -m "slow and not gpu"

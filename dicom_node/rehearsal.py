@@ -53,7 +53,7 @@ def rehearse(bundle: Bundle, session: Session, form: Form) -> bool:
 
     Raises
     ------
-    OSError : there is no room for temporary files
+    OSError, NoRoom : there is no room for temporary files
 
     """
     engine = _Bleeding(session.identity, len(bundle.classes))

@@ -104,8 +104,8 @@ def _rehearse(bundle: Bundle, session: Session, form: Form) -> None:
     try:
         if not rehearse(bundle, session, form):
             log.error("rehearsal_failed")
-    except OSError as error:
-        log.warning("not_rehearsed", reason=error.strerror)
+    except (OSError, ScansideError) as error:  # a full disk, above all
+        log.warning("not_rehearsed", reason=error.strerror if isinstance(error, OSError) else str(error))
 
 
 def _rules(opening: dict[str, Any], bundle: Bundle) -> list[Rule]:

@@ -57,7 +57,7 @@ def measured(scan: Scan, pair: tuple[str, float, str, float], engine: tuple[Bund
 @pytest.mark.parametrize(
     "scan",
     [
-        pytest.param(scan, id=name, marks=[pytest.mark.slow] * (name == "1 mm"))  # its tilted sister is quick enough
+        pytest.param(scan, id=name, marks=[pytest.mark.slow] * name.startswith("1 mm"))
         for name, scan in GEOMETRIES.items()
     ],
 )

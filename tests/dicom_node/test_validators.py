@@ -24,6 +24,7 @@ from pydicom.uid import EncapsulatedPDFStorage
 from dicom_node import codes, results
 from dicom_node.source import plane
 from runtime.geometry import stack
+from runtime.millilitres import said
 from tests.dicom_node import ct, matrix
 
 # what they say against results, and why it stays
@@ -303,7 +304,7 @@ def test_the_pdf_says_what_the_report_says_and_names_nobody(kind: str, tmp_path:
     assert page.rstrip().endswith(b"%%EOF")
     told = words(page)
     for finding in one.report.findings:
-        assert f"{finding.volume_ml:.2f}" in told
+        assert said(finding.volume_ml) in told
     for part in (
         one.report.decision.level.upper(),
         ct.MODEL.training_data,

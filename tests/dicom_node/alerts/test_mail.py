@@ -183,9 +183,10 @@ def test_a_server_without_tls_gets_nothing(ledger, box):
         MailChannel(settings(server.port)).reach()
 
 
-def test_what_is_no_mail_server(ledger):
+def test_what_is_no_mail_server(ledger, monkeypatch):
     from tests.dicom_node.alerts.listener import Listener
 
+    monkeypatch.setattr("dicom_node.alerts.mail.IDLE_S", 1.0)
     note(ledger, report())
     with Listener() as listener, pytest.raises(Unreachable):
         # it waits for a message before it says a word
