@@ -8,6 +8,7 @@ TEST_VENV := .venv-test
 demo: $(VENV)/installed
 	$(VENV)/bin/scanside demo
 
+# two processes: each takes one thread for its arithmetic, and both have to collect the same tests in the same order
 test: $(TEST_VENV)/installed
 	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(TEST_VENV)/bin/pytest -n 2 --dist worksteal -m "not slow and not gpu"
 

@@ -377,4 +377,4 @@ class Node:
 
 
 def _pass_time() -> None:
-    """Nothing more: it alone can make a series due."""
+    """Stand for the passing of time, which alone can make a series due."""

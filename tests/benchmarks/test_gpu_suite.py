@@ -32,7 +32,7 @@ class Typed(Trt):
         return runtime
 
 
-@pytest.mark.slow  # its sisters cover what it holds
+@pytest.mark.slow  # 40 s: every precision of the bundle, on stand-ins
 def test_the_suite_measures_every_precision_and_judges_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     cuda = Cuda()
     trt = Typed(cuda)

@@ -130,7 +130,7 @@ class AlertHarness(Harness):
         return super().is_done() and states == {"sent"}
 
 
-@pytest.mark.slow  # its sisters cover what it holds
+@pytest.mark.slow  # `test_heralds` kills the channels alone, without a node around them
 @pytest.mark.parametrize("kills", [3, pytest.param(60, marks=pytest.mark.slow)])
 def test_no_kill_loses_an_alert_or_makes_two_of_it(tmp_path: Path, pacs: Pacs, studies: Studies, kills: int):  # noqa: F811
     seed = 20261129 + kills
