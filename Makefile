@@ -19,7 +19,7 @@ lint: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/ruff check .
 	$(TEST_VENV)/bin/ruff format --check .
 
-# all of docs/performance.md anew, in half an hour; leave the machine alone meanwhile
+# all of docs/performance.md and docs/scale.md anew, in half an hour; leave the machine alone meanwhile
 BENCH = $(TEST_VENV)/bin/scanside bench
 RECORDS := benchmarks/results
 bench: $(TEST_VENV)/installed
@@ -32,6 +32,7 @@ bench: $(TEST_VENV)/installed
 	$(BENCH) ingest --out $(RECORDS)/ingest.json
 	$(BENCH) growth --out $(RECORDS)/growth.json
 	$(TEST_VENV)/bin/python -m benchmarks.page
+	$(TEST_VENV)/bin/python -m benchmarks.capacity
 
 # what the node needs: no torch
 $(VENV)/installed: pyproject.toml
