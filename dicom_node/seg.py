@@ -36,7 +36,7 @@ EVEN_STEP_MM = 0.01  # steps that differ by less are one spacing
 
 def build(
     sources: Sequence[Dataset],
-    labels: NDArray[np.uint8],
+    labels: Sequence[NDArray[np.uint8]],
     report: Report,
     issue: Issue,
     kind: Literal["binary", "labelmap"] = "binary",
@@ -46,7 +46,7 @@ def build(
     Parameters
     ----------
     sources : normalised headers in stack order
-    labels : ``(N, H, W)``, class index per pixel; classes without a finding are left out
+    labels : of each of them ``(H, W)``, class index per pixel; classes without a finding are left out
     report : what was found; its n-th finding becomes segment n
     issue : names the object
     kind : SegmentationType
@@ -143,8 +143,8 @@ def _stand_in(source: Dataset, first: Dataset) -> Dataset:
 
 def _even_step_mm(sources: Sequence[Dataset]) -> float | None:
     """Distance between neighbours along the normal where all are alike, else None."""
-    planes = [plane(source) for source in sources]
-    steps = np.diff([float(planes[0].normal_lps @ np.asarray(each.origin_lps)) for each in planes])
+    origins_lps = np.array([source["ImagePositionPatient"].value for source in sources], float)
+    steps = np.diff(origins_lps @ plane(sources[0]).normal_lps)
     return float(steps.mean()) if len(steps) and np.ptp(steps) < EVEN_STEP_MM else None
 
 
