@@ -149,11 +149,14 @@ def _serve(analyser: Analyser, requests: queue.SimpleQueue[dict[str, Any] | None
         name = request["series"]
         if request["do"] == "close":
             series = open_series.setdefault(name, Series())
+            gc.disable()  # a look through all headers of all open series, while a reader waits, finds nothing
             try:
                 outcome = _given_up(analyser, request) if request["given_up"] else _close(analyser, series, request)
             except NoRoom as error:
                 _say(answers, {"is": "no room", "series": name, "reason": str(error)})
                 continue
+            finally:
+                gc.enable()
             del open_series[name]
             _say(answers, {"is": "result", "series": name, **_outcome(outcome, analyser.form, request["closed"])})
             continue
