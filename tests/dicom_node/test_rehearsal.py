@@ -25,8 +25,9 @@ def test_every_writer_is_used_once_and_nothing_stays(engine, tmp_path: Path, mon
     made: dict[str, int] = {}
     writers = {seg: "build", sr: "build", sc: "build", capture: "draw", montage: "draw"}
     for module, does in writers.items():
+        writer = getattr(module, does)
 
-        def noted(*arguments: object, work=getattr(module, does), name=module.__name__, **options: object) -> object:
+        def noted(*arguments: object, work=writer, name=module.__name__, **options: object) -> object:
             built = work(*arguments, **options)
             made[name] = made.get(name, 0) + bool(built)
             return built
