@@ -151,25 +151,16 @@ def build(
         )
         if unknown := ", ".join(sorted(hu.keys() - {source.slice_key(one) for one in legal})):
             raise ValueError(f"HU of slices that are not of this series: {unknown}")
-        with ThreadPoolExecutor(1, "pictures") as artist:  # Pillow lets another thread run meanwhile
-            drawn = artist.submit(_draw, legal, labels, hu, Panel(report, form.codes))
-            segmentation = seg.build(legal, labels, report, issue, form.segmentation)
-            document = sr.build(legal, segmentation, report, issue, predecessor)
-            images = sc.build(drawn.result(), issue)
+        segmentation = seg.build(legal, labels, report, issue, form.segmentation)
+        document = sr.build(legal, segmentation, report, issue, predecessor)
+        panel = Panel(report, form.codes)
+        drawn = [picture for kind in (montage, capture) for picture in kind.draw(legal, labels, hu, panel)]
+        images = sc.build(drawn, issue)
         page = _print(legal, images, report, issue) if form.pdf else None
     built = ResultSet(seg=segmentation, sr=document, sc=tuple(images), pdf=page)
     for dataset in built.named().values():
         _forget_the_clock(dataset)
     return built
-
-
-def _draw(
-    legal: Sequence[Dataset],
-    labels: Sequence[NDArray[np.uint8]],
-    hu: Mapping[str, NDArray[np.int16]],
-    panel: Panel,
-) -> list[sc.Picture]:
-    return [picture for kind in (montage, capture) for picture in kind.draw(legal, labels, hu, panel)]
 
 
 def _print(legal: Sequence[Dataset], images: Sequence[Dataset], report: Report, issue: Issue) -> Dataset:
