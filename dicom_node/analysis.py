@@ -332,7 +332,7 @@ class Analyser:
         )
         objects = results.build(
             [series.headers[key] for key in stack.keys],
-            np.stack([series.labels[key].labels for key in stack.keys]),
+            [series.labels[key].labels for key in stack.keys],
             self._pictured(series, stack, report),
             report,
             revision=revision,
