@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from runtime import seal
 from runtime.bundle import SHIPPED, open_bundle
 from runtime.errors import NotVerified
 from runtime.geometry import View
+from runtime.kserve import BUNDLE, GRAPH, PRECISION
 
 NUMPY = {"TYPE_INT32": np.int32, "TYPE_UINT8": np.uint8, "TYPE_FP32": np.float32}
 
@@ -53,7 +55,11 @@ def test_the_configuration_says_what_the_graph_takes_and_gives(tmp_path: Path, p
     assert model_config_pb2.ModelInstanceGroup.Kind.Name(group.kind) == "KIND_CPU"
     assert [one.batch_size for one in config.model_warmup] == [1, 8, 32]
     assert config.max_batch_size == 32
-    assert config.parameters["sha256"].string_value == open_bundle().digest
+    said = {key: one.string_value for key, one in config.parameters.items()}
+    bundle = open_bundle()
+    assert (said[BUNDLE], said[GRAPH], said[PRECISION]) == (bundle.digest, bundle.sha256(precision), precision)
+    assert said["sha256 model.onnx"] == hashlib.sha256((folder / "1" / "model.onnx").read_bytes()).hexdigest()
+    assert config.HasField("dynamic_batching")
     assert "phantoms" in (folder / "config.pbtxt").read_text()
 
 
@@ -80,5 +86,5 @@ def test_what_no_processor_computes_gets_no_repository(tmp_path: Path, precision
 
 def test_what_is_there_is_not_overwritten(tmp_path: Path):
     triton.write(open_bundle(), "fp32", tmp_path)
-    with pytest.raises(ExportError, match="phantom_unet_fp32 is there already"):
+    with pytest.raises(ExportError, match=r"phantom_unet_fp32_\w+ is there already"):
         triton.write(open_bundle(), "fp32", tmp_path)
