@@ -24,6 +24,11 @@ START_S = 60.0
 STUB = "triton_python_backend_stub"  # the process in which a model's Python runs
 
 
+def find() -> Path | None:
+    """Where the server lies; None where it is not installed."""
+    return next(ENVIRONMENT.glob("lib/python3*/site-packages/pytriton/tritonserver"), None)
+
+
 class NoTriton(ScansideError):
     """No Triton on this machine, or one that does not start."""
 
@@ -62,7 +67,7 @@ class TritonServer:
 
     def start(self) -> None:
         """Start, and wait until every model is ready."""
-        home = next(ENVIRONMENT.glob("lib/python3*/site-packages/pytriton/tritonserver"), None)
+        home = find()
         if home is None:
             raise NoTriton(f"{ENVIRONMENT} has no nvidia-pytriton: run `make triton`")
         python = home.parents[1]
