@@ -234,7 +234,7 @@ class Server:
         if self._shares:
             try:
                 self._share(1)
-            except InferenceError as error:
+            except (InferenceError, OSError) as error:
                 self._shares = False
                 way += f", no shared memory ({error})"
             else:
@@ -250,7 +250,11 @@ class Server:
         request = self._library.InferInput("hu", list(views.shape), "INT32")
         seconds = self._deadline_s * shape[0]
         if self._shares:
-            return self._ask_shared(request, views, shape, seconds)
+            try:
+                return self._ask_shared(request, views, shape, seconds)
+            except OSError as error:  # no room for so much: this goes the other way, and what comes after it
+                self._shares = False
+                self.why += f", which is full ({error.strerror})"
         binary = {} if self._address.scheme == "grpc" else {"binary_data": self._is_binary}
         request.set_data_from_numpy(np.ascontiguousarray(views, dtype=np.int32), **binary)
         wanted = [self._library.InferRequestedOutput(name, **binary) for name in OUTPUTS]
@@ -324,15 +328,18 @@ class Server:
 
 
 class _Shared:
-    """Memory that a server on this machine can open by name until it is unlinked."""
+    """Memory that a server on this machine can open by name until it is unlinked; OSError where there is no room."""
 
     def __init__(self, size: int) -> None:
         self.name = f"scanside-{os.getpid()}-{secrets.token_hex(4)}"
         self.key, self.size = f"/{self.name}", size
         handle = os.open(SHARED / self.name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         try:
-            os.ftruncate(handle, size)
+            os.posix_fallocate(handle, 0, size)  # or writing would end the process where there is no room
             self._map = mmap.mmap(handle, size)
+        except OSError:
+            self.unlink()
+            raise
         finally:
             os.close(handle)
 

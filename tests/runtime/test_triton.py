@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import signal
 import socket
@@ -101,6 +103,30 @@ def test_a_triton_answers_as_the_local_engine_does(
         for hu in (HU[:1], HU, np.repeat(HU, 2, 0).astype(np.int32), HU[:, :, :256, :128]):
             assert same(session.infer(hu), local.infer(hu))
         assert {*kserve.SHARED.iterdir()} <= before, "what is shared has no name any more"
+
+
+def test_without_room_for_what_is_shared_it_goes_the_other_way(
+    server: TritonServer, local: Session, monkeypatch: pytest.MonkeyPatch
+):
+    genuine = os.posix_fallocate
+
+    def small(handle: int, offset: int, size: int) -> None:
+        if size > 1 << 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        genuine(handle, offset, size)
+
+    before = {*kserve.SHARED.iterdir()}
+    monkeypatch.setattr(os, "posix_fallocate", small)
+    with closing(opened(server.grpc)) as session:
+        assert "with shared memory" in session.why
+        assert "which is full (No space left on device)" in session.why
+        assert same(session.infer(HU), local.infer(HU))
+    monkeypatch.setattr(kserve, "SHARED", Path("/nowhere"))
+    with closing(opened(server.grpc)) as session:
+        assert "no shared memory ([Errno 2] No such file" in session.why
+        assert same(session.infer(HU), local.infer(HU))
+    monkeypatch.undo()
+    assert {*kserve.SHARED.iterdir()} <= before
 
 
 def test_memory_that_the_server_can_not_open_is_not_shared(
