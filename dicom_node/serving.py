@@ -30,7 +30,7 @@ class Triton(Section):
         "than http://HOST:PORT, most of all on this machine, where memory is shared.",
     )
     deadline_s: float = Field(
-        5.0, gt=0, le=20, description="For the answer to a slice; a server that takes longer is lost for a while."
+        5.0, gt=0, le=10, description="For the answer to a slice; a server that takes longer is lost for a while."
     )
     fail_over: Literal["auto", "tensorrt", "onnxruntime", "onnxruntime-cuda"] | None = Field(
         None,

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.errors import BackendError, InferenceError, NoPlan, ServerLost
+from runtime.errors import BackendError, InferenceError, NoPlan, ScansideError, ServerLost
 from runtime.session import checked, identity, self_test
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ VERSION = "1"  # of a model in the repository: another bundle has another name
 OUTPUTS = {"labels": np.uint8, "voxels": np.float32, "evidence": np.float32}
 MOST_VIEWS = 4  # in a request; larger batches are the server's to make, of several nodes' requests
 CHECK_S = 10.0  # between looks at a model's hashes: a server may start anew behind a connection that goes on
+LONGEST_S = 60.0  # for any answer: the node takes a worker that says nothing for 120 s for hung
 HEALTH_S = 2.0  # for an answer that needs no inference
 NO_LABEL = 255  # no bundle has so many classes
 SHARED = Path("/dev/shm")  # noqa: S108  # where POSIX shared memory lies on Linux: the server opens it by name
@@ -92,7 +93,7 @@ class Server:
 
     Parameters
     ----------
-    deadline_s : for each slice of a request; the answer that takes longer is given up
+    deadline_s : for each slice of a request; the answer that takes longer is given up, after a minute in any case
 
     Raises
     ------
@@ -110,17 +111,8 @@ class Server:
         self._library = library(address.scheme)
         self._client = self._connected()
         try:
-            server, model = self._look()
-            extensions = server.get("extensions", ())
-            self._tells_hashes = "model_configuration" in extensions
-            self._check_hashes()
-            self._is_binary = address.scheme == "grpc" or "binary_tensor_data" in extensions
-            self._take_shape(model)
-            self._shares = address.scheme == "grpc" and address.is_here and "system_shared_memory" in extensions
-            how = self._way()
-            engine = f"{server.get('name', 'KServe')} {server.get('version', '')}".strip()
-            self.identity = identity(bundle, precision, f"{engine} {model.get('platform', '')}".strip())
-            self.why = f"{address}, {how}"
+            with _told(address):
+                self._open()
             self_test(self, bundle)
         except BaseException:
             self.close()
@@ -138,7 +130,8 @@ class Server:
         """
         if time.monotonic() - self._checked > CHECK_S:
             try:
-                self._check_hashes()
+                with _told(self._address):
+                    self._check_hashes()
             except BackendError as error:
                 raise ServerLost(str(error)) from None
         size = hu.shape[2:]
@@ -170,10 +163,22 @@ class Server:
 
     # opening
 
+    def _open(self) -> None:
+        address, (server, model) = self._address, self._look()
+        extensions = server.get("extensions", ())
+        self._tells_hashes = "model_configuration" in extensions
+        self._check_hashes()
+        self._take_shape(model)
+        self._is_binary = address.scheme == "grpc" or "binary_tensor_data" in extensions
+        self._shares = address.scheme == "grpc" and address.is_here and "system_shared_memory" in extensions
+        engine = f"{server.get('name', 'KServe')} {server.get('version', '')} {model.get('platform', '')}"
+        self.identity = identity(self._bundle, self._precision, " ".join(engine.split()))
+        self.why = f"{address}, {self._way()}"
+
     def _connected(self) -> Any:
         if self._address.scheme == "grpc":
             return self._library.InferenceServerClient(self._address.place)
-        timeouts = {"connection_timeout": HEALTH_S, "network_timeout": self._deadline_s * MOST_VIEWS}
+        timeouts = {"connection_timeout": HEALTH_S, "network_timeout": LONGEST_S}
         return self._library.InferenceServerClient(self._address.place, **timeouts)
 
     def _look(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -239,16 +244,15 @@ class Server:
                 way += f", no shared memory ({error})"
             else:
                 way += " with shared memory"
-        return (
-            f"{way}; {'hashes as the bundle says' if self._tells_hashes else 'known by its name: it tells no hashes'}"
-        )
+        proof = "hashes as the bundle says" if self._tells_hashes else "known by its name: it tells no hashes"
+        return f"{way}; {proof}"
 
     # a request
 
     def _ask(self, views: NDArray[np.int16] | NDArray[np.int32], shape: tuple[int, ...]) -> list[NDArray[Any]]:
         """Answers to a batch as arrays: labels of this shape, voxels, evidence."""
         request = self._library.InferInput("hu", list(views.shape), "INT32")
-        seconds = self._deadline_s * shape[0]
+        seconds = min(self._deadline_s * shape[0], LONGEST_S)
         if self._shares:
             try:
                 return self._ask_shared(request, views, shape, seconds)
@@ -379,6 +383,8 @@ def _told(address: Address) -> Iterator[None]:
 
     try:
         yield
+    except ScansideError:
+        raise
     except InferenceServerException as error:
         kind = InferenceError if error.status() in REFUSED else ServerLost
         raise kind(f"{address}: {' '.join(str(error.message()).split())}") from None

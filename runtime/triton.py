@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from runtime.errors import BackendError, DeviceLost, InferenceError, ScansideError, SelfTestFailed, ServerLost
+from runtime.errors import BackendError, DeviceLost, InferenceError, NoPlan, ScansideError, SelfTestFailed, ServerLost
 from runtime.kserve import Address, Server, library
 from runtime.types import IN_PLACE
 
@@ -93,7 +93,7 @@ class TritonSession:
             return answers
         if self._local is not None:
             answers = self._local.infer(hu)
-            self._say(None)
+            self._say(None, refusal)
             return answers
         raise refusal or ServerLost(f"no server answers: {self._faults()}")
 
@@ -103,7 +103,7 @@ class TritonSession:
         if self._local is not None:
             self._local.close()
 
-    def _say(self, server: Server | None) -> None:
+    def _say(self, server: Server | None, refusal: InferenceError | None = None) -> None:
         """Say who has answered, or would."""
         self.identity: ModelIdentity
         if server is not None:
@@ -111,7 +111,7 @@ class TritonSession:
         elif self._local is not None:
             own = self._local.identity
             self.identity = replace(own, backend=f"{own.backend} {IN_PLACE} triton")
-            self.why = f"fail-over: {self._faults()}"
+            self.why = f"fail-over: {refusal or self._faults()}"
 
     def _faults(self) -> str:
         return "; ".join(one.fault for one in self._replicas if one.fault)
@@ -146,7 +146,7 @@ class _Replica:
         """
         try:
             return self._infer(hu)
-        except DeviceLost:
+        except (DeviceLost, NoPlan):
             raise
         except InferenceError:
             self.close()

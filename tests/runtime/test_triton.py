@@ -229,8 +229,10 @@ def test_a_model_with_one_shape_gets_it(stub: Stub, local: Session):
         assert session.sizes == (HU.shape[2:],)
         assert same(session.infer(HU), local.infer(HU))
         assert {*stub.asked} == {(2, 1, *HU.shape[2:])}
+        asked = len(stub.asked)
         with pytest.raises(NoPlan, match=r"not of \(64, 64\)"):
             session.infer(HU[:, :, :64, :64])
+        assert len(stub.asked) == asked, "for that nobody has to be asked"
 
 
 SPOILT = {
@@ -282,6 +284,9 @@ def test_a_request_that_a_well_server_refuses_is_the_series_fate_and_not_the_ser
             assert same(session.infer(HU), local.infer(HU))
         with closing(opened(address, fail_over="onnxruntime")) as session:
             assert same(session.infer(HU[:, :, :64]), local.infer(HU[:, :, :64]))
+            assert session.why == f"fail-over: {address}: 64 rows are too few"
+            assert same(session.infer(HU), local.infer(HU))
+            assert session.identity.backend == "stub 1 onnx", "and the server answers what it takes"
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND])
@@ -347,6 +352,11 @@ def _no_json(connection: socket.socket) -> None:
     connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"name": ')
 
 
+def _other_json(connection: socket.socket) -> None:
+    while connection.recv(65536):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]")
+
+
 def _drip(connection: socket.socket) -> None:
     connection.recv(1)
     for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + bytes(200):
@@ -395,6 +405,11 @@ def talking(behaviour) -> Iterator[int]:
                 one.close()
             for one in threads:
                 one.join()
+
+
+def test_json_of_something_else_is_told():
+    with talking(_other_json) as port, pytest.raises(BackendError, match="an answer that is none of KServe v2"):
+        opened(f"http://127.0.0.1:{port}")
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
