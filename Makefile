@@ -3,7 +3,9 @@ PYTHON ?= python3.11
 VENV := .venv
 TEST_VENV := .venv-test
 
-.PHONY: demo test test-slow lint bench clean
+TRITON_VENV := .venv-triton
+
+.PHONY: demo test test-slow lint bench triton clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/scanside demo
@@ -34,6 +36,16 @@ bench: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/python -m benchmarks.page
 	$(TEST_VENV)/bin/python -m benchmarks.capacity
 
+# a Triton for tests and benchmarks, in an environment of its own: its wheel wants numpy 1 and the library of the
+# system's Python 3.11 (on Debian 12: apt-get install python3.11 python3.11-venv libpython3.11)
+triton: $(TRITON_VENV)/installed
+$(TRITON_VENV)/installed: $(TEST_VENV)/installed
+	/usr/bin/python3.11 -m venv $(TRITON_VENV)
+	same=$$($(TEST_VENV)/bin/python -c 'import importlib.metadata as m; print(m.version("onnxruntime"))') && \
+	  $(TRITON_VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	    nvidia-pytriton 'numpy<2' onnxruntime==$$same
+	touch $@
+
 # what the node needs: no torch
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -48,4 +60,4 @@ $(TEST_VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(TEST_VENV) scanside-demo
+	rm -rf $(VENV) $(TEST_VENV) $(TRITON_VENV) scanside-demo

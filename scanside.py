@@ -283,6 +283,7 @@ def analyse(
     from dicom_node.analysis import Analyser
     from dicom_node.page.palette import Palette
     from dicom_node.results import Form
+    from dicom_node.serving import servers
     from runtime.bundle import open_bundle
     from runtime.session import open_session, self_test
     from runtime.triage import Rule
@@ -298,6 +299,7 @@ def analyse(
         precision=precision or said.model.precision,
         threads=said.model.threads,
         plans=said.model.plans,
+        servers=servers(said.triton and said.triton.model_dump()),
     )
     self_test(session, opened)
     folders.prepare(target)
@@ -874,12 +876,27 @@ def bundle_triton(
     bundle: Path,
     repository: Annotated[Path, typer.Option("--out", help="Model repository; the model gets a folder in it.")],
     precision: Annotated[str, typer.Option(help="fp32, or one that `scanside verify` has passed.")] = "fp32",
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="onnxruntime; python, for a Triton that has no backend of ONNX Runtime; tensorrt, for this folder's "
+            "plans of `scanside build --batch 1`."
+        ),
+    ] = "onnxruntime",
+    threads: Annotated[int, typer.Option(min=0, help="Of the processor; 0: all cores.")] = 0,
+    folder: Annotated[Path | None, typer.Option("--plans", help="With tensorrt. Default: the user's cache.")] = None,
+    size: Annotated[str, typer.Option(help="With tensorrt: rows x columns of the slices.")] = "512x512",
 ) -> None:
     """Write a model repository for NVIDIA Triton (needs the `export` extra)."""
     from export import triton
     from runtime.bundle import open_bundle
 
-    out.print(f"{triton.write(open_bundle(bundle), precision, repository)}", highlight=False)
+    if engine not in triton.ENGINES:
+        raise typer.BadParameter(f"--engine {engine}: there are {', '.join(triton.ENGINES)}")
+    height, width = _numbers("--size", size, "x", 2)
+    opened = open_bundle(bundle)
+    how = {"engine": engine, "threads": threads, "folder": folder, "size": (height, width)}
+    out.print(f"{triton.write(opened, precision, repository, **how)}", highlight=False)
 
 
 # how things are shown

@@ -21,7 +21,7 @@ Out = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="The record on stdout, and nothing else.")]
 BundleFolder = Annotated[Path | None, typer.Option(help="Model bundle; default: the one that ships.")]
-Backend = Annotated[str, typer.Option(help="auto, onnxruntime, onnxruntime-cuda or tensorrt.")]
+Backend = Annotated[str, typer.Option(help="auto, onnxruntime, onnxruntime-cuda, tensorrt or triton.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32, or one that `scanside verify` has passed.")]
 Seconds = Annotated[float, typer.Option(min=0.01, help="For how long each figure is measured.")]
 Rounds = Annotated[int, typer.Option(min=1, help="How often.")]
@@ -37,6 +37,9 @@ def latency(
     batch: Annotated[int, typer.Option(min=1, help="Slices in one inference.")] = 1,
     threads: Annotated[int, typer.Option(min=0, help="Of the processor; 0 takes all.")] = 0,
     matrix: Matrix = 512,
+    servers: Annotated[
+        str | None, typer.Option(help="Of triton: grpc://HOST:PORT or http://HOST:PORT, several with commas.")
+    ] = None,
     seconds: Seconds = 3.0,
     out: Out = None,
     as_json: AsJson = False,
@@ -46,6 +49,7 @@ def latency(
     from benchmarks import latency as inference
 
     how = {"backend": backend, "precision": precision, "batch": batch, "threads": threads, "matrix": matrix}
+    how["servers"] = servers.split(",") if servers else None
     record = inference.measure(bundle, **how, seconds=seconds)
     _tell(record, out, as_json)
     if out:
@@ -130,6 +134,45 @@ def peers(
     from benchmarks import peers as others
 
     record = others.measure(slices=slices, rounds=rounds, bundle=bundle, compiled=compiled)
+    _tell(record, out, as_json)
+    if out:
+        charts.bars(record, _picture(out))
+
+
+@app.command()
+def triton(
+    batch: Annotated[int, typer.Option(min=1, help="Slices in one inference.")] = 1,
+    threads: Annotated[int, typer.Option(min=0, help="Of the processor, here and there; 0 takes all.")] = 1,
+    matrix: Matrix = 512,
+    seconds: Seconds = 12.0,
+    bundle: BundleFolder = None,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """The way to a Triton on this machine: gRPC with shared memory, gRPC, HTTP, beside no way (`make triton` first)."""
+    from benchmarks import charts
+    from benchmarks import triton as served
+
+    record = served.measure(bundle, batch=batch, threads=threads, matrix=matrix, seconds=seconds)
+    _tell(record, out, as_json)
+    if out:
+        charts.percentile_curve(record, _picture(out))
+
+
+@app.command()
+def replicas(
+    counts: Annotated[str, typer.Option(help="How many Tritons, several with commas.")] = "1,2,4",
+    matrix: Matrix = 512,
+    seconds: Seconds = 10.0,
+    bundle: BundleFolder = None,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Slices a second through more and more Tritons of one thread each, beside the ideal (`make triton` first)."""
+    from benchmarks import charts
+    from benchmarks import triton as served
+
+    record = served.replicas(bundle, counts=_numbers(counts), matrix=matrix, seconds=seconds)
     _tell(record, out, as_json)
     if out:
         charts.bars(record, _picture(out))

@@ -21,6 +21,7 @@ from dicom_node import decode
 from runtime.bundle import open_bundle
 from runtime.ort import OrtSession
 from runtime.session import open_session
+from runtime.triton import Servers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,9 +42,14 @@ def measure(
     batch: int = 1,
     threads: int = 0,
     matrix: int = 512,
+    servers: Sequence[str] | None = None,
     seconds: float = LEAST_S,
 ) -> Record:
     """Latency of one backend, precision and batch.
+
+    Parameters
+    ----------
+    servers : of the backend ``"triton"``
 
     Raises
     ------
@@ -51,8 +57,10 @@ def measure(
 
     """
     opened = open_bundle(bundle)
-    session = open_session(opened, backend, precision=precision, threads=threads)
+    replicas = Servers(tuple(servers)) if servers else None
+    session = open_session(opened, backend, precision=precision, threads=threads, servers=replicas)
     asked = {"backend": backend, "precision": precision, "batch": batch, "threads": threads, "matrix": matrix}
+    asked |= {"servers": list(servers)} if servers else {}
     with measuring("latency", **asked, seconds=seconds) as record, tempfile.TemporaryDirectory() as folder:
         record.about |= {"model": f"{opened.name} {opened.version}", "engine": session.identity.backend}
         path = Path(folder) / "0000.dcm"
@@ -64,6 +72,8 @@ def measure(
             whole, floor = in_turn_ms(lambda: session.infer(hu), alone, seconds=seconds)
             record.add("infer_ms", whole, floor="session_run_ms")
             record.add("session_run_ms", floor)
+        elif backend == "triton":
+            record.add("infer_ms", in_turn_ms(lambda: session.infer(hu), seconds=seconds)[0])
         else:
             _on_gpu(record, session, hu, seconds)
         record.add("decode_ms", in_turn_ms(lambda: next(decode.read(path)), seconds=seconds / 3)[0])

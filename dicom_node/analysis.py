@@ -24,6 +24,7 @@ from dicom_node.series import Seen, Series
 from runtime import geometry
 from runtime.errors import DeviceLost, GeometryError, InferenceError
 from runtime.report import compose
+from runtime.session import together
 from runtime.triage import is_higher
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ class Analyser:
             for number, (shown, answered) in enumerate(batch):
                 first = number * self.bundle.view.answered
                 for key, answer in zip(answered, answers[first:], strict=False):
-                    series.answered(key, answer, shown)
+                    series.answered(key, answer, shown, self.session.identity)
 
     def look(self, series: Series) -> Report | None:
         """A provisional report, whenever the slices so far make a higher level of triage than was told before.
@@ -207,7 +208,8 @@ class Analyser:
             stack = geometry.stack({key: series.planes[key] for key in series.labels}, growing=True)
         except GeometryError:  # closing says so
             return None
-        report = compose(stack, series.labels, self.bundle, self.session.identity, self._rules, arriving=True)
+        model = together([*series.engines.values()])
+        report = compose(stack, series.labels, self.bundle, model, self._rules, arriving=True)
         if not is_higher(report.decision.level, series.told):
             return None
         series.told, series.next_look = report.decision.level, 0
@@ -325,14 +327,14 @@ class Analyser:
             stack,
             series.labels,
             self.bundle,
-            self.session.identity,
+            together([series.engines[key] for key in stack.keys]),
             self._rules,
             missing=[*missing, *incomplete],
             left_out=left_out,
         )
         objects = results.build(
             [series.headers[key] for key in stack.keys],
-            np.stack([series.labels[key].labels for key in stack.keys]),
+            [series.labels[key].labels for key in stack.keys],
             self._pictured(series, stack, report),
             report,
             revision=revision,

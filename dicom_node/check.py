@@ -16,6 +16,7 @@ from dicom_node import trial
 from dicom_node.codes import CodeError, check_names
 from dicom_node.lock import is_locked
 from dicom_node.receiver import PORT_REMEDIES
+from dicom_node.serving import servers
 from dicom_node.trial import KINDS, Item
 from runtime.bundle import open_bundle
 from runtime.errors import BackendError, BundleError, InferenceError, ScansideError, SelfTestFailed
@@ -179,9 +180,9 @@ def _model(config: Config, is_sound: Callable[..., bool]) -> Iterator[Item]:
         return
     yield Item("bundle", True, "environment", f"{bundle.name} {bundle.version}, every hash as its manifest says")
     yield from _triage(config, bundle)
-    if not is_sound("model.backend", "model.threads", "model.precision", "model.plans"):
+    if not is_sound("model.backend", "model.threads", "model.precision", "model.plans", "triton"):
         return
-    looked_at = list(_gpu(config, bundle))
+    looked_at = [*_gpu(config, bundle), *_servers(config, bundle)]
     yield from looked_at
     if any(item.ok is False for item in looked_at):  # the engine could only say the same again
         return
@@ -192,6 +193,7 @@ def _model(config: Config, is_sound: Callable[..., bool]) -> Iterator[Item]:
             precision=config.model.precision,
             threads=config.model.threads,
             plans=config.model.plans,
+            servers=servers(config.triton and config.triton.model_dump()),
         )
     except (BackendError, BundleError, InferenceError) as error:
         yield _fault("engine", error)
@@ -258,6 +260,23 @@ def _gpu(config: Config, bundle: Bundle) -> Iterator[Item]:
         yield Item("plans", None, "finding", f"{message}; not yet judged: {', '.join(unjudged)}: {remedy}")
     else:
         yield Item("plans", True, "environment", message)
+
+
+def _servers(config: Config, bundle: Bundle) -> Iterator[Item]:
+    """Look at each server by itself: a session is content with one, or with none where it may fail over."""
+    from runtime.kserve import Address, Server  # noqa: PLC0415  # as above
+
+    if config.model.backend != "triton" or config.triton is None:
+        return
+    precision = "fp32" if config.model.precision == "auto" else config.model.precision
+    for address in config.triton.servers:
+        try:
+            server = Server(Address.parse(address), bundle, precision, config.triton.deadline_s)
+        except (BackendError, InferenceError, SelfTestFailed) as error:
+            yield replace(_fault("server", error), ok=None if config.triton.fail_over else False)
+            continue
+        yield Item("server", True, "environment", f"{server.why}, {server.identity.backend}: golden slices as recorded")
+        server.close()
 
 
 def _triage(config: Config, bundle: Bundle) -> Iterator[Item]:

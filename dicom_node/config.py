@@ -33,6 +33,7 @@ from dicom_node.sections import (
     TriageRule,
     Web,
 )
+from dicom_node.serving import Triton
 from runtime.engine import TAKES
 from runtime.errors import ScansideError
 
@@ -53,6 +54,12 @@ class ConfigError(ScansideError):
 class Config(Section):
     node: Node = Field(Node(), description="The DICOM node.")
     model: Model = Field(Model(), description="The network and the engine that runs it.")
+    triton: Triton | None = Field(
+        None,
+        description="Servers for model.backend triton: NVIDIA Triton, or others that speak KServe v2. `scanside bundle "
+        "triton` writes the model for them.",
+        examples=[Triton(servers=("grpc://192.0.2.40:8001", "grpc://192.0.2.41:8001"), fail_over="onnxruntime")],
+    )
     series: Series = Field(Series(), description="When a series is complete.")
     destinations: tuple[Destination, ...] = Field((), description="Where results go: one table for each receiver.")
     tls: Tls | None = Field(
@@ -270,11 +277,7 @@ def _overridden(table: dict[str, Any], environment: dict[str, Any]) -> dict[str,
 
 def _clashes(table: dict[str, Any]) -> Iterator[InitErrorDetails]:
     """What no single field can know. The values may be raw and wrong: then `Config` itself complains about them."""
-    model = dict(Model()) | _as_dict(table.get("model"))
-    backend, precision = str(model["backend"]), str(model["precision"])
-    taken = TAKES.get(backend)
-    if taken and precision not in taken and any(precision in others for others in TAKES.values()):
-        yield clash(("model", "precision"), precision, f"is not for {backend}: it takes {', '.join(taken)}")
+    yield from _engine_clashes(table)
     page = dict(Page()) | _as_dict(table.get("page"))
     if not (page["users"] or page["open_to_all"] or is_loopback(str(page["address"]))):
         complaint = "is seen from the network: name page.users (`scanside page-password`), or set page.open_to_all"
@@ -296,6 +299,16 @@ def _clashes(table: dict[str, Any]) -> Iterator[InitErrorDetails]:
         if same_port and _is_same_host(str(destination.get("host")), str(node["address"])):
             complaint = f"with port {node['port']} is this node itself: results would come back in"
             yield clash(("destinations", index, "host"), destination.get("host"), complaint)
+
+
+def _engine_clashes(table: dict[str, Any]) -> Iterator[InitErrorDetails]:
+    model = dict(Model()) | _as_dict(table.get("model"))
+    backend, precision = str(model["backend"]), str(model["precision"])
+    taken = TAKES.get(backend)
+    if taken and precision not in taken and any(precision in others for others in TAKES.values()):
+        yield clash(("model", "precision"), precision, f"is not for {backend}: it takes {', '.join(taken)}")
+    if backend == "triton" and not table.get("triton"):
+        yield clash(("model", "backend"), backend, "needs servers in [triton]")
 
 
 def _ports_taken_twice(table: dict[str, Any]) -> Iterator[InitErrorDetails]:

@@ -159,12 +159,8 @@ class Dispatch:
     def hear(self, message: dict[str, Any]) -> None:
         """Take a message of the supervisor: all of one worker's come before the next one's."""
         match message["is"]:
-            case "ready":
-                told = {name: message[name] for name in ("model", "backend", "precision", "why")}
-                log.info("worker_ready", **told, pid=self._supervisor.pid)
-                nameplate.write(self._results.parent, told)
-                self._worker = message["worker"]
-                self._start_over()
+            case "ready" | "engine":
+                self._introduce(message)
             case "died":
                 self._metrics.worker_died()
                 nameplate.write(self._results.parent, None)
@@ -207,6 +203,17 @@ class Dispatch:
                     message["patient"],
                 )
                 self._record(request.assembly, result)
+
+    def _introduce(self, message: dict[str, Any]) -> None:
+        """Say which engine answers from now on, of a new worker or of one that goes on."""
+        told = {name: message[name] for name in ("model", "backend", "precision", "why")}
+        nameplate.write(self._results.parent, told)
+        if message["is"] == "engine":
+            log.warning("engine_changed", **told)
+            return
+        log.info("worker_ready", **told, pid=self._supervisor.pid)
+        self._worker = message["worker"]
+        self._start_over()
 
     def _answered(self, message: dict[str, Any], path: Path | None) -> _Request:
         """The request that a message answers: the worker works in order."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from highdicom.sc import SCImage
 from PIL import Image, ImageDraw, ImageFont
-from pydicom.uid import ExplicitVRLittleEndian
 
-from dicom_node import capture, source
+from dicom_node import panel, sc, source
+from dicom_node.sc import Picture
 from dicom_node.uids import Issue
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ ANALYSED_BEFORE = (
 
 def build(
     header: Dataset, reason: str, model: ModelIdentity, *, revision: int, started: datetime, has_results: bool = False
-) -> tuple[SCImage, source.Repairs]:
+) -> tuple[Dataset, source.Repairs]:
     """One Secondary Capture in the series of the pictures, in their place, and what its source lacks.
 
     Parameters
@@ -53,42 +52,30 @@ def build(
     content = f"{reason} {has_results}"
     issue = Issue.of(shared, model, revision=revision, started=started, content=content)
     caption = "" if issue.series_number is None else f"Series {issue.series_number}"
-    image = SCImage.from_ref_dataset(
-        ref_dataset=shared,
-        pixel_array=render(reason, model, caption=caption, has_results=has_results),
-        photometric_interpretation="RGB",
-        bits_allocated=8,
-        coordinate_system="PATIENT",
-        transfer_syntax_uid=ExplicitVRLittleEndian,
-        patient_orientation=("L", "P"),
-        **issue.attributes("OT", "notice", number=(revision - 1) * capture.A_REVISION + 1),
-    )
-    capture.complete(image, [shared], issue, description="Notice that the series was not analysed. Research use only")
-    image.PatientOrientation = None  # a page of text has none (Type 2C, PS3.3 C.7.6.1)
-    return image, repairs
+    pixels = render(reason, model, caption=caption, has_results=has_results)
+    page = Picture(pixels, [shared], "notice", "Notice that the series was not analysed. Research use only")
+    return sc.build([page], issue)[0], repairs
 
 
 def render(reason: str, model: ModelIdentity, *, caption: str = "", has_results: bool = False) -> NDArray[np.uint8]:
     """The page: ``(HEIGHT, WIDTH, 3)`` RGB."""
     small, normal, large = (ImageFont.load_default(points) for points in (15, 20, 34))
-    page = Image.new("RGB", (WIDTH, HEIGHT), capture.BACKGROUND)
+    page = Image.new("RGB", (WIDTH, HEIGHT), panel.BACKGROUND)
     draw = ImageDraw.Draw(page)
-    draw.rectangle((0, 0, WIDTH, 76), capture.LEVEL_COLOURS["incomplete"])
-    draw.text((MARGIN, 38), "NOT ANALYSED", capture.WHITE, large, anchor="lm")
-    draw.text((WIDTH - MARGIN, 38), caption, capture.WHITE, normal, anchor="rm")
+    draw.rectangle((0, 0, WIDTH, 76), panel.LEVEL_COLOURS["incomplete"])
+    draw.text((MARGIN, 38), "NOT ANALYSED", panel.WHITE, large, anchor="lm")
+    draw.text((WIDTH - MARGIN, 38), caption, panel.WHITE, normal, anchor="rm")
     across = WIDTH - 2 * MARGIN
-    y = capture.write(
-        draw, (MARGIN, 104), reason[:1].upper() + reason[1:], normal, capture.WHITE, lines=5, width=across
-    )
-    capture.write(
+    y = panel.write(draw, (MARGIN, 104), reason[:1].upper() + reason[1:], normal, panel.WHITE, lines=5, width=across)
+    panel.write(
         draw,
         (MARGIN, y + 16),
         ANALYSED_BEFORE if has_results else UNSEARCHED,
         normal,
-        capture.WHITE,
+        panel.WHITE,
         lines=3,
         width=across,
     )
-    draw.text((MARGIN, HEIGHT - 76), f"AI: {model.name} {model.version}", capture.DIM, small)
-    draw.text((MARGIN, HEIGHT - 50), "Research use only. Not a medical device", capture.WHITE, small)
+    draw.text((MARGIN, HEIGHT - 76), f"AI: {model.name} {model.version}", panel.DIM, small)
+    draw.text((MARGIN, HEIGHT - 50), "Research use only. Not a medical device", panel.WHITE, small)
     return np.asarray(page)

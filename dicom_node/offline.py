@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image, ImageDraw, ImageFont
 
-from dicom_node import capture, picture
+from dicom_node import panel, picture
 from dicom_node.gate import NotAnalysed
 from dicom_node.page import slices, study, views
 from dicom_node.page.app import STATIC
@@ -143,7 +143,7 @@ def _montage(
         (stacked[place], hu) for place in places if not isinstance(hu := pictures.hu(stacked[place]), NotAnalysed)
     ]
     rows = -(-len(chosen) // COLUMNS) or 1
-    canvas = Image.new("RGB", (COLUMNS * TILE, HEADER + rows * TILE + FOOTER), capture.BACKGROUND)
+    canvas = Image.new("RGB", (COLUMNS * TILE, HEADER + rows * TILE + FOOTER), panel.BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     small, normal, large = (ImageFont.load_default(points) for points in (14, 18, 26))
     for index, (entry, hu) in enumerate(chosen):
@@ -153,26 +153,26 @@ def _montage(
         size = round(TILE * width / max(width, height)), round(TILE * height / max(width, height))
         tile = tile.resize(size, Image.Resampling.LANCZOS)
         canvas.paste(tile, (corner[0] + (TILE - size[0]) // 2, corner[1] + (TILE - size[1]) // 2))
-        draw.text((corner[0] + 6, corner[1] + 4), str(entry.number), capture.WHITE, small)
+        draw.text((corner[0] + 6, corner[1] + 4), str(entry.number), panel.WHITE, small)
     level = report["decision"]["level"]
     wide = 2 * MARGIN + int(large.getlength(level.upper()))
-    draw.rectangle((0, 0, wide, HEADER - 8), capture.LEVEL_COLOURS.get(level, capture.LEVEL_COLOURS["routine"]))
-    draw.text((MARGIN, (HEADER - 8) / 2), level.upper(), capture.WHITE, large, anchor="lm")
+    draw.rectangle((0, 0, wide, HEADER - 8), panel.LEVEL_COLOURS.get(level, panel.LEVEL_COLOURS["routine"]))
+    draw.text((MARGIN, (HEADER - 8) / 2), level.upper(), panel.WHITE, large, anchor="lm")
     x = wide + 2 * MARGIN
     for each in report["findings"]:
         said = f"{palette.title(each['name'])} {millilitres.said(each['volume_ml'])}"
         draw.rectangle((x, 12, x + 14, 26), fill=palette.colour(each["name"]))
-        draw.text((x + 22, 19), said, capture.WHITE, normal, anchor="lm")
+        draw.text((x + 22, 19), said, panel.WHITE, normal, anchor="lm")
         x += 22 + int(normal.getlength(said)) + 2 * MARGIN
     told = [report["decision"]["reason"], *report["missing"]] if not report["provisional"] else report["missing"]
     state = "PROVISIONAL: " if report["provisional"] else ""
-    draw.text((wide + 2 * MARGIN, 42), f"{state}{'; '.join(told)}"[:170], capture.DIM, small, anchor="lm")
+    draw.text((wide + 2 * MARGIN, 42), f"{state}{'; '.join(told)}"[:170], panel.DIM, small, anchor="lm")
     model = f"{report['model']['name']} {report['model']['version']}"
-    window = f"W {capture.BRAIN.width_hu} L {capture.BRAIN.level_hu}"
+    window = f"W {panel.BRAIN.width_hu} L {panel.BRAIN.level_hu}"
     draw.text(
         (MARGIN, canvas.height - FOOTER / 2),
         f"Research use only, not a medical device. {report['slices']} slices, {window}, {model}",
-        capture.WHITE,
+        panel.WHITE,
         small,
         anchor="lm",
     )

@@ -24,6 +24,7 @@ def opening(config: Config) -> dict[str, Any]:
         "plans": str(config.model.plans) if config.model.plans else None,
         "trusted_keys": [str(key) for key in config.model.trusted_keys],
         "threads": config.model.threads,
+        "triton": config.triton.model_dump() if config.triton else None,
         "max_batch": config.model.max_batch,
         "min_slices": config.series.min_slices,
         "min_coverage_mm": config.series.min_coverage_mm,

@@ -21,7 +21,7 @@ from reportlab.lib.units import mm
 from reportlab.platypus import Image as Picture
 from reportlab.platypus import PageBreak, Paragraph, SimpleDocTemplate, Spacer, Table, TableStyle
 
-from dicom_node import capture, codes, sr
+from dicom_node import capture, codes, panel, sr
 from dicom_node.source import frame_number, instances, reference
 from runtime.millilitres import said
 
@@ -136,7 +136,7 @@ def _foot(canvas: Canvas, pages: SimpleDocTemplate) -> None:
 def _summary(report: Report, issue: Issue) -> Iterator[Flowable]:
     yield Paragraph(TITLE, _TITLE)
     level = report.decision.level
-    red, green, blue = capture.LEVEL_COLOURS.get(level, capture.LEVEL_COLOURS["routine"])
+    red, green, blue = panel.LEVEL_COLOURS.get(level, panel.LEVEL_COLOURS["routine"])
     banner = f"{level.upper()}{', PROVISIONAL' if report.provisional else ''}"
     coloured = TableStyle([("BACKGROUND", (0, 0), (-1, -1), Color(red / 255, green / 255, blue / 255))])
     yield Spacer(1, 2 * mm)

@@ -62,21 +62,40 @@ def grey(hu: NDArray[np.int16], window: Window) -> NDArray[np.uint8]:
     return np.clip((hu.astype(np.float32) - lowest) * (255 / window.width_hu), 0, 255).astype(np.uint8)
 
 
-def contour(mask: NDArray[np.bool_], size: tuple[int, int]) -> Image.Image:
+def contour(mask: NDArray[np.bool_], size: tuple[int, int]) -> tuple[Image.Image, tuple[int, int]]:
     """Line of about two pixels just outside a mask, so that what is inside stays visible, however small.
 
     Drawn at twice the size around the mask only, then halved: the edges are smooth and the cost is the lesion's.
+
+    Parameters
+    ----------
+    mask : ``(H, W)``, somewhere true
+    size : width and height at which the slice is shown
+
+    Returns
+    -------
+    the line, to paste through, and where its upper left corner lies in the picture
+
     """
-    twice = Image.fromarray(mask.astype(np.uint8) * 255).resize((2 * size[0], 2 * size[1]), Image.Resampling.BOX)
-    left, top, right, bottom = (edge // 2 for edge in twice.getbbox())
-    box = (left - 8, top - 8, right + 9, bottom + 9)
-    around = twice.crop(tuple(2 * edge for edge in box)).point([0] + [255] * 255)
-    inside = _grown(around.filter(ImageFilter.MaxFilter(3)), blur=2, threshold=64)  # a lone pixel survives this
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    across, down = mask.shape[1] / size[0], mask.shape[0] / size[1]  # pixels of the mask to one of the picture
+    left, right = int(columns[0] / across) - 8, int((columns[-1] + 1) / across) + 9
+    top, bottom = int(rows[0] / down) - 8, int((rows[-1] + 1) / down) + 9
+    part = max(left, 0), max(top, 0), min(right, size[0]), min(bottom, size[1])
+    around = Image.new("L", (2 * (right - left), 2 * (bottom - top)))
+    around.paste(
+        Image.fromarray(mask.astype(np.uint8) * 255).resize(
+            (2 * (part[2] - part[0]), 2 * (part[3] - part[1])),
+            Image.Resampling.BOX,
+            box=(part[0] * across, part[1] * down, part[2] * across, part[3] * down),
+        ),
+        (2 * (part[0] - left), 2 * (part[1] - top)),
+    )
+    inside = around.point([0] + [255] * 255).filter(ImageFilter.MaxFilter(3))  # a lone pixel survives this
+    inside = _grown(inside, blur=2, threshold=64)
     outside = _grown(inside, blur=3, threshold=14)
-    line = ImageChops.subtract(outside, inside).resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.BOX)
-    contour = Image.new("L", size)
-    contour.paste(line, box[:2])
-    return contour
+    line = ImageChops.subtract(outside, inside).resize((right - left, bottom - top), Image.Resampling.BOX)
+    return line.crop((part[0] - left, part[1] - top, part[2] - left, part[3] - top)), part[:2]
 
 
 def _grown(mask: Image.Image, *, blur: float, threshold: int) -> Image.Image:
@@ -106,7 +125,8 @@ def overlay(labels: NDArray[np.uint8], colours: Mapping[int, Colour]) -> Image.I
         if mask.any():
             inside = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)
             canvas.paste((*colour, TINT), mask=inside)
-            canvas.paste((*colour, 255), mask=contour(mask, size))
+            line, corner = contour(mask, size)
+            canvas.paste((*colour, 255), corner, mask=line)
     return canvas
 
 

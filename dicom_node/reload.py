@@ -40,7 +40,7 @@ AT_ONCE = frozenset(
         "log",
     }
 )
-_WHOLE = ("destinations", "scanners", "triage", "codes", "tls", *CHANNELS)  # sections that change as a whole
+_WHOLE = ("destinations", "scanners", "triage", "codes", "tls", "triton", *CHANNELS)  # sections that change as a whole
 
 
 def merge(running: Config, wanted: Config) -> tuple[Config, list[str], list[str]]:

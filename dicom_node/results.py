@@ -20,7 +20,8 @@ import structlog
 from pydicom import dcmwrite
 from pydicom.config import disable_value_validation
 
-from dicom_node import capture, codes, montage, notice, seg, source, sr
+from dicom_node import capture, codes, montage, notice, sc, seg, source, sr
+from dicom_node.panel import Panel
 from dicom_node.uids import Issue
 from runtime.errors import ScansideError
 
@@ -108,7 +109,7 @@ class ResultSet:
 
 def build(
     sources: Sequence[Dataset],
-    labels: NDArray[np.uint8],
+    labels: Sequence[NDArray[np.uint8]],
     hu: Mapping[str, NDArray[np.int16]],
     report: Report,
     *,
@@ -125,7 +126,7 @@ def build(
     Parameters
     ----------
     sources : headers of the series without PixelData, in stack order
-    labels : ``(N, H, W)``, class index per pixel, ``labels[i]`` of ``sources[i]``
+    labels : of each of them ``(H, W)``, class index per pixel
     hu : ``(H, W)`` Hounsfield units of the slices to picture, by key (see `dicom_node.montage.pictured`)
     report : what was found
     revision : 1, and one more each time the series is analysed again with other slices
@@ -148,11 +149,13 @@ def build(
             content=_content([source.slice_key(one) for one in legal], labels, report, form),
             codes=form.codes,
         )
-        segmentation = seg.build(legal, labels, report, issue, form.segmentation)
-        document = sr.build(legal, segmentation, report, issue, predecessor)
         if unknown := ", ".join(sorted(hu.keys() - {source.slice_key(one) for one in legal})):
             raise ValueError(f"HU of slices that are not of this series: {unknown}")
-        images = [part for make in (montage, capture) for part in make.build(legal, labels, hu, report, issue)]
+        segmentation = seg.build(legal, labels, report, issue, form.segmentation)
+        document = sr.build(legal, segmentation, report, issue, predecessor)
+        panel = Panel(report, form.codes)
+        drawn = [picture for kind in (montage, capture) for picture in kind.draw(legal, labels, hu, panel)]
+        images = sc.build(drawn, issue)
         page = _print(legal, images, report, issue) if form.pdf else None
     built = ResultSet(seg=segmentation, sr=document, sc=tuple(images), pdf=page)
     for dataset in built.named().values():
@@ -166,11 +169,17 @@ def _print(legal: Sequence[Dataset], images: Sequence[Dataset], report: Report, 
     return pdf.build(legal, images, report, issue)
 
 
-def _content(keys: Sequence[str], labels: NDArray[np.uint8], report: Report, form: Form) -> str:
-    """Hash of all that results are made of, but for what UIDs are derived from anyway."""
+def _content(keys: Sequence[str], labels: Sequence[NDArray[np.uint8]], report: Report, form: Form) -> str:
+    """Hash of all that results are made of, but for what UIDs are derived from anyway.
+
+    Of label maps that is those that show a finding: what else they count is in the report.
+    """
     told = {"slices": keys, "report": dataclasses.asdict(report), "form": dataclasses.asdict(form)}
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-    digest.update(np.ascontiguousarray(labels).data)
+    bleeding = {key for finding in report.findings for key in finding.keys}
+    for key, one in zip(keys, labels, strict=True):
+        if key in bleeding:
+            digest.update(np.ascontiguousarray(one).data)
     return digest.hexdigest()
 
 

@@ -182,10 +182,10 @@ class Model(Section):
         description="Folder of the model bundle; relative to this file's folder. Default: the one scanside brings.",
         examples=["bundles/mine"],
     )
-    backend: Literal["auto", "tensorrt", "onnxruntime", "onnxruntime-cuda"] = Field(
+    backend: Literal["auto", "tensorrt", "onnxruntime", "onnxruntime-cuda", "triton"] = Field(
         "auto",
         description="auto: TensorRT where there is a GPU and a plan of `scanside build`, else ONNX Runtime on the "
-        "processor; the log says which and why. The others never become another.",
+        "processor; the log says which and why. triton: the servers of [triton]. Only auto becomes another unasked.",
     )
     precision: Literal["auto", "fp32", "fp16", "int8", "int8-cpu"] = Field(
         "auto",

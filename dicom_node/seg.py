@@ -9,6 +9,7 @@ changes within a series, there is no regular grid to resample to.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -36,7 +37,7 @@ EVEN_STEP_MM = 0.01  # steps that differ by less are one spacing
 
 def build(
     sources: Sequence[Dataset],
-    labels: NDArray[np.uint8],
+    labels: Sequence[NDArray[np.uint8]],
     report: Report,
     issue: Issue,
     kind: Literal["binary", "labelmap"] = "binary",
@@ -46,7 +47,7 @@ def build(
     Parameters
     ----------
     sources : normalised headers in stack order
-    labels : ``(N, H, W)``, class index per pixel; classes without a finding are left out
+    labels : of each of them ``(H, W)``, class index per pixel; classes without a finding are left out
     report : what was found; its n-th finding becomes segment n
     issue : names the object
     kind : SegmentationType
@@ -78,8 +79,9 @@ def build(
         names = ", ".join(report.findings[number - 1].name for number in sorted(empty))
         raise ValueError(f"no pixel shows {names}: the label maps are not those that the report was made of")
 
+    stand_ins = [_stand_in(source, shown[0]) for source in shown]
     segmentation = Segmentation(
-        source_images=[_stand_in(source, shown[0]) for source in shown],
+        source_images=stand_ins,
         pixel_array=np.stack(masks),
         segmentation_type=SegmentationTypeValues(kind.upper()),
         segment_descriptions=[
@@ -92,7 +94,8 @@ def build(
     )
     slices = {slice_key(source): source for source in shown}
     _restore_planes(segmentation, slices, _even_step_mm(sources))
-    _restore_references(segmentation, slices)
+    if any(one is not source for one, source in zip(stand_ins, shown, strict=True)):
+        _restore_references(segmentation, slices)
     dimensions = issue.instance("dimensions")  # highdicom draws a random one
     segmentation.DimensionOrganizationSequence[0].DimensionOrganizationUID = dimensions
     for index in segmentation.DimensionIndexSequence:
@@ -127,11 +130,14 @@ def _identify(model: ModelIdentity) -> AlgorithmIdentificationSequence:
 
 
 def _stand_in(source: Dataset, first: Dataset) -> Dataset:
-    """A source as highdicom takes it; what it says of the source is put right afterwards.
+    """A source as highdicom takes it; what it says of one that is not the source itself is put right afterwards.
 
     It refuses orientations that differ in the last digit from the first one's, and several multi-frame images: a frame
     goes as a single-frame image of its own.
     """
+    orientation = source["ImageOrientationPatient"].value
+    if source.SOPClassUID == CTImageStorage and orientation == first["ImageOrientationPatient"].value:
+        return source
     twin = Dataset()
     twin.update(source)
     # new entries: setting an attribute would change the element that both share
@@ -143,8 +149,8 @@ def _stand_in(source: Dataset, first: Dataset) -> Dataset:
 
 def _even_step_mm(sources: Sequence[Dataset]) -> float | None:
     """Distance between neighbours along the normal where all are alike, else None."""
-    planes = [plane(source) for source in sources]
-    steps = np.diff([float(planes[0].normal_lps @ np.asarray(each.origin_lps)) for each in planes])
+    origins_lps = np.array([source["ImagePositionPatient"].value for source in sources], float)
+    steps = np.diff(origins_lps @ plane(sources[0]).normal_lps)
     return float(steps.mean()) if len(steps) and np.ptp(steps) < EVEN_STEP_MM else None
 
 
@@ -162,13 +168,14 @@ def _restore_planes(segmentation: Segmentation, slices: dict[str, Dataset], step
         "PlaneOrientationSequence": ("ImageOrientationPatient",),
     }
     for sequence, keywords in groups.items():
-        items = {key: _item(source, keywords) for key, source in slices.items()}
+        told = [[source[keyword].value for keyword in keywords] for source in slices.values()]
+        differ = any(one != told[0] for one in told)
+        items = {key: _item(source, keywords) for key, source in islice(slices.items(), None if differ else 1)}
         if step_mm and sequence == "PixelMeasuresSequence":
             for item in items.values():
                 item.SpacingBetweenSlices = DSfloat(format_number_as_ds(step_mm))
-        first = next(iter(items.values()))
-        if all(item == first for item in items.values()):
-            setattr(shared, sequence, [first])
+        if not differ:
+            setattr(shared, sequence, list(items.values()))
             continue
         delattr(shared, sequence)
         for frame in segmentation.PerFrameFunctionalGroupsSequence:

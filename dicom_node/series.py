@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
-    from runtime.types import Plane, Slice, SliceLabels
+    from runtime.types import ModelIdentity, Plane, Slice, SliceLabels
 
 KEPT_B = 32 << 20  # of HU of each open series, for the pictures: 64 slices of 512 x 512
 
@@ -49,6 +49,7 @@ class Series:
     order: list[tuple[float, str]] = field(default_factory=list)  # places along the first slice's normal, mm
     recent: dict[str, NDArray[np.int16]] = field(default_factory=dict)  # HU of the last slices
     labels: dict[str, SliceLabels] = field(default_factory=dict)
+    engines: dict[str, ModelIdentity] = field(default_factory=dict)  # who gave each answer
     looked_at: dict[str, tuple[str, ...]] = field(default_factory=dict)  # what each answer was made from
     files: list[Path] = field(default_factory=list)  # all of them, whatever became of them
     rank: tuple[bool, float] | None = None  # see `dicom_node.kernel`; None before the first slice
@@ -71,9 +72,9 @@ class Series:
         """Images that came, also those that were not taken."""
         return len(self.planes) + self.repeated + len(self.refused)
 
-    def answered(self, key: str, labels: SliceLabels, shown: tuple[str, ...]) -> None:
-        """Take what the network says of a slice, having been shown it between these."""
-        self.labels[key], self.looked_at[key] = labels, shown
+    def answered(self, key: str, labels: SliceLabels, shown: tuple[str, ...], engine: ModelIdentity) -> None:
+        """Take what the network says of a slice, having been shown it between these, by this engine."""
+        self.labels[key], self.looked_at[key], self.engines[key] = labels, shown, engine
         self.evidence.take(key, self.planes[key], labels)
 
     def forget(self, least: int) -> None:

@@ -29,6 +29,8 @@ from runtime.types import Plane
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from runtime.types import Vector
+
 # Type 2 of the Patient and General Study Modules (PS3.3 C.7.1.1, C.7.2.1)
 _TYPE_2 = (
     "PatientName",
@@ -224,6 +226,20 @@ def plane(source: Dataset) -> Plane:
         spacing_mm=(row_mm, column_mm),
         thickness_mm=float(thickness_mm) if thickness_mm else None,
     )
+
+
+def direction(vector: Vector) -> str:
+    """The patient's direction that a vector points to most: one of L R P A H F (PS3.3 C.7.6.1.1.1)."""
+    axis = max(range(3), key=lambda axis: abs(vector[axis]))
+    return ("LPH" if vector[axis] > 0 else "RAF")[axis]
+
+
+def directions(source: Dataset) -> list[str] | None:
+    """PatientOrientation of a slice: where its rows and its columns go; None for what lies nowhere."""
+    if "ImageOrientationPatient" not in source:
+        return None
+    where = plane(source)
+    return [direction(where.row_lps), direction(where.column_lps)]
 
 
 def frame_number(source: Dataset) -> int | None:

@@ -46,6 +46,7 @@ class Series:
     slices_received : on disk where it is open; otherwise those that had come when it closed. Every frame of a
         multi-frame image is one; but of a series without a report the files are counted
     slices_analysed : how many of them the report rests on; None without one
+    engine : which engine answered, with its version; several where one stood in for another; None without a report
     composed : of the report, in seconds since the epoch; None without one
     changed : when the last slice came where it is open, otherwise when the result was recorded; likewise
 
@@ -63,6 +64,7 @@ class Series:
     missing: tuple[str, ...] = ()
     decision: dict[str, str] | None = None
     findings: tuple[dict[str, Any], ...] = ()
+    engine: str | None = None
     composed: float | None = None
 
     @property
@@ -298,6 +300,7 @@ def recorded(record: SeriesRecord) -> Series:
             "findings": tuple(
                 {"class": finding["name"], "volume_ml": finding["volume_ml"]} for finding in report["findings"]
             ),
+            "engine": report["model"]["backend"],
             "composed": report["composed"],
         }
     return Series(

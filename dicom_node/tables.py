@@ -15,6 +15,7 @@ from rich.text import Text
 from dicom_node.alerts import text
 from dicom_node.outbox import DELIVERED
 from runtime.millilitres import said
+from runtime.types import IN_PLACE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -66,6 +67,8 @@ def show_status(told: Status, out: Console) -> None:
             _say(out, f"study {study_uid}", style="dim")
         _say_in_columns(out, texts, widths, indent=2, style=LEVEL_STYLES.get((one.decision or {}).get("level", ""), ""))
         _say(out, f"series {one.series_uid}", indent=4, style="dim")
+        if one.engine and IN_PLACE in one.engine:
+            _say(out, f"engine: {one.engine}", indent=4, style="yellow")
         for sentence in one.missing:
             _say(out, sentence, indent=4, style="yellow" if one.provisional else "dim")
 

@@ -10,6 +10,7 @@ series again.
     <- {"is": "ready", "model": ..., "backend": ...}      or {"is": "broken", "error": ...}, now or later
     -> {"do": "reload", ...}                              as "open"; triage, limits, results and logging change
     -> {"do": "slice", "series": ID, "path": ..., "folder": for its results}
+    <- {"is": "engine", ...}             as "ready", when another engine answers from now on
     <- {"is": "going", "series": ID}     now and then, before the answer on many frames
     <- {"is": "early", "series": ID, "report": ..., "patient": {...}, "key": ...}
                                          before the answer on the slice that makes the series critical, or urgent
@@ -24,6 +25,7 @@ series again.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import queue
@@ -43,6 +45,7 @@ from dicom_node.log import configure
 from dicom_node.rehearsal import rehearse
 from dicom_node.results import Form, NoRoom
 from dicom_node.series import Seen, Series
+from dicom_node.serving import servers
 from runtime.bundle import open_bundle
 from runtime.errors import DeviceLost, ScansideError
 from runtime.session import open_session, self_test
@@ -82,21 +85,31 @@ def _open(opening: dict[str, Any], answers: IO[str]) -> Analyser:
     bundle = open_bundle(Path(opening["bundle"]) if opening["bundle"] else None, keys)
     plans = Path(opening["plans"]) if opening["plans"] else None
     session = open_session(
-        bundle, opening["backend"], precision=opening["precision"], threads=opening["threads"], plans=plans
+        bundle,
+        opening["backend"],
+        precision=opening["precision"],
+        threads=opening["threads"],
+        plans=plans,
+        servers=servers(opening["triton"]),
     )
     disagreement = self_test(session, bundle)
     rules, form = _rules(opening, bundle), _form(opening, bundle)
-    ready = {
+    _say(answers, {"is": "ready", **_engine(bundle, session), "self_test": disagreement})
+    _rehearse(bundle, session, form)
+    gc.collect()
+    gc.freeze()  # modules and tables live for ever: looking through them again, in the middle of results, takes 0.15 s
+    max_batch = opening["max_batch"] or session.max_batch
+    return Analyser(bundle, session, rules, **_limits(opening), max_batch=max_batch, form=form)
+
+
+def _engine(bundle: Bundle, session: Session) -> dict[str, str]:
+    """Who answers."""
+    return {
         "model": f"{bundle.name} {bundle.version}",
         "backend": session.identity.backend,
         "precision": session.identity.precision,
         "why": session.why,
-        "self_test": disagreement,
     }
-    _say(answers, {"is": "ready", **ready})
-    _rehearse(bundle, session, form)
-    max_batch = opening["max_batch"] or session.max_batch
-    return Analyser(bundle, session, rules, **_limits(opening), max_batch=max_batch, form=form)
 
 
 def _rehearse(bundle: Bundle, session: Session, form: Form) -> None:
@@ -131,7 +144,9 @@ def _read(source: IO[str], requests: queue.SimpleQueue[dict[str, Any] | None]) -
 def _serve(analyser: Analyser, requests: queue.SimpleQueue[dict[str, Any] | None], answers: IO[str]) -> None:
     open_series: dict[str, Series] = {}
     waiting: deque[dict[str, Any] | None] = deque()
+    engine = _engine(analyser.bundle, analyser.session)
     while True:
+        engine = _tell_engine(analyser, engine, answers)
         while not waiting or not requests.empty():
             waiting.append(requests.get())
         request = waiting.popleft()
@@ -146,11 +161,14 @@ def _serve(analyser: Analyser, requests: queue.SimpleQueue[dict[str, Any] | None
         name = request["series"]
         if request["do"] == "close":
             series = open_series.setdefault(name, Series())
+            gc.disable()  # a look through all headers of all open series, while a reader waits, finds nothing
             try:
                 outcome = _given_up(analyser, request) if request["given_up"] else _close(analyser, series, request)
             except NoRoom as error:
                 _say(answers, {"is": "no room", "series": name, "reason": str(error)})
                 continue
+            finally:
+                gc.enable()
             del open_series[name]
             _say(answers, {"is": "result", "series": name, **_outcome(outcome, analyser.form, request["closed"])})
             continue
@@ -167,6 +185,14 @@ def _serve(analyser: Analyser, requests: queue.SimpleQueue[dict[str, Any] | None
         _tell_early(analyser, name, series, folder, answers)
         for seen in fed:
             _say(answers, {"is": "slice", "series": name, **_seen(seen, series)})
+
+
+def _tell_engine(analyser: Analyser, told: dict[str, str], answers: IO[str]) -> dict[str, str]:
+    """Tell who answers now, where it is another engine than was told."""
+    now = _engine(analyser.bundle, analyser.session)
+    if now["backend"] != told["backend"]:
+        _say(answers, {"is": "engine", **now})
+    return now
 
 
 def _tell_early(analyser: Analyser, name: str, series: Series, folder: Path, answers: IO[str]) -> None:

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("fp32", "fp16", "int8")
 # what each backend takes, on any machine. A processor would compute FP16 in FP32, and INT8 placed for TensorRT slower
-TAKES = {"tensorrt": PRECISIONS, "onnxruntime": ("fp32", "int8-cpu"), "onnxruntime-cuda": ("fp32", "fp16")}
+TAKES = {
+    "tensorrt": PRECISIONS,
+    "onnxruntime": ("fp32", "int8-cpu"),
+    "onnxruntime-cuda": ("fp32", "fp16"),
+    "triton": (*PRECISIONS, "int8-cpu"),
+}
 NAMES = {"fp32": ("fp32", "float"), "fp16": ("fp16", "half"), "int8": ("int8",)}  # in the inspector's report
 WORKSPACE = 1 << 30
 LEAST_SHARE = 1 / 3  # of the convolutions in the asked precision: calibration leaves some out

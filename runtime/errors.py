@@ -12,6 +12,7 @@
     ├── InferenceError        an engine that ran and gave no valid answer
     │   ├── NoPlan            slices of a size that no plan is for
     │   └── DeviceLost        a GPU that failed or hangs: only a new process helps
+    │       └── ServerLost    no server answers, and no local engine may: a new process waits for one
     └── SelfTestFailed        an engine whose answers on the golden slices are not the bundle's
 
 Each message names the thing, the reason and the remedy. `exit_code` is what the command line ends with: 1 where a
@@ -75,6 +76,10 @@ class DeviceLost(InferenceError):
     """CUDA reported an error, or a batch did not end: the process that holds the GPU must start anew."""
 
     exit_code: ClassVar[int] = 3
+
+
+class ServerLost(DeviceLost):
+    """No server that has the model answers: nothing is wrong with the slices, which the next process gets again."""
 
 
 class SelfTestFailed(ScansideError):

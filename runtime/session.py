@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from runtime.bundle import Bundle
+    from runtime.triton import Servers
 
 BACKENDS = ("auto", *TAKES)
 # share of a golden slice's pixels that may differ from PyTorch's: whether a precision may serve is the verdict's
@@ -30,6 +33,7 @@ class Session(Protocol):
 
     Attributes
     ----------
+    identity : what the last answers have to carry, or the first ones
     why : one sentence on how this engine came to be taken
     sizes : (H, W) of the slices that it takes; None for any
     max_batch : views beyond which one call gains nothing
@@ -63,19 +67,21 @@ def open_session(
     threads: int = 0,
     plans: Path | None = None,
     on_trial: bool = False,
+    servers: Servers | None = None,
 ) -> Session:
     """Open a bundle on a backend.
 
     Parameters
     ----------
-    backend : ``"tensorrt"``, ``"onnxruntime"`` (the processor) or ``"onnxruntime-cuda"``, which never become another;
-        or ``"auto"``: TensorRT where there is a GPU and an accepted plan, else ONNX Runtime on the processor.
-        ``Session.why`` says which and why
+    backend : ``"tensorrt"``, ``"onnxruntime"`` (the processor), ``"onnxruntime-cuda"`` or ``"triton"``, which never
+        become another, unless `servers` names one to fail over to; or ``"auto"``: TensorRT where there is a GPU and an
+        accepted plan, else ONNX Runtime on the processor. ``Session.why`` says which and why
     precision : one that the bundle has; ``"auto"`` is the fastest that has passed among TensorRT's plans, elsewhere
         FP32
     threads : for the processor's engine; 0 takes all cores
     plans : folder of TensorRT's plans (`runtime.plans`); default: the user's cache
     on_trial : open a precision that has not passed, to find out whether it does
+    servers : for ``"triton"``
 
     Raises
     ------
@@ -91,6 +97,8 @@ def open_session(
         bundle.graph(precision)  # before an engine is blamed for what the bundle has not
         if precision not in TAKES.get(backend, [precision]):
             raise NotForBackend(f"{precision} is not for {backend}: it takes {', '.join(TAKES[backend])}")
+    if backend == "triton":
+        return _open_triton(bundle, precision, servers, threads=threads, plans=plans, on_trial=on_trial)
     why = "asked for"
     if backend == "tensorrt" or (backend == "auto" and precision != "int8-cpu"):
         from runtime.gpu import open_accepted  # noqa: PLC0415  # engines load when they are asked for
@@ -113,6 +121,24 @@ def open_session(
     return OrtSession(bundle, precision, threads=threads, provider=provider, why=why)
 
 
+def _open_triton(
+    bundle: Bundle, precision: str, servers: Servers | None, *, threads: int, plans: Path | None, on_trial: bool
+) -> Session:
+    """Open a bundle on servers, and the engine that answers when they do not: it is tested before it is needed."""
+    from runtime.triton import TritonSession  # noqa: PLC0415  # as above
+
+    if servers is None or not servers.addresses:
+        raise BackendError("triton has no servers: name them in [triton], or with --server")
+    precision = "fp32" if precision == "auto" else precision
+    if not on_trial:
+        bundle.check_ruling(precision)
+    local = None
+    if servers.fail_over:
+        local = open_session(bundle, servers.fail_over, threads=threads, plans=plans)
+        self_test(local, bundle)
+    return TritonSession(bundle, precision, servers, local)
+
+
 def identity(bundle: Bundle, precision: str, backend: str) -> ModelIdentity:
     """What every result of a session must carry."""
     return ModelIdentity(
@@ -125,6 +151,16 @@ def identity(bundle: Bundle, precision: str, backend: str) -> ModelIdentity:
         codes={one.name: one.codes for one in bundle.manifest.classes if one.codes},
         calibration=bundle.calibration,
     )
+
+
+def together(answered: Sequence[ModelIdentity]) -> ModelIdentity:
+    """What a result must carry whose slices were answered so: where several engines did, how many by each."""
+    counts = Counter((one.backend, one.precision) for one in answered)
+    if len(counts) == 1:
+        return answered[0]
+    backend = "; ".join(f"{n} slice{'s' * (n > 1)} by {engine}, {kind}" for (engine, kind), n in counts.items())
+    precisions = ", ".join(dict.fromkeys(kind for _, kind in counts))
+    return replace(answered[0], backend=backend, precision=precisions)
 
 
 def checked(

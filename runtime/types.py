@@ -269,6 +269,9 @@ class Coded:
     site: Concept
 
 
+IN_PLACE = "in place of"  # in `ModelIdentity.backend`: an engine stood in for the one that was asked for
+
+
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
     """Which network, in which precision, on which engine: what every result must carry.
@@ -278,7 +281,8 @@ class ModelIdentity:
     name, version : of the bundle
     digest : of the bundle: SHA-256 of all that decides its answers
     precision : ``"fp32"``, ``"fp16"`` or ``"int8"``
-    backend : engine and its version, such as ``"onnxruntime 1.31.1 CPUExecutionProvider"``
+    backend : engine and its version, such as ``"onnxruntime 1.31.1 CPUExecutionProvider"``; where a local engine
+        stood in for servers it says so, and how many slices each answered
     training_data : one sentence on what the network was trained with
     codes : of those classes for which the bundle brings its own
     calibration : what is known of what its probabilities are worth

@@ -47,9 +47,10 @@ def measure(stack: SliceStack, slices: Mapping[str, SliceLabels], classes: Seque
     if not shown:
         return ()
     bleeding = np.flatnonzero(voxels[:, 1:].any(axis=1))
-    some = slice(bleeding[0], bleeding[-1] + 1)  # a whole head of thin slices would be much to look through
-    parts = cc3d.connected_components(np.stack([one.labels for one in ordered[some]]), connectivity=26)  # (n, H, W)
-    sizes_ml = _components_ml(stack.voxel_ml[some], ordered[some], parts, len(classes))
+    some = slice(bleeding[0], bleeding[-1] + 1)
+    labels = _around_blood(ordered[some], voxels[some, 1:].any(axis=1))
+    parts = cc3d.connected_components(labels, connectivity=26)  # (n, h, w)
+    sizes_ml = _components_ml(stack.voxel_ml[some], labels, parts, len(classes))
     spacing_mm = stack.planes[bleeding[0]].spacing_mm
     largest = [max(of_class, key=of_class.__getitem__, default=0) for of_class in sizes_ml]
     findings = [
@@ -69,6 +70,18 @@ def measure(stack: SliceStack, slices: Mapping[str, SliceLabels], classes: Seque
     return tuple(sorted(findings, key=lambda finding: -finding.volume_ml))
 
 
+def _around_blood(slices: Sequence[SliceLabels], bleeding: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """The labels of slices, ``(n, h, w)``, cut to where there is blood on any: a whole head is much to look through."""
+    first = slices[0].labels
+    rows, columns = np.zeros(first.shape[0], bool), np.zeros(first.shape[1], bool)
+    for index in np.flatnonzero(bleeding):
+        blood = slices[index].labels > 0
+        rows |= blood.any(axis=1)
+        columns |= blood.any(axis=0)
+    (top, bottom), (left, right) = (np.flatnonzero(shown)[[0, -1]] for shown in (rows, columns))
+    return np.stack([one.labels[top : bottom + 1, left : right + 1] for one in slices])
+
+
 def in_a_row(stack: SliceStack, keys: Collection[str]) -> int:
     """Most neighbours in a row among some of a stack's slices; beyond a gap there is no neighbour."""
     wanted, ends = set(keys), {gap.after_key for gap in stack.gaps}
@@ -82,19 +95,17 @@ def in_a_row(stack: SliceStack, keys: Collection[str]) -> int:
 
 
 def _components_ml(
-    voxel_ml: NDArray[np.float64], ordered: Sequence[SliceLabels], parts: NDArray[np.integer], classes: int
+    voxel_ml: NDArray[np.float64], labels: NDArray[np.uint8], parts: NDArray[np.integer], classes: int
 ) -> list[dict[int, float]]:
     """Volumes in ml of the connected parts (26-neighbourhood) of each class, by their numbers in `parts`."""
     sizes = np.zeros(int(parts.max()) + 1)
-    labels = np.zeros(len(sizes), np.uint8)
-    for each_ml, part, one in zip(voxel_ml, parts, ordered, strict=True):
-        blood = one.labels > 0
-        if not blood.any():
-            continue
+    label_of = np.zeros(len(sizes), np.uint8)
+    for each_ml, part, label in zip(voxel_ml, parts, labels, strict=True):
+        blood = label > 0
         ids = part[blood]
         sizes += np.bincount(ids, minlength=len(sizes)) * each_ml
-        labels[ids] = one.labels[blood]
-    return [{int(part): float(sizes[part]) for part in np.flatnonzero(labels == c)} for c in range(classes)]
+        label_of[ids] = label[blood]
+    return [{int(part): float(sizes[part]) for part in np.flatnonzero(label_of == c)} for c in range(classes)]
 
 
 def _abc2_ml(

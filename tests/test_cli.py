@@ -443,6 +443,13 @@ def test_a_bundle_is_calibrated_verified_signed_and_served_in_8_bits(samples: Pa
         (["bundle", "sign", SHIPPED, "--key", "nowhere.key"], 2, "name an Ed25519 private key"),
         (["bundle", "verify", SHIPPED, "--key", "nowhere.pem"], 2, "nowhere.pem: No such file"),
         (["bundle", "triton", SHIPPED, "--precision", "fp8", "--out", "t"], 2, "no fp8 graph, only"),
+        (
+            ["bundle", "triton", SHIPPED, "--engine", "keras", "--out", "t"],
+            2,
+            "there are onnxruntime, python, tensorrt",
+        ),
+        (["bundle", "triton", SHIPPED, "--engine", "tensorrt", "--plans", "p", "--out", "t"], 2, "no fp32 plan of"),
+        (["bench", "latency", "--backend", "triton", "--servers", "grpc://127.0.0.1:1"], 3, "no server has the model"),
         (["bundle", "operate", SHIPPED, "--version", "9"], 2, "give one of them"),
         (
             ["bundle", "operate", SHIPPED, "--version", "9", "--minimum-slices", 2, "--class", "sdh"],

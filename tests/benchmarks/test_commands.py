@@ -12,7 +12,7 @@ import pytest
 from pydicom import dcmread
 from typer.testing import CliRunner
 
-from benchmarks import cases, charts, end_to_end, floors, growth, running
+from benchmarks import cases, charts, end_to_end, floors, growth, running, tritonserver
 from benchmarks.commands import app
 from benchmarks.record import Record, read
 from runtime.bundle import open_bundle
@@ -53,6 +53,35 @@ def test_throughput_by_batch_and_threads(tmp_path: Path):
     told = json.loads(bench("throughput", *how, "--json", "--out", out))
     assert {"threads_1_batch_1_per_s", "threads_1_batch_2_per_s"} <= told["figures"].keys()
     assert told["figures"]["threads_1_batch_2_per_s"]["floor"] == "threads_1_batch_2_run_per_s"
+    assert out.with_suffix(".png").read_bytes().startswith(PNG)
+
+
+needs_triton = pytest.mark.skipif(
+    tritonserver.find() is None, reason="no Triton here, its benchmarks are NOT tested: run `make triton`"
+)
+
+
+@needs_triton
+def test_the_ways_to_a_triton_beside_none(tmp_path: Path):
+    out = tmp_path / "triton.json"
+    bench("triton", "--matrix", 64, "--seconds", 0.1, "--out", out)
+    told = read(out)
+    ways = ("shared_memory", "grpc", "http")
+    figures = {"local_ms", *(f"{way}_ms" for way in ways), *(f"{way}_more_per_slice_ms" for way in ways)}
+    assert told.samples.keys() == figures
+    assert "HTTP; hashes" in told.about["engines"]["http"]
+    assert "gRPC; hashes" in told.about["engines"]["grpc"]
+    assert "gRPC with shared memory; hashes" in told.about["engines"]["shared_memory"]
+    assert out.with_suffix(".png").read_bytes().startswith(PNG)
+
+
+@needs_triton
+def test_more_tritons_beside_the_ideal(tmp_path: Path):
+    out = tmp_path / "replicas.json"
+    bench("replicas", "--counts", "1,2", "--matrix", 64, "--seconds", 1, "--out", out)
+    told = read(out)
+    assert told.floors == {f"replicas_{n}_per_s": f"replicas_{n}_ideal_per_s" for n in (1, 2)}
+    assert told.median("replicas_1_per_s") > 0
     assert out.with_suffix(".png").read_bytes().startswith(PNG)
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pydicom
 import pytest
 
-from dicom_node import capture, codes, results
+from dicom_node import capture, codes, panel, results, sc
+from dicom_node.panel import Panel
 from dicom_node.source import plane
 from runtime.types import Plane
 from tests.dicom_node import ct
@@ -29,7 +30,7 @@ def drawn(mask: NDArray[np.bool_], hu: int = 40, **options: object) -> NDArray[n
     """A picture of one subdural on an even grey."""
     labels = mask.astype(np.uint8) * 2
     case = CASES["one finding"]
-    return capture.render(np.full(mask.shape, hu, dtype=np.int16), labels, case.report, "1.2.3", **options)
+    return capture.render(np.full(mask.shape, hu, dtype=np.int16), labels, Panel(case.report), "1.2.3", **options)
 
 
 def test_contour_surrounds_the_class_and_leaves_its_inside_untouched() -> None:
@@ -64,7 +65,9 @@ def test_a_class_without_a_finding_is_not_drawn() -> None:
     mask = np.zeros((128, 128), dtype=bool)
     mask[40:60, 40:60] = True
     labels = mask.astype(np.uint8)  # class 1 is below the threshold here
-    picture = capture.render(np.full(mask.shape, 40, dtype=np.int16), labels, CASES["one finding"].report, "1.2.3")
+    picture = capture.render(
+        np.full(mask.shape, 40, dtype=np.int16), labels, Panel(CASES["one finding"].report), "1.2.3"
+    )
     assert not coloured(picture, "intracerebral").any()
 
 
@@ -125,11 +128,11 @@ def test_images_read_back_as_rendered_and_name_their_source(name: str, tmp_path:
         source = case.sources[index]
         caption = f"Series {source.SeriesNumber}, image {source.InstanceNumber}" if "SeriesNumber" in source else ""
         expected = capture.render(
-            case.hu[index], case.labels[index], case.report, key, plane=plane(source), caption=caption
+            case.hu[index], case.labels[index], Panel(case.report), key, plane=plane(source), caption=caption
         )
         np.testing.assert_array_equal(image.pixel_array, expected)
         assert image.SourceImageSequence[0].ReferencedSOPInstanceUID == key
-        assert image.InstanceNumber == number + (case.revision - 1) * capture.A_REVISION
+        assert image.InstanceNumber == number + (case.revision - 1) * sc.A_REVISION
         assert list(image.PatientOrientation) == ["L", "P"]
         assert image.BurnedInAnnotation == "NO"
         assert image.BodyPartExamined == "HEAD"
@@ -152,9 +155,9 @@ def test_the_panel_holds_long_reports_above_its_footer() -> None:
             f"{number} slices missing: a step of 20.0 mm after slice {number}, {'m' * 90}" for number in range(9)
         ),
     )
-    short = capture.render(case.hu[5], case.labels[5], case.report, case.keys[5])
-    full = capture.render(case.hu[5], case.labels[5], report, case.keys[5])
-    footer = (slice(capture.FOOTER, None), slice(capture.SIDE, None))
+    short = capture.render(case.hu[5], case.labels[5], Panel(case.report), case.keys[5])
+    full = capture.render(case.hu[5], case.labels[5], Panel(report), case.keys[5])
+    footer = (slice(panel.FOOTER, None), slice(capture.SIDE, None))
     np.testing.assert_array_equal(full[footer], short[footer])
-    right_margin = full[61:, -capture.MARGIN + 1 :]
-    assert (right_margin == capture.BACKGROUND).all()
+    right_margin = full[61:, -panel.MARGIN + 1 :]
+    assert (right_margin == panel.BACKGROUND).all()

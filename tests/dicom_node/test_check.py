@@ -22,11 +22,13 @@ from dicom_node.journal import Journal
 from dicom_node.lock import FolderLock
 from dicom_node.mistakes import Mistake
 from dicom_node.sections import CodeRow, Destination, Model, Node, Results, Tls, TriageRule
+from dicom_node.serving import Triton
 from dicom_node.trial import SOP_CLASSES, Item
 from runtime import caps, device, seal, session
 from runtime import gpu as gpu_plans
 from runtime.bundle import SHIPPED, open_bundle
 from runtime.verdict import Verdict
+from tests.runtime.kserve_stub import Stub, serving
 from tests.runtime.stand_ins import Cuda, Error, Trt
 
 # pynetdicom does not close the socket of a connection that was refused; it is collected at once
@@ -485,3 +487,21 @@ def test_a_page_without_its_users_is_a_fault_and_an_open_one_a_warning(tmp_path)
     assert (unsafe.name, unsafe.ok) == ("page", None)
     assert "unencrypted" in unsafe.message
     assert list(trial.page(Config())) == []
+
+
+@pytest.mark.parametrize(("fail_over", "ok"), [(None, False), ("onnxruntime", None)])
+def test_each_server_is_looked_at(tmp_path: Path, fail_over: str | None, ok: bool | None):
+    with serving(Stub(open_bundle())) as well:
+        away = "grpc://127.0.0.1:1"
+        config = Config(
+            node=Node(folder=tmp_path / "data", port=0),
+            model=Model(backend="triton", threads=1),
+            triton=Triton(servers=(well, away), deadline_s=10, fail_over=fail_over),
+        )
+        items = [*check(config)]
+        told = [item for item in items if item.name == "server"]
+        assert [(item.ok, item.kind) for item in told] == [(True, "environment"), (ok, "environment")]
+        assert told[0].message.startswith(f"{well}, gRPC")
+        assert told[1].message.startswith(f"{away}: ")
+        engine = [item for item in items if item.name == "engine"]
+        assert [item.ok for item in engine] == ([True] if fail_over else []), "without a fault it says who would answer"

@@ -144,6 +144,15 @@ def test_paths_are_relative_to_the_file(write, tmp_path, monkeypatch):
         ("[node]\nmax_associations = 0", "node.max_associations: 0 is below 1"),
         ('[model]\nbackend = "cuda"', "model.backend: \"cuda\" is none of 'auto', 'tensorrt', 'onnxruntime'"),
         ('[model]\nplans = ""', 'model.plans: "" is not a path'),
+        ('[model]\nbackend = "triton"', 'model.backend: "triton" needs servers in [triton]'),
+        ("[triton]\nservers = []", "triton.servers: must not be empty"),
+        (
+            '[triton]\nservers = ["gpu1:8001"]',
+            'triton.servers[0]: "gpu1:8001" is no address of a server: write grpc://',
+        ),
+        ('[triton]\nservers = ["grpc://a:1"]\nfail_over = "triton"', 'triton.fail_over: "triton" is none of'),
+        ('[triton]\nservers = ["grpc://a:1"]\ndeadline_s = 0', "triton.deadline_s: 0 is not above 0"),
+        ('[triton]\nservers = ["grpc://a:1"]\ndeadline_s = 60', "triton.deadline_s: 60 is above 10"),
         (
             '[model]\nbackend = "tensorrt"\nprecision = "int8-cpu"',
             'model.precision: "int8-cpu" is not for tensorrt: it takes fp32, fp16, int8',

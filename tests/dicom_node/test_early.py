@@ -44,6 +44,7 @@ class Threshold:
     """An engine that takes what is bright for intracerebral blood."""
 
     identity = ModelIdentity("threshold", "1", "0" * 64, "fp32", "none", "nothing")
+    why = "asked for"
 
     def __init__(self, view: View) -> None:
         self._answered = slice(view.first, view.first + view.answered)

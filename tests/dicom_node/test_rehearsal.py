@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from dicom_node import capture, montage, rehearsal, results, seg, sr, worker
+from dicom_node import capture, montage, rehearsal, results, sc, seg, sr, worker
 from runtime.bundle import open_bundle
 from runtime.session import open_session
 
@@ -23,18 +23,20 @@ def engine():
 
 def test_every_writer_is_used_once_and_nothing_stays(engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     made: dict[str, int] = {}
-    for module in (seg, sr, capture, montage):
+    writers = {seg: "build", sr: "build", sc: "build", capture: "draw", montage: "draw"}
+    for module, does in writers.items():
+        writer = getattr(module, does)
 
-        def build(*arguments: object, work=module.build, name=module.__name__, **options: object) -> object:
+        def noted(*arguments: object, work=writer, name=module.__name__, **options: object) -> object:
             built = work(*arguments, **options)
             made[name] = made.get(name, 0) + bool(built)
             return built
 
-        monkeypatch.setattr(module, "build", build)
+        monkeypatch.setattr(module, does, noted)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with capture_logs() as logs:
         assert rehearsal.rehearse(*engine, results.USUAL)
-    assert made == dict.fromkeys(("dicom_node.seg", "dicom_node.sr", "dicom_node.capture", "dicom_node.montage"), 1)
+    assert made == {module.__name__: 1 for module in writers}
     assert list(tmp_path.iterdir()) == []
     assert logs == []
 

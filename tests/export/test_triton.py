@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +18,12 @@ from tritonclient.grpc import model_config_pb2
 from calibration.verify import logits
 from export import triton
 from export.graph import ExportError
-from runtime import seal
+from runtime import plans, seal
 from runtime.bundle import SHIPPED, open_bundle
-from runtime.errors import NotVerified
+from runtime.errors import BackendError, NotVerified
 from runtime.geometry import View
+from runtime.kserve import BUNDLE, GRAPH, PRECISION
+from runtime.plans import Key, Plan
 
 NUMPY = {"TYPE_INT32": np.int32, "TYPE_UINT8": np.uint8, "TYPE_FP32": np.float32}
 
@@ -53,7 +57,11 @@ def test_the_configuration_says_what_the_graph_takes_and_gives(tmp_path: Path, p
     assert model_config_pb2.ModelInstanceGroup.Kind.Name(group.kind) == "KIND_CPU"
     assert [one.batch_size for one in config.model_warmup] == [1, 8, 32]
     assert config.max_batch_size == 32
-    assert config.parameters["sha256"].string_value == open_bundle().digest
+    said = {key: one.string_value for key, one in config.parameters.items()}
+    bundle = open_bundle()
+    assert (said[BUNDLE], said[GRAPH], said[PRECISION]) == (bundle.digest, bundle.sha256(precision), precision)
+    assert said["sha256 model.onnx"] == hashlib.sha256((folder / "1" / "model.onnx").read_bytes()).hexdigest()
+    assert config.HasField("dynamic_batching")
     assert "phantoms" in (folder / "config.pbtxt").read_text()
 
 
@@ -80,5 +88,89 @@ def test_what_no_processor_computes_gets_no_repository(tmp_path: Path, precision
 
 def test_what_is_there_is_not_overwritten(tmp_path: Path):
     triton.write(open_bundle(), "fp32", tmp_path)
-    with pytest.raises(ExportError, match="phantom_unet_fp32 is there already"):
+    with pytest.raises(ExportError, match=r"phantom_unet_fp32_\w+ is there already"):
         triton.write(open_bundle(), "fp32", tmp_path)
+
+
+def plan_in(folder: Path, precision: str = "fp16", verdict: object = "passed", **changes: object) -> Plan:
+    """A record and a plan as `scanside build` and `scanside verify --tensorrt` leave them."""
+    bundle = open_bundle()
+    told = {"tensorrt": "10.13.0", "driver": "12.9", "gpu": "NVIDIA A4000", "capability": "8.6"} | changes
+    key = Key(bundle.name, precision, bundle.sha256(precision), 1, 512, 512, **told)
+    data = json.dumps([precision, key.stem]).encode()
+    plan = Plan(key, hashlib.sha256(data).hexdigest(), {"fp16": 9}, 1.0, 2.0, 0.0, verdict)
+    folder.mkdir(exist_ok=True)
+    (folder / f"{key.stem}.plan").write_bytes(data)
+    plans.keep(folder, plan)
+    return plan
+
+
+def test_plans_of_several_gpus_are_one_model_of_one_shape(tmp_path: Path):
+    here = tmp_path / "plans"
+    made = [plan_in(here), plan_in(here, capability="9.0", gpu="NVIDIA H200")]
+    plan_in(here, precision="int8")
+    folder = triton.write(open_bundle(), "fp16", tmp_path / "repository", engine="tensorrt", folder=here)
+    config = parsed(folder)
+    assert (config.backend, config.max_batch_size) == ("tensorrt", 0)
+    assert {**config.cc_model_filenames} == {"8.6": "model.8.6.plan", "9.0": "model.9.0.plan"}
+    assert {one.name for one in (folder / "1").iterdir()} == {"model.8.6.plan", "model.9.0.plan"}
+    for plan in made:
+        name = f"model.{plan.key.capability}.plan"
+        assert config.parameters[f"sha256 {name}"].string_value == plan.sha256
+        assert hashlib.sha256((folder / "1" / name).read_bytes()).hexdigest() == plan.sha256
+        assert config.parameters[f"tensorrt {plan.key.capability}"].string_value == "10.13.0"
+    assert config.parameters[GRAPH].string_value == open_bundle().sha256("fp16")
+    assert list(config.input[0].dims) == [1, 1, 512, 512]
+    assert [list(one.dims) for one in config.output] == [[1, 512, 512], [1, 7], [1, 7]]
+    (group,) = config.instance_group
+    assert model_config_pb2.ModelInstanceGroup.Kind.Name(group.kind) == "KIND_GPU"
+    cuda = config.optimization.cuda
+    assert (cuda.graphs, list(cuda.graph_spec[0].input["hu"].dim)) == (True, [1, 1, 512, 512])
+    assert [list(one.inputs["hu"].dims) for one in config.model_warmup] == [[1, 1, 512, 512]]
+    assert not config.HasField("dynamic_batching"), "Triton makes batches of no engine with one shape"
+
+
+def test_without_a_plan_the_command_that_builds_one_is_named(tmp_path: Path):
+    plan_in(tmp_path, precision="int8")
+    with pytest.raises(ExportError, match=r"no fp16 plan of phantom-unet.*scanside build .*--precision fp16 --batch 1"):
+        triton.write(open_bundle(), "fp16", tmp_path / "repository", engine="tensorrt", folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words"), [(None, "not yet judged: run `scanside verify"), (("Dice 0.2",), "failed verify: Dice 0.2")]
+)
+def test_a_plan_that_has_not_passed_goes_nowhere(tmp_path: Path, verdict: object, words: str):
+    plan_in(tmp_path, verdict=verdict)
+    with pytest.raises(ExportError, match=words):
+        triton.write(open_bundle(), "fp16", tmp_path / "repository", engine="tensorrt", folder=tmp_path)
+    assert not (tmp_path / "repository").exists()
+
+
+def test_of_two_plans_for_a_gpu_somebody_has_to_choose(tmp_path: Path):
+    plan_in(tmp_path)
+    plan_in(tmp_path, tensorrt="11.0.0")
+    with pytest.raises(ExportError, match=r"two plans for compute capability 8\.6, of TensorRT 1.*and 1"):
+        triton.write(open_bundle(), "fp16", tmp_path / "repository", engine="tensorrt", folder=tmp_path)
+
+
+def test_a_plan_that_is_not_what_was_accepted_goes_nowhere(tmp_path: Path):
+    plan = plan_in(tmp_path)
+    (tmp_path / f"{plan.key.stem}.plan").write_bytes(b"another")
+    with pytest.raises(BackendError, match="not what was accepted"):
+        triton.write(open_bundle(), "fp16", tmp_path / "repository", engine="tensorrt", folder=tmp_path)
+
+
+def test_the_python_backend_runs_the_same_graph(tmp_path: Path):
+    folder = triton.write(open_bundle(), "fp32", tmp_path, engine="python", threads=3)
+    config = parsed(folder)
+    assert config.backend == "python"
+    assert config.parameters["intra_op_thread_count"].string_value == "3"
+    compile((folder / "1" / "model.py").read_text(), "model.py", "exec")
+    (tmp_path / "other").mkdir()
+    other = triton.write(open_bundle(), "fp32", tmp_path / "other", threads=3)
+    assert (folder / "1" / "model.onnx").read_bytes() == (other / "1" / "model.onnx").read_bytes()
+
+
+def test_each_bundle_is_a_model_of_its_own(tmp_path: Path):
+    one, other = open_bundle(), replace(open_bundle(), digest="0" * 64)
+    assert triton.write(one, "fp32", tmp_path) != triton.write(other, "fp32", tmp_path)

@@ -1,0 +1,45 @@
+"""Where the model is served, if not by this machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, StringConstraints
+
+from dicom_node.sections import Section
+from runtime.kserve import Address
+from runtime.triton import Servers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def _legal_address(text: str) -> str:
+    return str(Address.parse(text))
+
+
+ServerAddress = Annotated[str, StringConstraints(strip_whitespace=True), AfterValidator(_legal_address)]
+
+
+class Triton(Section):
+    """Servers that speak KServe v2."""
+
+    servers: tuple[ServerAddress, ...] = Field(
+        min_length=1,
+        description="Replicas of one model, asked in turn; where one fails, the next is. grpc://HOST:PORT is faster "
+        "than http://HOST:PORT, most of all on this machine, where memory is shared.",
+    )
+    deadline_s: float = Field(
+        5.0, gt=0, le=10, description="For the answer to a slice; a server that takes longer is lost for a while."
+    )
+    fail_over: Literal["auto", "tensorrt", "onnxruntime", "onnxruntime-cuda"] | None = Field(
+        None,
+        description="The local backend that answers when no server does; results say so. Default: none does, and "
+        "series wait for a server.",
+        examples=["onnxruntime"],
+    )
+
+
+def servers(section: Mapping[str, Any] | None) -> Servers | None:
+    """What a session has to know, of the section as it is told to a worker."""
+    return section and Servers(tuple(section["servers"]), section["deadline_s"], section["fail_over"])

@@ -1,0 +1,174 @@
+"""Triton, or any server that speaks KServe v2: replicas of one model, and a local engine for when none answers."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from runtime.errors import BackendError, DeviceLost, InferenceError, NoPlan, ScansideError, SelfTestFailed, ServerLost
+from runtime.kserve import Address, Server, library
+from runtime.types import IN_PLACE
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from runtime.bundle import Bundle
+    from runtime.session import Session
+    from runtime.types import ModelIdentity, SliceLabels
+
+RETRY_S, LONGEST_RETRY_S = 1.0, 30.0  # before a replica that failed is asked again; doubled each time
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """Where the model is served.
+
+    Attributes
+    ----------
+    addresses : of replicas of one model: ``grpc://HOST:PORT`` or ``http://HOST:PORT``
+    deadline_s : for a slice
+    fail_over : the local backend that answers when none of them does; None: nobody does
+
+    """
+
+    addresses: tuple[str, ...]
+    deadline_s: float = 5.0
+    fail_over: str | None = None
+
+
+class TritonSession:
+    """A bundle's precision on servers, one of them after the other; every connection is checked before it answers.
+
+    Parameters
+    ----------
+    local : answers when no server does; each answer says whose it is (`identity` after `infer`)
+
+    Raises
+    ------
+    BackendError : no tritonclient; or no server has the model, and there is nobody else
+
+    """
+
+    def __init__(self, bundle: Bundle, precision: str, servers: Servers, local: Session | None = None) -> None:
+        self._local = local
+        addresses = [Address.parse(one) for one in servers.addresses]
+        for scheme in {one.scheme for one in addresses}:
+            library(scheme)  # what is not installed is no server that is away
+        self._replicas = deque(_Replica(one, bundle, precision, servers.deadline_s) for one in addresses)
+        opened = [one.server for one in self._replicas if one.is_open()]
+        if not opened and local is None:
+            raise BackendError(f"no server has the model: {self._faults()}")
+        first = opened[0] if opened else local
+        self.sizes, self.max_batch = first.sizes, first.max_batch
+        self._say(opened[0] if opened else None)
+        if len(opened) < len(self._replicas) and opened:
+            self.why += f"; {self._faults()}"
+
+    def infer(self, hu: NDArray[np.int16] | NDArray[np.int32]) -> list[SliceLabels]:
+        """Labels of the slices that N views answer, from HU ``(N, shown, H, W)``, of the next server that is well.
+
+        Raises
+        ------
+        ServerLost : none answers in time, and there is no local engine
+        InferenceError : of a request that a well server refuses, or the local engine's
+
+        """
+        refusal = None
+        for _ in range(len(self._replicas)):
+            replica = self._replicas[0]
+            self._replicas.rotate(-1)
+            if not replica.is_open():
+                continue
+            try:
+                answers = replica.infer(hu)
+            except DeviceLost:
+                continue
+            except InferenceError as error:
+                refusal = error
+                continue
+            self._say(replica.server)
+            return answers
+        if self._local is not None:
+            answers = self._local.infer(hu)
+            self._say(None, refusal)
+            return answers
+        raise refusal or ServerLost(f"no server answers: {self._faults()}")
+
+    def close(self) -> None:
+        for one in self._replicas:
+            one.close()
+        if self._local is not None:
+            self._local.close()
+
+    def _say(self, server: Server | None, refusal: InferenceError | None = None) -> None:
+        """Say who has answered, or would."""
+        self.identity: ModelIdentity
+        if server is not None:
+            self.identity, self.why = server.identity, server.why
+        elif self._local is not None:
+            own = self._local.identity
+            self.identity = replace(own, backend=f"{own.backend} {IN_PLACE} triton")
+            self.why = f"fail-over: {refusal or self._faults()}"
+
+    def _faults(self) -> str:
+        return "; ".join(one.fault for one in self._replicas if one.fault)
+
+
+class _Replica:
+    """A server that may be away for a while."""
+
+    def __init__(self, address: Address, bundle: Bundle, precision: str, deadline_s: float) -> None:
+        self._opening = address, bundle, precision, deadline_s
+        self.server: Server | None = None
+        self.fault = ""  # why there is none
+        self._wait_s, self._next_try = RETRY_S, 0.0
+
+    def is_open(self) -> bool:
+        """Whether it can be asked; one that was lost is looked for again when its time has come."""
+        if self.server is None and time.monotonic() >= self._next_try:
+            try:
+                self.server, self.fault = Server(*self._opening), ""
+            except (BackendError, InferenceError, SelfTestFailed) as error:
+                self._lose(error)
+        return self.server is not None
+
+    def infer(self, hu: NDArray[np.int16] | NDArray[np.int32]) -> list[SliceLabels]:
+        """Labels, of a connection that is made anew where a request is refused: that tells whose fault it is.
+
+        Raises
+        ------
+        ServerLost : the server
+        InferenceError : the request
+
+        """
+        try:
+            return self._infer(hu)
+        except (DeviceLost, NoPlan):
+            raise
+        except InferenceError:
+            self.close()
+            if not self.is_open():
+                raise ServerLost(self.fault) from None
+            return self._infer(hu)
+
+    def _infer(self, hu: NDArray[np.int16] | NDArray[np.int32]) -> list[SliceLabels]:
+        try:
+            answers = self.server.infer(hu)
+        except DeviceLost as error:
+            self.close()
+            self._lose(error)
+            raise
+        self._wait_s = RETRY_S
+        return answers
+
+    def _lose(self, error: ScansideError) -> None:
+        self.fault, self._next_try = str(error), time.monotonic() + self._wait_s
+        self._wait_s = min(2 * self._wait_s, LONGEST_RETRY_S)
+
+    def close(self) -> None:
+        if self.server is not None:
+            self.server.close()
+            self.server = None
