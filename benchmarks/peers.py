@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
     from runtime.bundle import Bundle
 
-# seconds without another slice before a series is taken for complete, by default
 INT8 = "int8-cpu"
+# seconds without another slice before a series is taken for complete, by default
 QUIET_S = {
     "mercure": 60.0,  # series_complete_trigger
     "Orthanc": 60.0,  # StableAge
