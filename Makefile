@@ -5,7 +5,7 @@ TEST_VENV := .venv-test
 
 TRITON_VENV := .venv-triton
 
-.PHONY: demo test test-slow lint bench triton clean
+.PHONY: demo test test-slow lint bench bench-triton triton clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/scanside demo
@@ -35,6 +35,11 @@ bench: $(TEST_VENV)/installed
 	$(BENCH) growth --out $(RECORDS)/growth.json
 	$(TEST_VENV)/bin/python -m benchmarks.page
 	$(TEST_VENV)/bin/python -m benchmarks.capacity
+
+bench-triton: triton
+	$(BENCH) triton --seconds 60 --out $(RECORDS)/triton.json
+	$(BENCH) replicas --counts 1,2,4 --seconds 20 --out $(RECORDS)/replicas.json
+	$(TEST_VENV)/bin/python -m benchmarks.page
 
 # a Triton for tests and benchmarks, in an environment of its own: its wheel wants numpy 1 and the library of the
 # system's Python 3.11 (on Debian 12: apt-get install python3.11 python3.11-venv libpython3.11)

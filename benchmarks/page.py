@@ -69,6 +69,20 @@ SECTIONS = {
             "which nobody sets by default."
         ),
     ),
+    "triton": (
+        "Through a Triton on this machine",
+        (
+            "The same graph by the same ONNX Runtime with as many threads, in this process and behind a Triton's "
+            "Python backend; a slice goes each way in turn. `make bench-triton` measures it and what follows."
+        ),
+    ),
+    "replicas": (
+        "More Tritons",
+        (
+            "Slices a second through more and more servers of one thread each. The ideal is one server's rate times "
+            "their number, as far as there are cores for them: server and clients share them."
+        ),
+    ),
     "growth": (
         "As work grows",
         (
@@ -120,6 +134,8 @@ def _measured(records: Mapping[str, Record]) -> Iterator[tuple[str, float, float
         yield "idle processor time of node and worker, percent of a core", 1.0, whole.median("idle_cpu_percent")
     if peers:
         yield "40 slices from files to results on the disk, ms", 1000.0, peers.median("scanside_results_ms")
+        if "scanside_int8_results_ms" in peers.samples:
+            yield "the same in INT8, ms", 1000.0, peers.median("scanside_int8_results_ms")
     if peers and whole and "40_all_ms" in whole.samples:
         shortest = min(record for name, record in _waits(peers).items())
         yield "times sooner than store-then-process with a wait of 5 s", 10.0, shortest / whole.median("40_all_ms")

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from runtime.bundle import Bundle
 
+INT8 = "int8-cpu"
 # seconds without another slice before a series is taken for complete, by default
 QUIET_S = {
     "mercure": 60.0,  # series_complete_trigger
@@ -68,7 +69,10 @@ def measure(*, slices: int = 40, rounds: int = 5, bundle: Path | None = None, co
         folder = Path(name)
         record.about |= {"model": f"{opened.name} {opened.version}", "quiet_s": QUIET_S, "pixels_that_differ": {}}
         paths = cases.head(slices, folder / "head").write(folder / "series", 1)
-        own, session = floors.analyser(bundle)
+        engines = {"scanside": floors.analyser(bundle)}
+        if INT8 in opened.manifest.rulings and opened.manifest.rulings[INT8].passed:
+            engines["scanside_int8"] = floors.analyser(bundle, INT8)
+        own, _ = engines["scanside"]
         reference = np.stack([one.labels for one in _labels(own, paths).values()])
         for way, answer in ways.items():  # this warms up, too
             differing = float((np.stack(_analysed(answer, paths)) != reference).mean())
@@ -78,15 +82,16 @@ def measure(*, slices: int = 40, rounds: int = 5, bundle: Path | None = None, co
         for number in range(rounds):
             for way, answer in ways.items():
                 record.add(f"{way}_series_ms", [once_ms(lambda answer=answer: _analysed(answer, paths))])
-            record.add("scanside_labels_ms", [once_ms(lambda: _labels(own, paths))])
-            folders = folder / f"results-{number}"
-            whole = once_ms(lambda folders=folders: _whole(own, paths, folders))
-            record.add("scanside_results_ms", [whole])
+            for engine, (one, _) in engines.items():
+                record.add(f"{engine}_labels_ms", [once_ms(lambda one=one: _labels(one, paths))])
+                made = folder / f"{engine}-{number}"
+                record.add(f"{engine}_results_ms", [once_ms(lambda one=one, made=made: _whole(one, paths, made))])
         for pipeline, quiet_s in QUIET_S.items():
             words = pipeline.replace(" ", "_").lower()
             processing = record.samples["onnxruntime_by_hand_series_ms"]
             record.add(f"{words}_last_slice_to_labels_ms", [1e3 * quiet_s + ms for ms in processing])
-        session.close()
+        for _, session in engines.values():
+            session.close()
     return record
 
 
