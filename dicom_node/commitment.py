@@ -236,9 +236,11 @@ class Commitments:
         now = time.time()
         with self._journal.transaction() as execute:
             execute(
-                "INSERT OR REPLACE INTO commitment (transaction_uid, calling_ae, report, created, next_try)"
-                " VALUES (?, ?, ?, ?, ?)",
-                (report.transaction_uid, report.calling_ae, content, now, now),
+                "INSERT INTO commitment (transaction_uid, calling_ae, report, created, next_try, node)"
+                " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (transaction_uid, calling_ae) DO UPDATE SET"
+                " report = excluded.report, created = excluded.created, next_try = excluded.next_try,"
+                " node = excluded.node, tries = 0, last_error = NULL, told = NULL",
+                (report.transaction_uid, report.calling_ae, content, now, now, self._journal.node),
             )
 
     def _due(self) -> list[Report]:
@@ -246,7 +248,8 @@ class Commitments:
         now = time.time()
         with self._journal.statements() as execute:
             rows = execute(
-                "SELECT * FROM commitment WHERE told IS NULL AND NOT next_try BETWEEN ? AND ? ORDER BY created",
+                "SELECT * FROM commitment WHERE told IS NULL AND NOT next_try BETWEEN ? AND ?"  # noqa: S608 (a constant)
+                f" AND {self._journal.own} ORDER BY created",
                 (now, now + LONGEST_WAIT_S),
             ).fetchall()
         return [

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from dicom_node.alerts.ledger import Execute, Ledger
+    from dicom_node.alerts.ledger import Ledger
     from dicom_node.assembler import Assembly
+    from dicom_node.database import Execute
     from dicom_node.dispatch import Result
     from dicom_node.journal import Journal, Role
     from dicom_node.outbox import Outbox
