@@ -32,6 +32,10 @@ class JournalError(ScansideError):
     exit_code: ClassVar[int] = 3
 
 
+class EmptyJournal(JournalError):
+    """A journal in which no node has ever written."""
+
+
 class Database(Protocol):
     """A database with the journal's tables.
 
@@ -64,6 +68,9 @@ class Database(Protocol):
 
     def version(self, execute: Execute) -> int:
         """How many of `schema.VERSIONS` it has."""
+
+    def change(self, execute: Execute) -> Any:
+        """Something that differs when another process has written."""
 
     def fault(self) -> str:
         """Why it can't be used now; empty where it can, as far as is known."""
@@ -148,6 +155,9 @@ class Sqlite:
     def version(self, execute: Execute) -> int:
         return execute("PRAGMA user_version").fetchone()[0]
 
+    def change(self, execute: Execute) -> int:
+        return execute("PRAGMA data_version").fetchone()[0]
+
     def fault(self) -> str:
         return ""
 
@@ -164,7 +174,7 @@ class Sqlite:
                 if execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
                     raise JournalError(f"{self._path}: an SQLite file, but not a journal of scanside; move it away")
                 if read_only:
-                    raise JournalError(f"{self._path}: empty: the node has not run yet")
+                    raise EmptyJournal(f"{self._path}: empty: the node has not run yet")
             for statements in () if read_only else VERSIONS[version:]:
                 for statement in statements:
                     execute(statement)

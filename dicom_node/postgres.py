@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import structlog
 
-from dicom_node.database import JournalError, require_known
+from dicom_node.database import EmptyJournal, JournalError, require_known
 from dicom_node.schema import VERSIONS
 
 if TYPE_CHECKING:
@@ -136,6 +136,9 @@ class Postgres:
     def version(self, execute: Execute) -> int:
         return execute("SELECT version FROM journal_version").fetchone()[0]
 
+    def change(self, execute: Execute) -> str:
+        return execute("SELECT CAST(pg_current_snapshot() AS TEXT)").fetchone()[0]
+
     def fault(self) -> str:
         return self._fault
 
@@ -229,7 +232,7 @@ class Postgres:
                         f" {found[0]['relname']}; give scanside one of its own"
                     )
                 if self._is_read_only:
-                    raise JournalError(f"{self._address}: empty: no node has run on it yet")
+                    raise EmptyJournal(f"{self._address}: empty: no node has run on it yet")
                 execute("CREATE TABLE journal_version (version INTEGER NOT NULL)")
                 execute("INSERT INTO journal_version VALUES (0)")
             version = self.version(execute)

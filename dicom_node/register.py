@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from dicom_node.journal import SeriesState
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from dicom_node.alerts.ledger import Ledger
     from dicom_node.assembler import Assembly
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from dicom_node.journal import Journal, Role
     from dicom_node.outbox import Outbox
     from dicom_node.sections import Destination
+    from dicom_node.spool import Spool
 
 
 class Register:
@@ -86,3 +89,22 @@ class Register:
                 patient,
                 final=False,
             )
+
+
+def without_result(spool: Spool, journal: Journal, node: str) -> Iterator[tuple[str, str, int]]:
+    """Series of a node's spool with more or newer instances than its last result covers, or whose analysis failed.
+
+    Returns
+    -------
+    StudyInstanceUID, SeriesInstanceUID and number of instances of each
+
+    Raises
+    ------
+    JournalError
+
+    """
+    for study_uid, series_uid, count in spool.contents():
+        latest = journal.latest(study_uid, series_uid, of=node)
+        again = latest and spool.last_arrival(study_uid, series_uid) > latest.recorded
+        if latest is None or count > latest.slices or again or latest.state is SeriesState.FAILED:
+            yield study_uid, series_uid, count
