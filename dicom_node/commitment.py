@@ -200,7 +200,9 @@ class Commitments:
             try:
                 for report in self._due():
                     self._tell(report)
-            except Exception:  # a full disk, a peer that breaks off: the reports of all scanners must not wait for ever
+            except JournalError as error:  # a full disk, a database that is away
+                log.warning("commitment_reports_wait", reason=str(error))
+            except Exception:  # a peer that breaks off: the reports of all scanners must not wait for ever
                 log.exception("commitment_reports_wait")
             self._news.wait(LONGEST_SLEEP_S)
 

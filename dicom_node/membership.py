@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from dicom_node.journal import Journal
     from dicom_node.spool import Instance
 
-IDENTITY = "node.json"
+IDENTITY = "identity.json"
 LEASE_S = 30.0  # a node that has not been heard of for so long is taken for dead
 BEAT_S = 5.0
 

@@ -77,6 +77,14 @@ def postgres() -> Iterator[Server]:
     server.remove()
 
 
+@pytest.fixture
+def killable() -> Iterator[Server]:
+    """A server of one test's own."""
+    server = Server()
+    yield server
+    server.remove()
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | Address:
     """Where a journal may lie: in a file, or in an empty database."""
