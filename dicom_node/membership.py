@@ -23,6 +23,7 @@ from uuid import uuid4
 import structlog
 
 from dicom_node import spool as spools
+from dicom_node.carrying import carry_over
 from dicom_node.journal import JournalError
 from dicom_node.lock import FolderLock, LockedError
 from dicom_node.register import without_result
@@ -96,7 +97,7 @@ class Membership:
         self._thread = Thread(target=self._run, name="membership", daemon=True)
 
     def join(self) -> None:
-        """Take this node's name, and keep it.
+        """Take this node's name, and keep it; what it had in a journal of its own comes with it.
 
         Raises
         ------
@@ -133,6 +134,7 @@ class Membership:
                     "lease": LEASE_S,
                 },
             )
+        carry_over(self._journal, self._folder / "journal.sqlite")
         self._thread.start()
 
     def stop(self) -> None:

@@ -210,7 +210,7 @@ class Postgres:
             self._fault = ""
 
     def _note_fault(self, said: str) -> None:
-        if not self._fault:
+        if self._connection and not self._fault:  # who could never reach it is told by the error
             self._away_since = time.monotonic()
             log.warning("database_away", database=str(self._address), reason=said)
         self._fault = said
