@@ -49,6 +49,10 @@ class Register:
             each.name: each.results for each in destinations if each.wants(result.level) or each.name in before
         }
 
+        last = self._journal.latest(assembly.study_uid, assembly.series_uid)
+        is_elsewhere = self._journal.database.has_others and last is not None and last.node != self._journal.node
+        of_part = is_elsewhere and last.report_json is not None and last.slices > len(assembly.paths)
+
         def alert(execute: Execute) -> None:
             series = assembly.study_uid, assembly.series_uid, assembly.revision
             if result.report_json is None:
@@ -56,7 +60,7 @@ class Register:
             else:
                 document = next((file.sop_uid for file in result.files if file.role == "sr"), None)
                 report = json.loads(result.report_json) | {"sr_uid": document}
-                self._ledger.note(execute, *series, report, result.patient, final=True)
+                self._ledger.note(execute, *series, report, result.patient, final=True, of_part=of_part)
 
         self._journal.record_result(
             assembly.study_uid,

@@ -81,6 +81,7 @@ class Ledger:
         patient: Mapping[str, str],
         *,
         final: bool,
+        of_part: bool = False,
     ) -> None:
         """Raise, confirm, change or withdraw the alert of a series, and queue what has to be told of it.
 
@@ -92,11 +93,13 @@ class Ledger:
         report : as JSON has it
         patient : kept from the first time that it says something: a repeated message must not differ
         final : a result; otherwise evidence from a series that still arrives
+        of_part : a result of a part of what another node has reported on: it may add to an alert, and takes none back
 
         """
         self._journal.database.alone(execute)
         if not final and _has_result(execute, study_uid, series_uid, revision):
             return  # it could not be written in time, and is older than what is known
+        final = final and not of_part
         before = _find(execute, study_uid, series_uid)
         found = str(report["decision"]["level"])
         change = step(before, revision, found, final=final, complete=not report["provisional"])

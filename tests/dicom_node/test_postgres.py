@@ -477,6 +477,30 @@ def test_who_takes_over_may_die_of_it(postgres: Server, tmp_path: Path, hasty, m
     assert sorted(path.name for path in spools[1].series("1", "1.1")) == sorted(names)
 
 
+def test_part_of_a_head_on_another_node_takes_no_alert_back(postgres: Server, tmp_path: Path):
+    from dicom_node.assembler import Assembly
+    from dicom_node.dispatch import Result
+    from dicom_node.register import Register
+    from tests.dicom_node.alerts.made import Channel, report
+
+    address = postgres.database()
+
+    def tell(node: str, revision: int, slices: int, said: dict) -> None:
+        with contextlib.closing(Journal(address, node=node)) as journal:
+            assembly = Assembly("1", "1.1", revision, 0.0, dict.fromkeys(Path(str(n)) for n in range(slices)))
+            found = Result(SeriesState.ANALYSED, None, json.dumps(said))
+            Register(journal, Outbox(journal), Ledger(journal, [Channel()])).record(assembly, found, ())
+
+    with contextlib.closing(Journal(address)) as journal:
+        tell("a", 1, 40, report("urgent", 5))
+        tell("b", 2, 1, report("incomplete"))
+        assert [(one.state, one.level) for one in Ledger(journal).alerts()] == [("confirmed", "urgent")]
+        tell("b", 3, 2, report("critical"))
+        assert [(one.state, one.level) for one in Ledger(journal).alerts()] == [("provisional", "critical")]
+        tell("a", 4, 40, report("routine"))
+        assert [one.state for one in Ledger(journal).alerts()] == ["withdrawn"]
+
+
 def test_a_message_goes_from_one_node_at_a_time(postgres: Server, tmp_path: Path):
     from tests.dicom_node.alerts.made import Channel, note, report
 
