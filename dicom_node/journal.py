@@ -204,6 +204,18 @@ class Journal:
             ).fetchone()
         return _series_record(row) if row else None
 
+    def reported_elsewhere(self, study_uid: str, series_uid: str) -> int:
+        """How many slices of a series another node has reported on; 0 where none has."""
+        if not self.database.has_others:
+            return 0
+        with self.statements() as execute:
+            slices = execute(
+                "SELECT MAX(slices) FROM series WHERE study_uid = ? AND series_uid = ?"  # noqa: S608 (a constant)
+                f" AND report_json IS NOT NULL AND NOT ({self.own})",
+                (study_uid, series_uid),
+            ).fetchone()[0]
+        return slices or 0
+
     def last_told(self, study_uid: str, series_uid: str) -> SeriesRecord | None:
         """The highest revision of a series of which a destination has got, or is owed, something."""
         with self.statements() as execute:

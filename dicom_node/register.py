@@ -49,9 +49,7 @@ class Register:
             each.name: each.results for each in destinations if each.wants(result.level) or each.name in before
         }
 
-        last = self._journal.latest(assembly.study_uid, assembly.series_uid)
-        is_elsewhere = self._journal.database.has_others and last is not None and last.node != self._journal.node
-        of_part = is_elsewhere and last.report_json is not None and last.slices > len(assembly.paths)
+        of_part = self._journal.reported_elsewhere(assembly.study_uid, assembly.series_uid) > len(assembly.paths)
 
         def alert(execute: Execute) -> None:
             series = assembly.study_uid, assembly.series_uid, assembly.revision
