@@ -225,7 +225,7 @@ def members(journal: Journal) -> list[Member]:
         return []
     with journal.statements() as execute:
         rows = execute(
-            f"SELECT node.*, expires > {journal.database.clock} AS lives FROM node ORDER BY name"  # noqa: S608 (a constant)
+            f"SELECT node.*, expires > {journal.database.clock} AND keeper IS NULL AS lives FROM node ORDER BY name"  # noqa: S608 (a constant)
         ).fetchall()
     return [
         Member(

@@ -36,7 +36,7 @@ _SESSION = {
     "idle_in_transaction_session_timeout": "10s",
     "client_min_messages": "warning",
 }
-_NETWORK = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 10_000}
+_NETWORK = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 4_000}
 _SCHEMA_LOCK, _ALONE_LOCK = 0x5CA9, 0x5CAA  # PostgreSQL's advisory locks are numbers
 _NUL = "\U000f0000"  # stands for what a peer's UID may have in it and PostgreSQL's texts can't
 _PLACE = re.compile(r"'[^']*'|\?|(?<!:):([a-z_]+)|%")
@@ -147,6 +147,11 @@ class Postgres:
             self._is_closed = True
             if self._connection:
                 self._connection.close()
+
+    def __del__(self) -> None:
+        """Close what nobody needs any more, as SQLite's connections close themselves."""
+        if connection := getattr(self, "_connection", None):
+            connection.close()
 
     # the connection
 

@@ -90,13 +90,6 @@ class Server:
         while any(Path(f"/proc/{pid}").exists() for pid in children):
             time.sleep(0.01)
 
-    def freeze(self, *, frozen: bool) -> None:
-        """Stop it answering without closing anything, or have it go on."""
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-        for pid in (self._process.pid, *children):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGSTOP if frozen else signal.SIGCONT)
-
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """Send all clients away and end; SIGQUIT: without writing anything down."""
         if self._process.poll() is None:
