@@ -140,7 +140,7 @@ class Cluster:
 
 @pytest.mark.parametrize(
     ("nodes", "kills"),
-    [(2, 4), pytest.param(4, 40, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
+    [(2, 4), pytest.param(4, 16, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
 )
 def test_no_kill_of_nodes_or_database_loses_or_doubles_anything(
     tmp_path: Path, pacs: Pacs, killable: Server, scans: Studies, nodes: int, kills: int
