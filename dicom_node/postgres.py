@@ -93,7 +93,7 @@ class Postgres:
         try:
             import psycopg  # noqa: PLC0415  # only who has such a database needs it
         except ImportError as error:
-            remedy = "pip install 'scanside[postgres]'"
+            remedy = "in scanside's checkout, pip install '.[postgres]'"
             raise JournalError(f"{address}: psycopg is missing ({error}): {remedy}") from error
         self._driver, self._address, self._is_read_only = psycopg, address, read_only
         self._lock = threading.Lock()

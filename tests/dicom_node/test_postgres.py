@@ -138,7 +138,7 @@ def test_what_no_node_has_run_on_is_empty_for_who_only_looks(postgres: Server, t
 
 def test_without_psycopg_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(JournalError, match=r"pip install 'scanside\[postgres\]'"):
+    with pytest.raises(JournalError, match=r"pip install '\.\[postgres\]'"):
         Journal(Address("postgresql://localhost/x"))
 
 
