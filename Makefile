@@ -61,7 +61,7 @@ $(VENV)/installed: pyproject.toml
 $(TEST_VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(TEST_VENV)
 	$(TEST_VENV)/bin/pip install --quiet --disable-pip-version-check 'pip>=25.1'  # knows dependency groups
-	$(TEST_VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[train,export]' --group test --group lint
+	$(TEST_VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[train,export,postgres]' --group test --group lint
 	touch $@
 
 clean:

@@ -16,7 +16,8 @@ from dicom_node.spool import file_name
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from dicom_node.journal import Execute, Journal
+    from dicom_node.database import Execute
+    from dicom_node.journal import Journal
 
 
 class Source(StrEnum):
@@ -50,7 +51,7 @@ class Announced:
         """Keep a step that is in progress; False where it is there already."""
         with self._journal.transaction() as execute:
             row = (sop_uid, calling_ae, StepState.IN_PROGRESS.value, time.time())
-            return bool(execute("INSERT OR IGNORE INTO step VALUES (?, ?, ?, ?)", row).rowcount)
+            return bool(execute("INSERT INTO step VALUES (?, ?, ?, ?) ON CONFLICT (sop_uid) DO NOTHING", row).rowcount)
 
     def state_of(self, sop_uid: str) -> StepState | None:
         """State of a step; None for one that nobody began."""
@@ -89,4 +90,8 @@ def _announce(execute: Execute, series: Mapping[str, Collection[str]], source: S
     for series_uid, sop_uids in series.items():
         for one in sop_uids:
             row = (series_uid, one, source.value, time.time())
-            execute("INSERT OR REPLACE INTO announced VALUES (?, ?, ?, ?)", row)
+            execute(
+                "INSERT INTO announced (series_uid, sop_uid, source, announced) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT (series_uid, sop_uid, source) DO UPDATE SET announced = excluded.announced",
+                row,
+            )

@@ -15,7 +15,7 @@ A slice that comes after that reopens the series as its next revision, with all 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runtime import geometry
 from runtime.errors import GeometryError
@@ -223,6 +223,18 @@ class Assembler:
     def progress(self) -> dict[str, tuple[int, int]]:
         """Series without a result yet, by SeriesInstanceUID: images the worker has seen, and images here."""
         return {a.series_uid: (len(a.planes), len(a.paths)) for a in self._assemblies.values()}
+
+    def is_open(self, study_uid: str, series_uid: str) -> bool:
+        """Whether a series waits for slices: all that is on disk of it will be in its next result."""
+        return (study_uid, series_uid) in self._open
+
+    def arriving(self) -> list[dict[str, Any]]:
+        """Series without a result yet, for who looks from another node."""
+        keys = ("study_uid", "series_uid", "revision")
+        return [
+            {**{key: getattr(one, key) for key in keys}, "slices_received": len(one.paths)}
+            for one in self._assemblies.values()
+        ]
 
     def unfinished(self) -> int:
         """How many series the worker is at: it has not seen all of their slices, or makes their results."""

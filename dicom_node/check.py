@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 from dicom_node import trial
 from dicom_node.codes import CodeError, check_names
+from dicom_node.database import EmptyJournal, JournalError
 from dicom_node.lock import is_locked
+from dicom_node.postgres import Address, Postgres
 from dicom_node.receiver import PORT_REMEDIES
 from dicom_node.serving import servers
 from dicom_node.trial import KINDS, Item
@@ -52,7 +54,10 @@ def check(config: Config, mistakes: Sequence[Mistake] = ()) -> list[Item]:
     if is_sound("node.allowed_calling_aes", "node.address", "node.port"):
         items.append(_senders(node))
     if is_sound("node.folder"):
-        items += [_folder(node), *_journal(node.folder / "journal.sqlite")]
+        items.append(_folder(node))
+    if is_sound("node.folder", "journal"):
+        place = config.journal_place
+        items += [_database(place)] if isinstance(place, Address) else _journal(place)
     if is_sound("node.folder", "node.free_floor_gb"):
         items.append(_disk(node))
     items += [
@@ -120,6 +125,17 @@ def _journal(path: Path) -> Iterator[Item]:
         yield Item("journal", False, "environment", message)
         return
     yield Item("journal", True, "environment", f"{path}: can be read")
+
+
+def _database(address: Address) -> Item:
+    """Look whether a database can be used; nothing is written there."""
+    try:
+        Postgres(address, read_only=True).close()
+    except EmptyJournal:
+        return Item("journal", True, "environment", f"{address}: can be reached; empty, the node makes its tables")
+    except JournalError as error:
+        return _fault("journal", error)
+    return Item("journal", True, "environment", f"{address}: can be read")
 
 
 def _disk(node: Node) -> Item:

@@ -200,7 +200,9 @@ class Commitments:
             try:
                 for report in self._due():
                     self._tell(report)
-            except Exception:  # a full disk, a peer that breaks off: the reports of all scanners must not wait for ever
+            except JournalError as error:  # a full disk, a database that is away
+                log.warning("commitment_reports_wait", reason=str(error))
+            except Exception:  # a peer that breaks off: the reports of all scanners must not wait for ever
                 log.exception("commitment_reports_wait")
             self._news.wait(LONGEST_SLEEP_S)
 
@@ -236,9 +238,11 @@ class Commitments:
         now = time.time()
         with self._journal.transaction() as execute:
             execute(
-                "INSERT OR REPLACE INTO commitment (transaction_uid, calling_ae, report, created, next_try)"
-                " VALUES (?, ?, ?, ?, ?)",
-                (report.transaction_uid, report.calling_ae, content, now, now),
+                "INSERT INTO commitment (transaction_uid, calling_ae, report, created, next_try, node)"
+                " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (transaction_uid, calling_ae) DO UPDATE SET"
+                " report = excluded.report, created = excluded.created, next_try = excluded.next_try,"
+                " node = excluded.node, tries = 0, last_error = NULL, told = NULL",
+                (report.transaction_uid, report.calling_ae, content, now, now, self._journal.node),
             )
 
     def _due(self) -> list[Report]:
@@ -246,7 +250,8 @@ class Commitments:
         now = time.time()
         with self._journal.statements() as execute:
             rows = execute(
-                "SELECT * FROM commitment WHERE told IS NULL AND NOT next_try BETWEEN ? AND ? ORDER BY created",
+                "SELECT * FROM commitment WHERE told IS NULL AND NOT next_try BETWEEN ? AND ?"  # noqa: S608 (a constant)
+                f" AND {self._journal.own} ORDER BY created",
                 (now, now + LONGEST_WAIT_S),
             ).fetchall()
         return [

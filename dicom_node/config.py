@@ -16,7 +16,9 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from dicom_node.alerts.settings import Email, Hl7, Settings, Webhook, Worklist
+from dicom_node.journal_settings import JournalSettings
 from dicom_node.mistakes import Mistake, clash, mistake, raised_again, unknown_variables
+from dicom_node.postgres import Address
 from dicom_node.sections import (
     Audit,
     CodeRow,
@@ -126,6 +128,7 @@ class Config(Section):
             Worklist(name="reading", ae_title="WORKLIST", host="192.0.2.30", port=11112, retrieve_ae_title="PACS")
         ],
     )
+    journal: JournalSettings = Field(JournalSettings(), description="Where series, results owed and alerts are kept.")
     web: Web = Field(Web(), description="For monitoring: Prometheus' metrics, and whether the node is well.")
     page: Page = Field(Page(), description="The triage page: for radiologists, and for whoever looks after the node.")
     audit: Audit = Field(Audit(), description="Audit trail (DICOM PS3.15 A.5). Off without a file and a host.")
@@ -135,6 +138,18 @@ class Config(Section):
     def channels(self) -> tuple[Settings, ...]:
         """All who are told of alerts."""
         return (*self.hl7, *self.webhooks, *self.emails, *self.worklists)
+
+    @property
+    def node_name(self) -> str:
+        """Which of several nodes this is."""
+        return self.node.name or self.node.ae_title
+
+    @property
+    def journal_place(self) -> Path | Address:
+        """The journal's file, or its database."""
+        if self.journal.database:
+            return Address(self.journal.database, self.journal.password)
+        return self.node.folder / "journal.sqlite"
 
     @model_validator(mode="wrap")
     @classmethod
@@ -206,7 +221,9 @@ def examine(path: Path) -> tuple[Config, list[Mistake]]:
     tls = config.tls and config.tls.model_copy(update={name: folder / file for name, file in config.tls})
     audit = config.audit.model_copy(update={"file": config.audit.file and folder / config.audit.file})
     page = config.page.model_copy(update={"users": config.page.users and folder / config.page.users})
-    found = {"node": node, "model": model, "tls": tls, "audit": audit, "page": page, **told}
+    password = config.journal.password and folder / config.journal.password
+    journal = config.journal.model_copy(update={"password": password})
+    found = {"node": node, "journal": journal, "model": model, "tls": tls, "audit": audit, "page": page, **told}
     return config.model_copy(update=found), mistakes
 
 
@@ -286,6 +303,7 @@ def _clashes(table: dict[str, Any]) -> Iterator[InitErrorDetails]:
     if not table.get("tls"):
         for location, value in _wants_tls(table):
             yield clash(location, value, "needs certificate, key and ca in [tls]")
+    yield from _lacks_database(_as_dict(table.get("journal")))
     yield from _ports_taken_twice(table)
     yield from _repeated_names(table, ("destinations",))
     yield from _repeated_names(table, ("codes",))
@@ -309,6 +327,12 @@ def _engine_clashes(table: dict[str, Any]) -> Iterator[InitErrorDetails]:
         yield clash(("model", "precision"), precision, f"is not for {backend}: it takes {', '.join(taken)}")
     if backend == "triton" and not table.get("triton"):
         yield clash(("model", "backend"), backend, "needs servers in [triton]")
+
+
+def _lacks_database(journal: dict[str, Any]) -> Iterator[InitErrorDetails]:
+    for key in ("password", "shared_storage"):
+        if journal.get(key) and not journal.get("database"):
+            yield clash(("journal", key), journal[key], "needs journal.database: without one the journal is a file")
 
 
 def _ports_taken_twice(table: dict[str, Any]) -> Iterator[InitErrorDetails]:

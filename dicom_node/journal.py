@@ -1,38 +1,34 @@
-"""What the node has decided and what it still owes: one SQLite file, never a write per slice (`schema` has its tables).
+"""What the node has decided and what it still owes: a database, never a write per slice (`schema` has its tables).
 
 ``series`` says what became of each revision of a series, ``outbox`` has a row per result and destination
 (`dicom_node.outbox`). A result and what is owed for it are written in one transaction, so after a crash either both are
-there or neither.
+there or neither. One node has a file of SQLite's; several that share a worklist have a database of PostgreSQL's.
 """
 
 from __future__ import annotations
 
-import json
-import sqlite3
-import threading
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
 
-from dicom_node.schema import VERSIONS
-from runtime.errors import ScansideError
+from dicom_node.database import JournalError, Sqlite
+from dicom_node.postgres import Postgres
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Collection, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
-    Execute = Callable[..., sqlite3.Cursor]
+    from dicom_node.database import Database, Execute, Row
+    from dicom_node.postgres import Address
 
 # in the order of sending: what a reader needs first, and the largest last
 Role = Literal["notice", "sr", "sc", "pdf", "seg"]
 
 
-class JournalError(ScansideError):
-    """A journal that can't be opened, read or written."""
-
-    exit_code: ClassVar[int] = 3
+class RevisionTaken(JournalError):
+    """Another node has recorded another result under the same revision of a series."""
 
 
 class SeriesState(StrEnum):
@@ -61,6 +57,7 @@ class SeriesRecord:
     slices : how many slices of the series had come when it closed
     report_json : the report, None where there is none
     recorded : seconds since the epoch
+    node : who recorded it
 
     """
 
@@ -72,50 +69,53 @@ class SeriesRecord:
     slices: int
     report_json: str | None
     recorded: float
+    node: str = ""  # a journal that no node has opened since it was written by an older one lacks it
 
 
 class Journal:
-    """The journal file.
-
-    All threads share one connection and a lock: SQLite has one writer at a time anyway, a transaction is a few rows and
-    one disk sync, and so no thread can slip a statement into another's transaction. WAL lets other processes read
-    meanwhile; ``synchronous=FULL`` makes a committed transaction survive a power cut.
+    """The journal of a node, or of all that share a database. Safe to use from many threads.
 
     Parameters
     ----------
-    path : created where it is missing; its folder must exist
+    place : the file of SQLite's, whose folder must exist, or where the database of PostgreSQL's is
     read_only : for who only looks: writes nothing, not even to bring an older journal up to date
-    patience_s : for another process that has it to itself
+    patience_s : for another process that has the file to itself
+    node : the name of this one among those that share it
+    shares_storage : whether it can read the files of the others, and they its own
 
     Raises
     ------
-    JournalError : not a journal, a damaged one, or one written by a newer scanside
+    JournalError : not a journal, a damaged one, one written by a newer scanside, or one that can't be reached
 
     """
 
-    def __init__(self, path: Path, *, read_only: bool = False, patience_s: float = 30.0) -> None:
-        self._path = path
-        where = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
-        self._lock = threading.Lock()
-        try:
-            self._connection = sqlite3.connect(
-                where, uri=True, timeout=patience_s, isolation_level=None, check_same_thread=False
-            )
-        except sqlite3.Error as error:
-            raise JournalError(f"{path}: can't be opened: {error}") from error
-        try:
-            self._connection.row_factory = sqlite3.Row
-            with self.statements() as execute:
-                for pragma in () if read_only else ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-                    execute(f"PRAGMA {pragma}")
-            self._prepare(read_only=read_only)
-        except JournalError:
-            self._connection.close()
-            raise
+    def __init__(
+        self,
+        place: Path | Address,
+        *,
+        read_only: bool = False,
+        patience_s: float = 30.0,
+        node: str = "",
+        shares_storage: bool = False,
+    ) -> None:
+        self.database: Database = (
+            Sqlite(place, read_only=read_only, patience_s=patience_s)
+            if isinstance(place, Path)
+            else Postgres(place, read_only=read_only)
+        )
+        self.node = node
+        self.own, self.free, self.within_reach = _conditions(self.database, node, shares_storage=shares_storage)
+
+    def statements(self) -> AbstractContextManager[Execute]:
+        """Run statements that only read; nobody else's come between them."""
+        return self.database.statements()
+
+    def transaction(self) -> AbstractContextManager[Execute]:
+        """Run statements that are all done, and durable, when this ends; or none of them, where it raises."""
+        return self.database.transaction()
 
     def close(self) -> None:
-        with self._lock:
-            self._connection.close()
+        self.database.close()
 
     # results
 
@@ -149,6 +149,7 @@ class Journal:
         Raises
         ------
         JournalError : a SOP Instance UID that another revision owes to the same destination already, a full disk
+        RevisionTaken : another node has recorded this revision, made of something else
 
         """
         now = time.time()
@@ -156,33 +157,64 @@ class Journal:
         in_order = sorted(files, key=lambda file: get_args(Role).index(file.role))
         with self.transaction() as execute:
             written = execute(
-                "INSERT INTO series VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-                " ON CONFLICT (study_uid, series_uid, revision) DO NOTHING",
-                (*series, SeriesState(state).value, reason, slices, report_json, now),
+                "INSERT INTO series (study_uid, series_uid, revision, state, reason, slices, report_json, recorded,"
+                " node) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (study_uid, series_uid, revision) DO NOTHING",
+                (*series, SeriesState(state).value, reason, slices, report_json, now, self.node),
             ).rowcount
             if not written:
+                self._require_same(execute, series, files)
                 return False
             for file in in_order:
                 what = (file.role, str(file.path), file.sop_class_uid, file.sop_uid)
                 for destination in (name for name, roles in destinations.items() if file.role in roles):
                     execute(
                         "INSERT INTO outbox (study_uid, series_uid, revision, role, path, sop_class_uid, sop_uid,"
-                        " destination, state, attempts, next_try, created)"
-                        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'queued', 0, ?, ?)",
-                        (*series, *what, destination, now, now),
+                        " destination, node, state, attempts, next_try, created)"
+                        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'queued', 0, ?, ?)",
+                        (*series, *what, destination, self.node, now, now),
                     )
             if also:
                 also(execute)
             return True
 
-    def latest(self, study_uid: str, series_uid: str) -> SeriesRecord | None:
-        """The highest revision of a series, None for a series without a result."""
+    def _require_same(self, execute: Execute, series: tuple[str, str, int], files: Sequence[ResultFile]) -> None:
+        """Refuse to take another node's result for this one's; what is made of the same has the same UIDs."""
+        which = "study_uid = ? AND series_uid = ? AND revision = ?"
+        (node,) = execute(f"SELECT node FROM series WHERE {which}", series).fetchone()  # noqa: S608 (a constant)
+        if not self.database.has_others or node == self.node:
+            return
+        rows = execute(f"SELECT sop_uid FROM outbox WHERE {which}", series).fetchall()  # noqa: S608
+        if not {file.sop_uid for file in files} & {row[0] for row in rows}:
+            raise RevisionTaken(f"revision {series[2]} of series {series[1]} is one of node {node}")
+
+    def latest(self, study_uid: str, series_uid: str, *, of: str | None = None) -> SeriesRecord | None:
+        """The highest revision of a series, None for a series without a result.
+
+        Parameters
+        ----------
+        of : the node whose results count; None: all
+
+        """
+        whose = "" if of is None or not self.database.has_others else "AND node = ?"
+        values = (study_uid, series_uid, *[of] * bool(whose))
         with self.statements() as execute:
             row = execute(
-                "SELECT * FROM series WHERE study_uid = ? AND series_uid = ? ORDER BY revision DESC LIMIT 1",
-                (study_uid, series_uid),
+                f"SELECT * FROM series WHERE study_uid = ? AND series_uid = ? {whose} ORDER BY revision DESC LIMIT 1",  # noqa: S608
+                values,
             ).fetchone()
         return _series_record(row) if row else None
+
+    def reported_elsewhere(self, study_uid: str, series_uid: str) -> int:
+        """How many slices of a series another node has reported on; 0 where none has."""
+        if not self.database.has_others:
+            return 0
+        with self.statements() as execute:
+            slices = execute(
+                "SELECT MAX(slices) FROM series WHERE study_uid = ? AND series_uid = ?"  # noqa: S608 (a constant)
+                f" AND report_json IS NOT NULL AND NOT ({self.own})",
+                (study_uid, series_uid),
+            ).fetchone()[0]
+        return slices or 0
 
     def last_told(self, study_uid: str, series_uid: str) -> SeriesRecord | None:
         """The highest revision of a series of which a destination has got, or is owed, something."""
@@ -198,7 +230,9 @@ class Journal:
         """Series of a study whose last revision was not analysed for a reason that begins so."""
         with self.statements() as execute:
             rows = execute(
-                "SELECT *, MAX(revision) AS revision FROM series WHERE study_uid = ? GROUP BY series_uid", (study_uid,)
+                "SELECT * FROM series WHERE study_uid = ? AND revision = (SELECT MAX(revision) FROM series AS every"
+                " WHERE (every.study_uid, every.series_uid) = (series.study_uid, series.series_uid))",
+                (study_uid,),
             ).fetchall()
         records = [_series_record(row) for row in rows]
         return [one for one in records if one.state is SeriesState.NOT_ANALYSED and one.reason.startswith(reason)]
@@ -206,7 +240,10 @@ class Journal:
     def series(self) -> list[SeriesRecord]:
         """Every revision of every series, in the order they were recorded."""
         with self.statements() as execute:
-            return [_series_record(row) for row in execute("SELECT * FROM series ORDER BY recorded, rowid")]
+            return [
+                _series_record(row)
+                for row in execute("SELECT * FROM series ORDER BY recorded, study_uid, series_uid, revision")
+            ]
 
     def forget(self, before: float, studies_here: Collection[str]) -> None:
         """Remove what nobody needs any more.
@@ -221,8 +258,8 @@ class Journal:
         studies_here : StudyInstanceUIDs of the spool; of these all stays
 
         """
-        said = {"before": before, "here": json.dumps(list(studies_here))}
-        gone = "study_uid NOT IN (SELECT value FROM json_each(:here))"
+        said = {"before": before, "here": self.database.packed(studies_here)}
+        gone = f"study_uid NOT IN ({self.database.members('here')}) AND {self.own}"
         with self.transaction() as execute:
             for table, since in (("announced", "announced"), ("step", "changed"), ("commitment", "created")):
                 execute(f"DELETE FROM {table} WHERE {since} < :before", said)  # noqa: S608 (constants, as below)
@@ -243,48 +280,21 @@ class Journal:
                 said,
             )
 
-    # the file
 
-    def _prepare(self, *, read_only: bool) -> None:
-        # two processes may come at once: the second finds it done
-        with self.statements() if read_only else self.transaction() as execute:
-            version = execute("PRAGMA user_version").fetchone()[0]
-            if version > len(VERSIONS):
-                raise JournalError(
-                    f"{self._path}: written by a newer scanside (schema {version}, this one knows {len(VERSIONS)})"
-                )
-            if version == 0:
-                if execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
-                    raise JournalError(f"{self._path}: an SQLite file, but not a journal of scanside; move it away")
-                if read_only:
-                    raise JournalError(f"{self._path}: empty: the node has not run yet")
-            for statements in () if read_only else VERSIONS[version:]:
-                for statement in statements:
-                    execute(statement)
+def _conditions(database: Database, node: str, *, shares_storage: bool) -> tuple[str, str, str]:
+    """SQL that tells rows apart by their nodes: own ones, those whose sender is no other that lives, and both at once.
 
-    @contextmanager
-    def statements(self) -> Iterator[Execute]:
-        """Run statements that only read; nobody else's come between them."""
-        with self._lock:
-            try:
-                yield self._connection.execute
-            except sqlite3.Error as error:
-                raise JournalError(f"{self._path}: {error}") from error
-
-    @contextmanager
-    def transaction(self) -> Iterator[Execute]:
-        """Run statements that are all done, and durable, when this ends; or none of them, where it raises."""
-        with self.statements() as execute:
-            execute("BEGIN IMMEDIATE")
-            try:
-                yield execute
-                execute("COMMIT")
-            except BaseException:
-                # SQLite itself rolls back after some errors, a full disk among them
-                if self._connection.in_transaction:
-                    execute("ROLLBACK")
-                raise
+    A node sends what lies on its disk; where the disks are shared, what lies on any of these.
+    """
+    if not database.has_others:
+        return "TRUE", "TRUE", "TRUE"
+    name = "'" + node.replace("'", "''") + "'"
+    own = f"node = {name}"
+    living = f"SELECT name FROM node WHERE expires > {database.clock}"  # noqa: S608 (our names, as below)
+    free = f"(sender IS NULL OR sender = {name} OR sender NOT IN ({living}))"
+    reach = "node IN (SELECT name FROM node WHERE shared = 1)" if shares_storage else own
+    return own, free, f"{reach} AND (state NOT IN ('sending', 'unconfirmed') OR {free})"
 
 
-def _series_record(row: sqlite3.Row) -> SeriesRecord:
+def _series_record(row: Row) -> SeriesRecord:
     return SeriesRecord(**{**row, "state": SeriesState(row["state"])})

@@ -35,6 +35,7 @@ _COMPLAINTS = {
     "model_type": "{value} is not a table",
     "value_error": "{value} {error}",
     "clash": "{value} {complaint}",
+    "secret": "{complaint}",
 }
 
 

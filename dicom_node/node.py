@@ -22,15 +22,16 @@ from dicom_node.assembler import Assembler, Assembly
 from dicom_node.commitment import Commitments
 from dicom_node.dispatch import Dispatch
 from dicom_node.gate import Reason
-from dicom_node.journal import Journal, JournalError, SeriesState
+from dicom_node.journal import Journal, JournalError, RevisionTaken, SeriesState
 from dicom_node.lock import FolderLock
+from dicom_node.membership import Membership
 from dicom_node.metrics import Metrics
 from dicom_node.mpps import PerformedSteps
 from dicom_node.opening import limits, opening
 from dicom_node.outbox import DeliveryState, Outbox
 from dicom_node.page.child import Page
 from dicom_node.receiver import Receiver
-from dicom_node.register import Register
+from dicom_node.register import Register, without_result
 from dicom_node.retention import Retention
 from dicom_node.sender import Sender
 from dicom_node.spool import Spool
@@ -45,10 +46,8 @@ if TYPE_CHECKING:
 
     from dicom_node.config import Config
     from dicom_node.dispatch import Result
-    from dicom_node.journal import SeriesRecord
     from dicom_node.outbox import OutboxItem
     from dicom_node.spool import Instance
-    from dicom_node.web import Web
 
 JOURNAL_RETRY_S = 5.0
 DESK_PATIENCE_S = 5.0  # for who asks the desk
@@ -78,7 +77,9 @@ class Node:
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = FolderLock(folder)
         self._spool = Spool(folder / "spool", config.node.free_floor_gb, config.node.max_instance_mb)
-        self._journal = Journal(folder / "journal.sqlite")
+        shares_storage = config.journal.shared_storage
+        self._journal = Journal(config.journal_place, node=config.node_name, shares_storage=shares_storage)
+        self._members = Membership(self._journal, folder, self._spool, self, shares_storage=shares_storage)
         self._announced = Announced(self._journal)
         self._assembler = Assembler(
             config.series.idle_timeout_s,
@@ -122,7 +123,11 @@ class Node:
         )
         self.metrics.watch(self._outbox, self._ledger, folder, self._gauges)
         self.page = Page(config)
-        self._web = self._made_web() if config.web.port is not None else None
+        self._web = None
+        if config.web.port is not None:
+            from dicom_node.web import Web  # noqa: PLC0415  # loads a web server: for who wants one
+
+            self._web = Web(self, self.metrics.registry, config.web.address, config.web.port)
         self._first_answer: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._is_closed = False
 
@@ -130,6 +135,10 @@ class Node:
     def port(self) -> int:
         """The DICOM port listened on."""
         return self._receiver.port
+
+    def arriving(self) -> list[dict[str, Any]] | None:
+        """Open series, for other nodes; None where the desk does not answer in time."""
+        return self._ask_desk(self._assembler.arriving)
 
     def progress(self) -> dict[str, tuple[int, int]]:
         """Open series by SeriesInstanceUID: images analysed so far, and images here."""
@@ -144,15 +153,12 @@ class Node:
         ReceiverError, WebError, PageError : a port can't be opened
 
         """
-        self.supervisor.start()
-        answer = self._first_answer.get()
-        if answer["is"] != "ready":
-            self.supervisor.stop()
-            self._journal.close()
-            self._lock.release()
-            raise BackendError(
-                answer.get("error", "the worker process ended before it was ready: see its output above")
-            )
+        try:
+            self._members.join()
+            self._open_engine()
+        except ScansideError:
+            self._let_go()
+            raise
         self._resume()
         self._desk.start()
         self.trail.start()
@@ -168,6 +174,15 @@ class Node:
         except ScansideError:  # a port is taken
             self.stop()
             raise
+
+    def _open_engine(self) -> None:
+        self.supervisor.start()
+        answer = self._first_answer.get()
+        if answer["is"] != "ready":
+            self.supervisor.stop()
+            raise BackendError(
+                answer.get("error", "the worker process ended before it was ready: see its output above")
+            )
 
     def reload(self, config: Config) -> None:
         """Go on with another configuration, which differs in what a running node can change (`reload.merge`)."""
@@ -215,13 +230,17 @@ class Node:
         self._sender.stop()
         self._heralds.stop()
         self.trail.stop()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._members.stop()
         self._journal.close()
         self._lock.release()
 
     # what monitoring asks
 
     def health(self) -> dict[str, str]:
-        """Look whether the desk, which decides everything, still answers, and whether all that has to run runs."""
+        """Look whether the desk, which decides everything, answers, and whether all that has to run runs."""
         desk = "" if self._ask_desk(dict) is not None else f"gives no answer within {DESK_PATIENCE_S:g} s"
         receiver = "" if self._is_closed or self._receiver.is_alive() else "takes no connections any more"
         return {"desk": desk, "receiver": receiver, "sender": self._sender.fault(), "heralds": self._heralds.fault()}
@@ -231,8 +250,10 @@ class Node:
         free_gb, floor = shutil.disk_usage(self.config.node.folder).free / 1e9, self.config.node.free_floor_gb
         full = f"{free_gb:.1f} GB free, slices are refused below {floor:g}" if free_gb < floor else ""
         worker = "" if self._dispatch.is_ready else "no worker is ready; slices are taken, and wait"
+        fault = self._journal.database.fault()
+        journal = f"the database is away ({fault}); slices are taken, and their results wait" if fault else ""
         stopping = {"node": "is stopping"} if self._is_closed else {}
-        return self.health() | {"worker": worker, "disk": full} | stopping
+        return self.health() | {"worker": worker, "journal": journal, "disk": full} | stopping
 
     def summary(self) -> str:
         """Where it listens and what waits, in a line for people."""
@@ -261,11 +282,6 @@ class Node:
             return answer.get(timeout=DESK_PATIENCE_S)
         except queue.Empty:
             return None
-
-    def _made_web(self) -> Web:
-        from dicom_node.web import Web  # noqa: PLC0415  # loads a web server: for who wants one
-
-        return Web(self, self.metrics.registry, self.config.web.address, self.config.web.port)
 
     def _on_sent(self, item: OutboxItem) -> None:
         self.metrics.stage("delivery", time.time() - item.created)
@@ -298,7 +314,7 @@ class Node:
             try:
                 event = self._events.get(timeout=max(0.0, min(deadlines) - time.monotonic()) if deadlines else None)
             except queue.Empty:
-                event = _pass_time
+                event = dict  # nothing: the passing of time alone can make a series due
             if event is None:
                 return
             try:
@@ -336,23 +352,33 @@ class Node:
         """Write a result and what is owed for it into the journal, and only then forget the series."""
         try:
             self._register.record(assembly, result, self.config.destinations)
+        except RevisionTaken as error:  # by a node that has got other slices of the series
+            log.warning("revision_taken", series=assembly.name, reason=str(error))
+            self._assembler.finished(assembly.name)
+            self._feed_again(assembly.study_uid, assembly.series_uid)
+            return
         except JournalError as error:  # the disk is full: results and slices are there, so it can be said again
             log.warning("result_not_recorded", series=assembly.name, reason=str(error), retry_s=JOURNAL_RETRY_S)
             self._later(lambda: self._record(assembly, result))
             return
         self._assembler.finished(assembly.name)
         if result.state is SeriesState.FAILED:
-            self._take_back(self._journal.left_out(assembly.study_uid, Reason.BONE_KERNEL))
+            for each in self._journal.left_out(assembly.study_uid, Reason.BONE_KERNEL):  # in favour of this one
+                self._feed_again(each.study_uid, each.series_uid)
         self.metrics.stage("results", time.monotonic() - assembly.last_arrival)
         self.metrics.series(result.state, result.code, result.level)
         self._sender.wake()
         self._heralds.wake()
         log.info("series_finished", series=assembly.name, state=result.state, reason=result.reason, **result.summary())
 
-    def _take_back(self, left_out: list[SeriesRecord]) -> None:
-        """Analyse what was left out in favour of a series that has failed since."""
-        for each in left_out:
-            assembly = self._assembler.reopen(each.study_uid, each.series_uid, time.monotonic())
+    def _feed_again(self, study_uid: str, series_uid: str) -> None:
+        if self._assembler.is_open(study_uid, series_uid) or not self._spool.series(study_uid, series_uid):
+            return
+        try:
+            assembly = self._assembler.reopen(study_uid, series_uid, time.monotonic())
+        except JournalError:
+            self._later(lambda: self._feed_again(study_uid, series_uid))
+        else:
             self._dispatch.feed(assembly, assembly.paths)
 
     def _later(self, event: Callable[[], None]) -> None:
@@ -364,17 +390,10 @@ class Node:
 
     def _resume(self) -> None:
         """Open again each series with more or newer instances than its last result covers, or whose analysis failed."""
-        for study_uid, series_uid, count in self._spool.contents():
-            latest = self._journal.latest(study_uid, series_uid)
-            again = latest and self._spool.last_arrival(study_uid, series_uid) > latest.recorded
-            if latest is None or count > latest.slices or again or latest.state is SeriesState.FAILED:
-                assembly = self._assembler.reopen(study_uid, series_uid, time.monotonic())
-                log.info("series_resumed", series=assembly.name, images=count)
+        for study_uid, series_uid, count in without_result(self._spool, self._journal, self._journal.node):
+            assembly = self._assembler.reopen(study_uid, series_uid, time.monotonic())
+            log.info("series_resumed", series=assembly.name, images=count)
 
     def _history(self, study_uid: str, series_uid: str) -> tuple[int, list[Path]]:
         latest = self._journal.latest(study_uid, series_uid)
         return (latest.revision if latest else 0), self._spool.series(study_uid, series_uid)
-
-
-def _pass_time() -> None:
-    """Stand for the passing of time, which alone can make a series due."""

@@ -14,7 +14,8 @@ so, and waiting again where it does not. A row left in ``sending`` by a crash is
 can't be known, so it is sent once more, with the same SOP Instance UID. That is delivery at least once, and a storage
 SCP takes the second for the first.
 
-One process sends (the node); others may read, retry and park (the command line) while it runs.
+Nodes send; other processes may read, retry and park (the command line) meanwhile. Of nodes that share a journal each
+takes rows that no other has: one that is being sent is another's only when its sender is heard of no more.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from typing import TYPE_CHECKING
 import structlog
 
 if TYPE_CHECKING:
-    import sqlite3
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Sequence
 
+    from dicom_node.database import Row
     from dicom_node.journal import Journal, Role
 
 FIRST_WAIT_S = 2.0
@@ -68,6 +69,7 @@ class OutboxItem:
     attempts : how often this object was offered to the peer and not taken; a peer that can't be reached doesn't count
     tries : how often the sender set out with it, whether it reached the peer or not; the one under way counts
     next_try, created, sent, confirmed : seconds since the epoch
+    node, sender : on whose disk it lies, and who sends it or sent it last
     transaction_uid : of the last request for its commitment
     asked : how often its destination was asked whether it keeps it
 
@@ -93,6 +95,8 @@ class OutboxItem:
     transaction_uid: str | None = None
     asked: int = 0
     confirmed: float | None = None
+    node: str = ""
+    sender: str | None = None
 
 
 class Outbox:
@@ -108,25 +112,32 @@ class Outbox:
 
         All, because it is the peer that is up or down: when it is tried, everything that waits for it goes. What it did
         not take before goes last, so that one bad object never stands before good ones; otherwise first come, first
-        served, and each series in the order of `Role`. Rows in ``sending`` are taken too: a destination has one sender,
-        so they are a crash's. A `next_try` further away than any wait is due: the clock has been set back since.
+        served, and each series in the order of `Role`. Rows in ``sending`` are taken too: a destination has one sender
+        in a node, so they are a crash's, or of a node that is gone. A `next_try` further away than any wait is due: the
+        clock has been set back since.
         """
         with self._journal.transaction() as execute:
             rows = execute(
-                f"SELECT * FROM outbox WHERE destination = ? AND {_OWED} ORDER BY attempts, id",  # noqa: S608 (constants)
+                f"SELECT * FROM outbox WHERE destination = ? AND {_OWED} AND {self._journal.within_reach}"  # noqa: S608 (constants)
+                f" ORDER BY attempts, id{self._journal.database.skip_locked}",
                 (destination,),
             ).fetchall()
             if not any(_is_due(row, now, LONGEST_WAIT_S) for row in rows):
                 return []
             for row in rows:
-                execute("UPDATE outbox SET state = 'sending', tries = tries + 1 WHERE id = ?", (row["id"],))
-            return [_item({**row, "state": "sending", "tries": row["tries"] + 1}) for row in rows]
+                execute(
+                    "UPDATE outbox SET state = 'sending', tries = tries + 1, sender = ? WHERE id = ?",
+                    (self._journal.node, row["id"]),
+                )
+            now_so = {"state": "sending", "sender": self._journal.node}
+            return [_item({**row, **now_so, "tries": row["tries"] + 1}) for row in rows]
 
     def next_due(self, destination: str) -> float | None:
         """When the next item of a destination is due, in seconds since the epoch; None when nothing is owed."""
         with self._journal.statements() as execute:
             return execute(
-                f"SELECT MIN(next_try) FROM outbox WHERE destination = ? AND ({_OWED} OR state = 'unconfirmed')",  # noqa: S608
+                f"SELECT MIN(next_try) FROM outbox WHERE destination = ? AND ({_OWED} OR state = 'unconfirmed')"  # noqa: S608
+                f" AND {self._journal.within_reach}",
                 (destination,),
             ).fetchone()[0]
 
@@ -181,7 +192,7 @@ class Outbox:
 
     def unconfirmed(self, destination: str, now: float) -> list[OutboxItem]:
         """What a destination has taken and has to be asked for now."""
-        rows = self._rows("state = 'unconfirmed' AND destination = ?", destination)
+        rows = self._rows(f"state = 'unconfirmed' AND destination = ? AND {self._journal.within_reach}", destination)
         return [_item(row) for row in rows if _is_due(row, now, LONGEST_CONFIRMATION_S)]
 
     def ask(self, item_ids: Collection[int], next_try: float, transaction_uid: str | None = None) -> None:
@@ -263,7 +274,7 @@ class Outbox:
                 {"id": item_id, "now": time.time()},
             ).rowcount
 
-    def _rows(self, condition: str, *values: object) -> list[sqlite3.Row]:
+    def _rows(self, condition: str, *values: object) -> list[Row]:
         with self._journal.statements() as execute:
             return execute(f"SELECT * FROM outbox WHERE {condition} ORDER BY id", values).fetchall()  # noqa: S608
 
@@ -273,7 +284,7 @@ def back_off_s(times: int) -> float:
     return min(FIRST_WAIT_S * 2 ** min(times - 1, 16), LONGEST_WAIT_S)
 
 
-def _is_due(row: Mapping[str, object] | sqlite3.Row, now: float, longest_s: float) -> bool:
+def _is_due(row: Row, now: float, longest_s: float) -> bool:
     return row["next_try"] <= now or row["next_try"] > now + longest_s
 
 
@@ -282,5 +293,5 @@ def _told(item: OutboxItem) -> dict[str, str]:
     return {"destination": item.destination, "role": item.role, "sop_uid": item.sop_uid}
 
 
-def _item(row: Mapping[str, object] | sqlite3.Row) -> OutboxItem:
+def _item(row: Row) -> OutboxItem:
     return OutboxItem(**{**row, "path": Path(row["path"]), "state": DeliveryState(row["state"])})

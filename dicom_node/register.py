@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+from dicom_node.journal import SeriesState
 
-    from dicom_node.alerts.ledger import Execute, Ledger
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from dicom_node.alerts.ledger import Ledger
     from dicom_node.assembler import Assembly
+    from dicom_node.database import Execute
     from dicom_node.dispatch import Result
     from dicom_node.journal import Journal, Role
     from dicom_node.outbox import Outbox
     from dicom_node.sections import Destination
+    from dicom_node.spool import Spool
 
 
 class Register:
@@ -45,6 +49,8 @@ class Register:
             each.name: each.results for each in destinations if each.wants(result.level) or each.name in before
         }
 
+        of_part = self._journal.reported_elsewhere(assembly.study_uid, assembly.series_uid) > len(assembly.paths)
+
         def alert(execute: Execute) -> None:
             series = assembly.study_uid, assembly.series_uid, assembly.revision
             if result.report_json is None:
@@ -52,7 +58,7 @@ class Register:
             else:
                 document = next((file.sop_uid for file in result.files if file.role == "sr"), None)
                 report = json.loads(result.report_json) | {"sr_uid": document}
-                self._ledger.note(execute, *series, report, result.patient, final=True)
+                self._ledger.note(execute, *series, report, result.patient, final=True, of_part=of_part)
 
         self._journal.record_result(
             assembly.study_uid,
@@ -85,3 +91,22 @@ class Register:
                 patient,
                 final=False,
             )
+
+
+def without_result(spool: Spool, journal: Journal, node: str) -> Iterator[tuple[str, str, int]]:
+    """Series of a node's spool with more or newer instances than its last result covers, or whose analysis failed.
+
+    Returns
+    -------
+    StudyInstanceUID, SeriesInstanceUID and number of instances of each
+
+    Raises
+    ------
+    JournalError
+
+    """
+    for study_uid, series_uid, count in spool.contents():
+        latest = journal.latest(study_uid, series_uid, of=node)
+        again = latest and spool.last_arrival(study_uid, series_uid) > latest.recorded
+        if latest is None or count > latest.slices or again or latest.state is SeriesState.FAILED:
+            yield study_uid, series_uid, count

@@ -94,8 +94,13 @@ class Retention:
         for study_uid, counts in studies.items():
             if study_uid in owed or self._stopping.is_set():
                 continue
+            node = self._journal.node
             latest = [
-                (self._journal.latest(study_uid, one), here, self._spool.last_arrival(study_uid, one))
+                (
+                    self._journal.latest(study_uid, one, of=node),
+                    here,
+                    self._spool.last_arrival(study_uid, one),
+                )
                 for one, here in counts.items()
             ]
             if all(

@@ -144,4 +144,28 @@ _ALERTS = (
     "PRAGMA user_version = 6",
 )
 
-VERSIONS = (_TABLES, _TRIES, _ANNOUNCED, _CONFIRMATION, _AGES, _ALERTS)
+# Which node a row is of, and which one sends it. `node`: one that shares the database (`dicom_node.membership`), by the
+# database's clock; `token`: which folder that is; `keeper`: who finishes what it has left; `open`: its series
+# without a result, JSON.
+_NODES = (
+    "ALTER TABLE series ADD COLUMN node TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE outbox ADD COLUMN node TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE outbox ADD COLUMN sender TEXT",
+    "ALTER TABLE commitment ADD COLUMN node TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE alert ADD COLUMN node TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE message ADD COLUMN sender TEXT",
+    """CREATE TABLE node (
+        name TEXT PRIMARY KEY,
+        token TEXT NOT NULL,
+        folder TEXT NOT NULL,
+        shared INTEGER NOT NULL,
+        seen REAL NOT NULL,
+        expires REAL NOT NULL,
+        keeper TEXT,
+        emptied REAL,
+        open TEXT NOT NULL DEFAULT '[]'
+    )""",
+    "PRAGMA user_version = 7",
+)
+
+VERSIONS = (_TABLES, _TRIES, _ANNOUNCED, _CONFIRMATION, _AGES, _ALERTS, _NODES)

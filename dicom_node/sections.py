@@ -174,6 +174,9 @@ class Node(Section):
         description="Of these, for one address, whatever it calls itself: a scanner that has gone mad leaves places "
         "for the others. More, where a router stands between the scanners and this node.",
     )
+    name: Name | None = Field(
+        None, description="Which of several nodes with one journal this is. Default: its AE title.", examples=["ct-1"]
+    )
 
 
 class Model(Section):

@@ -200,7 +200,11 @@ class _Courier(Thread):
                     self._deliver(items, unconfirmed)
                 due = self._outbox.next_due(self.destination.name)
                 sleep_s = LONGEST_SLEEP_S if due is None else min(max(due - time.time(), 0.0), LONGEST_SLEEP_S)
-            except Exception:  # noqa: BLE001 (a bug or a full disk in one batch must not end all delivery)
+            except JournalError as error:  # a full disk, a database that is away
+                self._fruitless += 1
+                sleep_s = back_off_s(self._fruitless)
+                self._log.warning("delivery_waits_for_journal", reason=str(error), retry_s=sleep_s)
+            except Exception:  # noqa: BLE001 (a bug in one batch must not end all delivery)
                 self._fruitless += 1
                 sleep_s = back_off_s(self._fruitless)
                 self._log.exception("delivery_failed", retry_s=sleep_s)

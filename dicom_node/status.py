@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from math import inf
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydicom.tag import Tag
@@ -17,16 +18,17 @@ from dicom_node import lock, part10, spool
 from dicom_node.alerts.ledger import Ledger
 from dicom_node.gate import MULTI_FRAME
 from dicom_node.journal import Journal, JournalError, SeriesState
+from dicom_node.membership import members
 from dicom_node.outbox import DELIVERED, DeliveryState, Outbox
 from dicom_node.retention import DAY_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-    from pathlib import Path
 
     from dicom_node.alerts.alert import Alert
     from dicom_node.config import Config
     from dicom_node.journal import SeriesRecord
+    from dicom_node.membership import Member
     from dicom_node.outbox import OutboxItem
 
 NUMBER_OF_FRAMES = Tag("NumberOfFrames")
@@ -48,6 +50,7 @@ class Series:
     slices_analysed : how many of them the report rests on; None without one
     engine : which engine answered, with its version; several where one stood in for another; None without a report
     composed : of the report, in seconds since the epoch; None without one
+    node : who has it
     changed : when the last slice came where it is open, otherwise when the result was recorded; likewise
 
     """
@@ -66,6 +69,7 @@ class Series:
     findings: tuple[dict[str, Any], ...] = ()
     engine: str | None = None
     composed: float | None = None
+    node: str = ""
 
     @property
     def is_open(self) -> bool:
@@ -97,6 +101,15 @@ class OpenAlert:
 
 
 @dataclass(frozen=True, slots=True)
+class Node:
+    """One of the nodes that share a journal: whether it is heard of, and when it was last, seconds since the epoch."""
+
+    name: str
+    lives: bool
+    seen: float
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """All that `scanside status` tells.
 
@@ -108,6 +121,7 @@ class Status:
     refusing : why slices are refused, if they are
     series : every revision in the order of recording, then what is open
     alerts : that are open, newest first
+    nodes : that share the journal; none where it is a file
 
     """
 
@@ -118,6 +132,7 @@ class Status:
     refusing: str | None
     series: tuple[Series, ...]
     alerts: tuple[OpenAlert, ...] = ()
+    nodes: tuple[Node, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +190,9 @@ def look(config: Config, days: float = inf) -> Status:
     with contextlib.closing(open_journal(config, read_only=True)) as journal:
         records, items = journal.series(), Outbox(journal).items()
         alerts = tuple(_open_alerts(Ledger(journal).alerts()))
-    latest = {(record.study_uid, record.series_uid): record for record in sorted(records, key=lambda one: one.revision)}
+        nodes = members(journal)
+    own = [record for record in records if not nodes or record.node == config.node_name]
+    latest = {(record.study_uid, record.series_uid): record for record in sorted(own, key=lambda one: one.revision)}
     fresh = time.time() - config.series.idle_timeout_s
     waiting = [
         Series(
@@ -185,10 +202,12 @@ def look(config: Config, days: float = inf) -> Status:
             state=RECEIVING if running and last > fresh else WAITING,
             slices_received=slices(config.node.folder / "spool", *key, count),
             changed=last,
+            node=config.node_name,
         )
         for key, (count, last) in held.items()
         if key not in latest or count > latest[key].slices or last > latest[key].recorded
     ]
+    waiting += elsewhere(nodes, config.node_name)
     owed = {(item.study_uid, item.series_uid) for item in items if item.state not in DELIVERED}
     told = [one for one in records if _is_recent(one.recorded, days) or (one.study_uid, one.series_uid) in owed]
     free_gb, floor = shutil.disk_usage(config.node.folder).free / 1e9, config.node.free_floor_gb
@@ -202,7 +221,18 @@ def look(config: Config, days: float = inf) -> Status:
         refusing=f"{free_gb:.1f} GB free, below node.free_floor_gb = {floor:g}" if free_gb < floor else None,
         series=(*map(recorded, told), *sorted(waiting, key=lambda one: one.changed)),
         alerts=alerts,
+        nodes=tuple(Node(one.name, one.lives, one.seen) for one in nodes),
     )
+
+
+def elsewhere(nodes: Iterable[Member], here: str) -> list[Series]:
+    """Series without a result that other nodes have, as these told of them last."""
+    return [
+        Series(**one, state=RECEIVING if node.lives else WAITING, changed=node.seen, node=node.name)
+        for node in nodes
+        if node.name != here
+        for one in node.open
+    ]
 
 
 def deliveries(config: Config, days: float = inf) -> list[Delivery]:
@@ -234,10 +264,11 @@ def open_journal(config: Config, *, read_only: bool) -> Journal:
     JournalError : there is none, or it can't be read
 
     """
-    path = config.node.folder / "journal.sqlite"
-    if not path.exists():
-        raise JournalError(f"{path} is not there: the node of this configuration has not run yet")
-    return Journal(path, read_only=read_only)
+    place = config.journal_place
+    if isinstance(place, Path) and not place.exists():
+        raise JournalError(f"{place} is not there: the node of this configuration has not run yet")
+    shares_storage = config.journal.shared_storage
+    return Journal(place, read_only=read_only, node=config.node_name, shares_storage=shares_storage)
 
 
 def _open_alerts(alerts: Iterable[Alert]) -> Iterator[OpenAlert]:
@@ -311,5 +342,6 @@ def recorded(record: SeriesRecord) -> Series:
         slices_received=max(record.slices, received),
         changed=record.recorded,
         reason=record.reason,
+        node=record.node,
         **told,
     )

@@ -40,6 +40,16 @@ def show_status(told: Status, out: Console) -> None:
             "results parked": told.results_parked,
         },
     )
+    if len(told.nodes) > 1:
+        heard = ", ".join(one.name for one in told.nodes if one.lives)
+        _say(out, f"nodes heard of: {heard or 'none'}")
+        for one in told.nodes:
+            if not one.lives:
+                _say(
+                    out,
+                    f"node {one.name} is not running, or can't reach the database, since {_clock(one.seen)}",
+                    style="yellow",
+                )
     for one in told.alerts:
         what = f"alert {one.id} {one.level} ({one.state}), raised {_clock(one.raised)}: {one.reason}"
         untold = f"; not told yet: {', '.join(one.untold)}" if one.untold else ""
@@ -58,7 +68,7 @@ def show_status(told: Status, out: Console) -> None:
     if not rows:
         out.print("no series yet")
         return
-    cells = [_cells(one) for one in rows]
+    cells = [((one.node,) if len(told.nodes) > 1 else ()) + _cells(one) for one in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     study_uid = None
     for one, texts in zip(rows, cells, strict=True):

@@ -71,7 +71,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, threads: str = "") -> Iterator[Coun
 def transactions(opened: journal.Journal) -> Iterator[list[str]]:
     """What a journal commits in this block: the first statement of each transaction that writes."""
     begun: list[str] = []
-    connection: sqlite3.Connection = opened._connection
+    connection: sqlite3.Connection = opened.database.connection
     connection.set_trace_callback(lambda statement: begun.append(statement) if statement == "BEGIN IMMEDIATE" else None)
     try:
         yield begun

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from runtime.triage import LEVELS
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Collection, Mapping
+
+    from dicom_node.database import Row
 
 Level = Literal["critical", "urgent"]
 State = Literal["provisional", "confirmed", "withdrawn", "unresolved"]
@@ -141,12 +142,12 @@ def evidence(report: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def message_of(row: sqlite3.Row) -> Message:
+def message_of(row: Row) -> Message:
     """A message from its row, or from one that has more."""
     return Message(**{name: row[name] for name in Message.__slots__})
 
 
-def alert_of(row: sqlite3.Row, messages: tuple[Message, ...] = (), said: str | None = None) -> Alert:
+def alert_of(row: Row, messages: tuple[Message, ...] = (), said: str | None = None) -> Alert:
     """An alert from its row; with `said`, as a message tells it."""
     values = {name: row[name] for name in Alert.__slots__ if name != "messages"}
     values |= {"patient": json.loads(row["patient"]), "evidence": json.loads(row["evidence"]), "messages": messages}

@@ -18,8 +18,8 @@ import structlog
 
 from dicom_node.alerts.channel import Refused, Unreachable
 from dicom_node.alerts.hl7 import Hl7Channel
-from dicom_node.alerts.ledger import LONGEST_WAIT_S
 from dicom_node.alerts.settings import Email, Hl7, Settings, Webhook
+from dicom_node.alerts.turn import LONGEST_WAIT_S
 from dicom_node.journal import JournalError
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ A channel with `after_s` is told only if nobody has acknowledged by then; its me
 hours put off: what changes meanwhile changes what it will say, acknowledgement and withdrawal cancel it. Who has been
 told is told of everything that corrects it.
 
-One process sends (the node); others may read, acknowledge and retry while it runs.
+Nodes send; other processes may read, acknowledge and retry meanwhile. What nodes that share a journal do with alerts
+they do one after the other, and a channel is told by one of them at a time.
 """
 
 from __future__ import annotations
@@ -25,24 +26,23 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from dicom_node.alerts.alert import URGENCY, Alert, Message, alert_of, evidence, message_of
 from dicom_node.alerts.news import PENDING, Writer, slots, step, update
+from dicom_node.alerts.turn import next_message
 
 if TYPE_CHECKING:
-    import sqlite3
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from dicom_node.alerts.alert import Occasion, Recipient
+    from dicom_node.database import Execute, Row
     from dicom_node.journal import Journal
 
-    Execute = Callable[..., sqlite3.Cursor]
-
-LONGEST_WAIT_S = 60.0  # between two attempts
-LONGEST_HOLD_S = 3600.0  # that a receiver may ask for
+ALERTS_SINCE = 6  # version of the journal
 # somebody has to acknowledge it, or is owed a message of it
 _NEEDED = (
     "((acknowledged IS NULL AND state != 'withdrawn') OR id IN (SELECT alert_id FROM message"
@@ -81,6 +81,7 @@ class Ledger:
         patient: Mapping[str, str],
         *,
         final: bool,
+        of_part: bool = False,
     ) -> None:
         """Raise, confirm, change or withdraw the alert of a series, and queue what has to be told of it.
 
@@ -92,10 +93,13 @@ class Ledger:
         report : as JSON has it
         patient : kept from the first time that it says something: a repeated message must not differ
         final : a result; otherwise evidence from a series that still arrives
+        of_part : a result of a part of what another node has reported on: it may add to an alert, and takes none back
 
         """
+        self._journal.database.alone(execute)
         if not final and _has_result(execute, study_uid, series_uid, revision):
             return  # it could not be written in time, and is older than what is known
+        final = final and not of_part
         before = _find(execute, study_uid, series_uid)
         found = str(report["decision"]["level"])
         change = step(before, revision, found, final=final, complete=not report["provisional"])
@@ -114,6 +118,7 @@ class Ledger:
             "changed": now,
             "patient": before["patient"] if before and before["patient"] != "{}" else json.dumps(dict(patient)),
             "evidence": json.dumps(evidence(report)),
+            "node": self._journal.node,
         }
         if before is None:
             execute(f"INSERT INTO alert ({', '.join(alert)}) VALUES ({slots(alert)})", alert)  # noqa: S608 (our names)
@@ -125,6 +130,7 @@ class Ledger:
 
     def note_failure(self, execute: Execute, study_uid: str, series_uid: str, revision: int, reason: str) -> None:
         """Say that the series of a provisional alert could not be analysed after all; somebody still has to look."""
+        self._journal.database.alone(execute)
         before = _find(execute, study_uid, series_uid)
         if before is None or before["state"] != "provisional" or revision < before["revision"]:
             return
@@ -161,7 +167,7 @@ class Ledger:
 
         """
         now = time.time()
-        with self._journal.transaction() as execute:
+        with self._transaction() as execute:
             row = execute("SELECT * FROM alert WHERE id = ?", (alert_id,)).fetchone()
             if row is None or row["acknowledged"] is not None:
                 return False
@@ -179,7 +185,7 @@ class Ledger:
     def alerts(self) -> list[Alert]:
         """Every alert, newest first, with its messages."""
         with self._journal.statements() as execute:
-            if not execute("SELECT 1 FROM sqlite_master WHERE name = 'alert'").fetchone():
+            if self._journal.database.version(execute) < ALERTS_SINCE:
                 return []  # an older journal, looked at before its node has been started again
             rows = execute("SELECT * FROM alert ORDER BY raised DESC, id DESC").fetchall()
             messages: dict[int, list[Message]] = {}
@@ -224,11 +230,13 @@ class Ledger:
         studies_here : StudyInstanceUIDs of the spool; of these all stays
 
         """
-        said = {"before": before, "here": json.dumps(list(studies_here))}
-        gone = f"study_uid NOT IN (SELECT value FROM json_each(:here)) AND NOT {_NEEDED}"  # noqa: S608
-        with self._journal.transaction() as execute:
+        database = self._journal.database
+        said = {"before": before, "here": database.packed(studies_here)}
+        gone = f"study_uid NOT IN ({database.members('here')}) AND {self._journal.own} AND NOT {_NEEDED}"
+        with self._transaction() as execute:
             execute(f"UPDATE alert SET patient = '{{}}' WHERE patient != '{{}}' AND {gone}", said)  # noqa: S608 (constants)
-            execute(f"DELETE FROM alert WHERE MAX(changed, IFNULL(acknowledged, 0)) < :before AND {gone}", said)  # noqa: S608
+            is_old = "changed < :before AND COALESCE(acknowledged, 0) < :before"
+            execute(f"DELETE FROM alert WHERE {is_old} AND {gone}", said)  # noqa: S608
 
     def retry(self, message_id: int | None = None) -> int:
         """Try one message now, or all that are parked or wait; how many there were.
@@ -238,7 +246,7 @@ class Ledger:
         """
         chosen = "state IN ('parked', 'waiting')" + ("" if message_id is None else " AND id = :id")
         said = {"id": message_id, "now": time.time()}
-        with self._journal.transaction() as execute:
+        with self._transaction() as execute:
             execute(
                 f"UPDATE message SET state = 'cancelled', last_error = 'overtaken' WHERE {chosen} AND EXISTS"  # noqa: S608
                 " (SELECT 1 FROM message AS later WHERE (later.alert_id, later.channel) = (message.alert_id,"
@@ -252,7 +260,7 @@ class Ledger:
 
     def cancel(self, message_id: int) -> bool:
         """Give a message up that has not been sent; False where there is none."""
-        with self._journal.transaction() as execute:
+        with self._transaction() as execute:
             return bool(
                 execute(
                     "UPDATE message SET state = 'cancelled', last_error = 'given up by hand' WHERE id = ?"
@@ -267,26 +275,34 @@ class Ledger:
         """Take the next message that is due, with the alert as it tells it, and mark it as being sent.
 
         The messages of an alert go in order, and so do those of a channel, but that one which was refused holds up no
-        other alert. A channel that can't be reached holds up all (`unreachable`). A row in ``sending`` is a crash's: a
-        channel has one sender. Whether somebody has acknowledged is looked up here, in the same transaction.
+        other alert. A channel that can't be reached holds up all (`unreachable`). Whether somebody has acknowledged is
+        looked up here, in the same transaction.
 
         Parameters
         ----------
         quiet_until : end of the channel's quiet hours, if it is in them: until then what is not critical waits
 
         """
-        with self._journal.transaction() as execute:
+        with self._transaction() as execute:
             if quiet_until is not None:
                 execute(
-                    "UPDATE message SET due = :end, holds = 0,"
+                    "UPDATE message SET due = :end, holds = 0,"  # noqa: S608 (a constant, as below)
                     " state = CASE attempts WHEN 0 THEN 'queued' ELSE 'waiting' END WHERE channel = :channel"
-                    " AND state IN ('queued', 'sending', 'waiting') AND level != 'critical' AND due < :end",
+                    " AND state IN ('queued', 'sending', 'waiting') AND level != 'critical' AND due < :end"
+                    f" AND (state != 'sending' OR {self._journal.free})",
                     {"end": quiet_until, "channel": channel},
                 )
-            row = _next(execute, channel, now, "critical" if quiet_until is not None else None)
+            row = next_message(
+                execute, channel, now, "critical" if quiet_until is not None else None, self._journal.free
+            )
             if row is None:
                 return None
-            execute("UPDATE message SET state = 'sending', attempts = attempts + 1 WHERE id = ?", (row["id"],))
+            update(
+                execute,
+                "message",
+                row["id"],
+                {"state": "sending", "attempts": row["attempts"] + 1, "sender": self._journal.node},
+            )
             execute(
                 "INSERT INTO attempt (message_id, began, outcome) VALUES (?, ?, 'no end recorded')", (row["id"], now)
             )
@@ -314,13 +330,19 @@ class Ledger:
 
     def hurry(self, channel: str) -> None:
         """Have what waits for a channel tried now: its address was wrong, and is not any more."""
-        with self._journal.transaction() as execute:
+        with self._transaction() as execute:
             execute(
                 "UPDATE message SET due = ?, holds = 0 WHERE channel = ? AND state = 'waiting'", (time.time(), channel)
             )
 
-    def _end(self, message: Message, outcome: str, detail: str, values: dict[str, Any]) -> None:
+    @contextmanager
+    def _transaction(self) -> Iterator[Execute]:
         with self._journal.transaction() as execute:
+            self._journal.database.alone(execute)
+            yield execute
+
+    def _end(self, message: Message, outcome: str, detail: str, values: dict[str, Any]) -> None:
+        with self._transaction() as execute:
             execute(
                 "UPDATE attempt SET ended = ?, outcome = ?, detail = ?"
                 " WHERE id = (SELECT MAX(id) FROM attempt WHERE message_id = ?)",
@@ -346,40 +368,7 @@ class Ledger:
             ).fetchone()[0]
 
 
-def _next(execute: Execute, channel: str, now: float, only: str | None) -> sqlite3.Row | None:
-    """The message of a channel that goes next, of one level `only` or of any.
-
-    An escalation that nobody needs any more is cancelled on the way.
-    """
-    rows = execute(
-        "SELECT message.*, alert.acknowledged, alert.state AS alert_state FROM message"
-        " JOIN alert ON alert.id = alert_id"
-        " WHERE channel = ? AND message.state IN ('queued', 'sending', 'waiting') ORDER BY message.id",
-        (channel,),
-    ).fetchall()
-    if any(row["holds"] and not _is_due(row, now) for row in rows):
-        return None
-    held: set[int] = set()
-    for row in rows:
-        if row["occasion"] == "escalated" and (row["acknowledged"] is not None or row["alert_state"] == "withdrawn"):
-            update(execute, "message", row["id"], {"state": "cancelled", "holds": 0})
-        elif row["alert_id"] in held:
-            continue
-        elif _is_due(row, now) and only in (None, row["level"]):
-            return row
-        elif row["attempts"]:
-            held.add(row["alert_id"])
-    return None
-
-
-def _is_due(row: sqlite3.Row, now: float) -> bool:
-    """Whether a message may go, or was written or put off before the clock was set back: rather too early than late."""
-    longest_s = LONGEST_HOLD_S if row["holds"] > 1 else LONGEST_WAIT_S
-    is_from_later = row["created"] > now + LONGEST_WAIT_S or (row["holds"] and row["due"] > now + longest_s)
-    return row["state"] == "sending" or row["due"] <= now or is_from_later
-
-
-def _find(execute: Execute, study_uid: str, series_uid: str) -> sqlite3.Row | None:
+def _find(execute: Execute, study_uid: str, series_uid: str) -> Row | None:
     return execute("SELECT * FROM alert WHERE study_uid = ? AND series_uid = ?", (study_uid, series_uid)).fetchone()
 
 

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 from dicom_node.alerts.alert import URGENCY
 
 if TYPE_CHECKING:
-    import sqlite3
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from dicom_node.alerts.alert import Occasion, Recipient, Standing, State
-
-    Execute = Callable[..., sqlite3.Cursor]
+    from dicom_node.database import Execute, Row
 
 # never on the wire, and of a kind that nobody needs who has no use for it any more
 PENDING = "(state = 'queued' AND attempts = 0 AND (occasion = 'escalated' OR (occasion = 'raised' AND due > :now)))"
@@ -24,7 +22,7 @@ _SAID = ("level", "reason", "state", "revision", "raised", "changed")
 
 
 def step(
-    before: sqlite3.Row | None, revision: int, found: str, *, final: bool, complete: bool
+    before: Row | None, revision: int, found: str, *, final: bool, complete: bool
 ) -> tuple[State, Occasion | None] | None:
     """What becomes of an alert; an occasion of None: nobody is told. None: nothing becomes of it.
 
@@ -50,7 +48,7 @@ def step(
     return state, _occasion(before, found, complete=complete)
 
 
-def _occasion(before: sqlite3.Row, found: str, *, complete: bool) -> Occasion | None:
+def _occasion(before: Row, found: str, *, complete: bool) -> Occasion | None:
     """What a result that alarms is to an alert that stands."""
     if found != before["level"]:
         return "changed"
@@ -68,7 +66,7 @@ class Writer:
 
     """
 
-    def __init__(self, execute: Execute, row: sqlite3.Row, recipient: Recipient, level_before: str) -> None:
+    def __init__(self, execute: Execute, row: Row, recipient: Recipient, level_before: str) -> None:
         self._execute, self._row, self._recipient = execute, row, recipient
         self._higher = max(level_before, row["level"], key=URGENCY.__getitem__)
         self._now = time.time()
@@ -89,7 +87,7 @@ class Writer:
             if not after_s or self._row["acknowledged"] is None:  # or somebody knows already
                 self._queue("escalated" if after_s else "raised", self._row["level"], after_s=after_s)
 
-    def _one(self, condition: str) -> sqlite3.Row | None:
+    def _one(self, condition: str) -> Row | None:
         return self._execute(
             f"SELECT * FROM message WHERE alert_id = :alert AND channel = :channel AND {condition}",  # noqa: S608
             self._key,
@@ -119,7 +117,7 @@ class Writer:
             self._key,
         )
 
-    def _refresh(self, pending: sqlite3.Row) -> None:
+    def _refresh(self, pending: Row) -> None:
         """Have the pending message say what is so now; nothing, where the channel isn't told of that level."""
         level = self._row["level"]
         if level not in self._recipient.levels:

@@ -22,7 +22,7 @@ import httpx
 
 from dicom_node.alerts import text
 from dicom_node.alerts.channel import Deadline, Refused, Unreachable, Unready, read_secret
-from dicom_node.alerts.ledger import LONGEST_HOLD_S
+from dicom_node.alerts.turn import LONGEST_HOLD_S
 
 if TYPE_CHECKING:
     from dicom_node.alerts.alert import Alert, Message

@@ -168,7 +168,7 @@ class Application:
 
     def _mask(self, request: Request) -> Response:
         row, entry = self._entry(request)
-        masks = study.masks(self._config, row, self._pictures)
+        masks = study.masks(row, self._pictures)
         made = self._pictures.mask(entry, masks)
         if made is None:  # of an older result, which has just been replaced: the browser will hear of it
             return Response(NOTHING, media_type="image/png")
@@ -185,7 +185,7 @@ class Application:
 
     def _entry(self, request: Request) -> tuple[Row, Entry]:
         row = self._row(request)
-        for entry in study.entries(self._config, row, self._pictures):
+        for entry in study.entries(row, self._pictures):
             if entry.name == request.path_params["name"]:
                 return row, entry
         raise HTTPException(404)

@@ -11,6 +11,7 @@ import shutil
 import time
 from dataclasses import dataclass, field
 from enum import IntEnum
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from dicom_node import lock, nameplate, spool, status
 from dicom_node.alerts.ledger import Ledger
 from dicom_node.gate import Reason
 from dicom_node.journal import Journal, JournalError
+from dicom_node.membership import members
 from dicom_node.outbox import DELIVERED, DeliveryState, Outbox
 from dicom_node.page import arrivals, owed, slices
 from dicom_node.page.arrivals import Arrival, Arrivals
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from dicom_node.alerts.alert import Alert
     from dicom_node.config import Config
     from dicom_node.journal import SeriesRecord
+    from dicom_node.membership import Member
     from dicom_node.outbox import OutboxItem
     from dicom_node.page.owed import Owed
 
@@ -65,6 +68,7 @@ class Row:
     arrival : what lies in the spool; None where it has been removed
     patient : DICOM keywords and text
     urgency : its place in the list
+    folder : of the node that has it, where that can be seen from here; else of this one
 
     """
 
@@ -76,6 +80,7 @@ class Row:
     arrival: Arrival | None
     patient: dict[str, str]
     urgency: Urgency
+    folder: Path
 
     @property
     def level(self) -> str | None:
@@ -136,6 +141,7 @@ class Board:
     untold : likewise what could not be told of alerts
     engine : what `dicom_node.nameplate` has
     troubles : what is wrong, in sentences
+    nodes : that share the journal; none where it is a file
     at : when it was looked, in seconds since the epoch
 
     """
@@ -149,6 +155,7 @@ class Board:
     untold: tuple[Owed, ...] = ()
     engine: dict[str, Any] = field(default_factory=dict)
     is_running: bool = False
+    nodes: tuple[Member, ...] = ()
     troubles: tuple[str, ...] = ()
     at: float = 0.0
 
@@ -208,10 +215,17 @@ class Lookout:
             )
         latest = {(spool.file_name(one.study_uid), spool.file_name(one.series_uid)): one for one in records}
         about = {(spool.file_name(one.study_uid), spool.file_name(one.series_uid)): one for one in reversed(alerts)}
+        nodes = self._records.nodes
+        others = {
+            (spool.file_name(one.study_uid), spool.file_name(one.series_uid)): one
+            for one in status.elsewhere(nodes, self._config.node_name)
+        }
         fresh = time.time() - self._config.series.idle_timeout_s
         rows = [
-            self._row(key, arrived.get(key), latest.get(key), about.get(key), is_fed=is_running, fresh=fresh)
-            for key in dict.fromkeys([*arrived, *latest, *about])
+            self._row(
+                key, arrived.get(key), latest.get(key), about.get(key), others.get(key), is_fed=is_running, fresh=fresh
+            )
+            for key in dict.fromkeys([*arrived, *latest, *about, *others])
         ]
         rows = sorted((row for row in rows if row), key=_place)
         kept = {(row.study, row.series) for row in rows}
@@ -229,6 +243,7 @@ class Lookout:
             untold=owed.messages(alerts),
             engine=engine,
             is_running=is_running,
+            nodes=tuple(nodes),
             troubles=tuple(self._troubles(engine, is_running=is_running, parked=parked)),
             at=time.time(),
         )
@@ -239,14 +254,16 @@ class Lookout:
         arrival: Arrival | None,
         record: status.Series | None,
         alert: Alert | None,
+        other: status.Series | None,
         *,
         is_fed: bool,
         fresh: float,
     ) -> Row | None:
-        is_open = arrival and (
-            record is None or arrival.count > self._records.files[key] or arrival.changed > record.changed
-        )
-        if is_open:
+        files, recorded = self._records.here.get(key, (0, 0.0))
+        is_open = arrival and (arrival.count > files or arrival.changed > recorded)
+        if other and not arrival:
+            is_open, told = True, other
+        elif is_open:
             told = status.Series(
                 study_uid=arrival.study_uid,
                 series_uid=arrival.series_uid,
@@ -254,6 +271,7 @@ class Lookout:
                 state=status.RECEIVING if is_fed and arrival.changed > fresh else status.WAITING,
                 slices_received=status.slices(self._spool, arrival.study_uid, arrival.series_uid, arrival.count),
                 changed=arrival.changed,
+                node=self._config.node_name,
             )
         elif record:
             told = record
@@ -262,11 +280,20 @@ class Lookout:
         if arrival is None and told.changed < time.time() - KNOWN_S and not (alert and alert.is_open):
             return None
         result = record if is_open else None
-        return Row(*key, told, result, alert, arrival, self._patient(key, alert), _urgency(told, alert))
+        folder = self._config.node.folder if arrival else self._folder_of(told.node)
+        patient = self._patient(folder, key, alert)
+        return Row(*key, told, result, alert, arrival, patient, _urgency(told, alert), folder)
 
-    def _patient(self, key: tuple[str, str], alert: Alert | None) -> dict[str, str]:
+    def _folder_of(self, name: str) -> Path:
+        if self._config.journal.shared_storage:
+            for member in self._records.nodes:
+                if member.name == name and member.shared:
+                    return member.folder
+        return self._config.node.folder
+
+    def _patient(self, folder: Path, key: tuple[str, str], alert: Alert | None) -> dict[str, str]:
         if key not in self._patients:
-            told = slices.patient(arrivals.files(self._spool, *key))
+            told = slices.patient(arrivals.files(folder / "spool", *key))
             if not told:  # its files are gone, or are just coming
                 return dict(alert.patient) if alert else {}
             self._patients[key] = told
@@ -297,10 +324,12 @@ class _Records:
         self._config = config
         self._journal: Journal | None = None
         self._file: tuple[int, int] = (0, 0)
-        self._version = -1
+        self._version: Any = None
         self._known: dict[tuple[str, str], tuple[SeriesRecord, status.Series]] = {}
         self._told: tuple[Sequence[status.Series], Sequence[Alert], Sequence[OutboxItem]] = ((), (), ())
-        self.files: dict[tuple[str, str], int] = {}  # how many files the newest revision of a series rests on
+        # of the newest revision of a series that this node has recorded: how many files it rests on, and when that was
+        self.here: dict[tuple[str, str], tuple[int, float]] = {}
+        self.nodes: Sequence[Member] = ()
 
     def read(self) -> tuple[Sequence[status.Series], Sequence[Alert], Sequence[OutboxItem]]:
         """The newest revision of each series, all alerts, and all that is owed or was.
@@ -310,19 +339,20 @@ class _Records:
         JournalError : there is none, or it can't be read
 
         """
-        path = self._config.node.folder / "journal.sqlite"
+        place = self._config.journal_place
         try:
-            found = path.stat()
+            file = place.stat() if isinstance(place, Path) else None
         except OSError as error:
             self._forget()
-            raise JournalError(f"{path}: {error.strerror}: the node of this configuration has not run yet") from error
-        if self._journal is None or (found.st_dev, found.st_ino) != self._file:
+            raise JournalError(f"{place}: {error.strerror}: the node of this configuration has not run yet") from error
+        which = (file.st_dev, file.st_ino) if file else (0, 0)
+        if self._journal is None or which != self._file:
             self._forget()
-            self._journal = Journal(path, read_only=True, patience_s=LOCKED_S)
-            self._file = found.st_dev, found.st_ino
+            self._journal = Journal(place, read_only=True, patience_s=LOCKED_S, node=self._config.node_name)
+            self._file = which
         try:
             with self._journal.statements() as execute:
-                version = execute("PRAGMA data_version").fetchone()[0]
+                version = self._journal.database.change(execute)
             if version != self._version:
                 self._told = self._read(self._journal)
                 self._version = version
@@ -332,23 +362,25 @@ class _Records:
         return self._told
 
     def _read(self, journal: Journal) -> tuple[Sequence[status.Series], Sequence[Alert], Sequence[OutboxItem]]:
+        self.nodes = members(journal)
         newest: dict[tuple[str, str], SeriesRecord] = {}
-        for record in journal.series():
+        self.here = {}
+        for record in sorted(journal.series(), key=lambda one: one.revision):
             key = (spool.file_name(record.study_uid), spool.file_name(record.series_uid))
-            if key not in newest or newest[key].revision < record.revision:
-                newest[key] = record
+            newest[key] = record
+            if not self.nodes or record.node == journal.node:
+                self.here[key] = record.slices, record.recorded
         known = {}
         for key, record in newest.items():
             before = self._known.get(key)
             known[key] = before if before and before[0] == record else (record, status.recorded(record))
         self._known = known
-        self.files = {key: record.slices for key, record in newest.items()}
         return [told for _, told in known.values()], Ledger(journal).alerts(), Outbox(journal).items()
 
     def _forget(self) -> None:
         if self._journal:
             self._journal.close()
-        self._journal, self._version = None, -1
+        self._journal, self._version = None, None
 
 
 def _urgency(told: status.Series, alert: Alert | None) -> Urgency:

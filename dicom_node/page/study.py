@@ -114,19 +114,19 @@ def read(config: Config, row: Row, pictures: Pictures) -> Study:
             Event(event.at, event.what, event.at - before.at if before else None, event.is_wrong)
             for before, event in zip([None, *events], events, strict=False)
         ),
-        stacked=tuple(entries(config, row, pictures)),
-        masks=masks(config, row, pictures),
+        stacked=tuple(entries(row, pictures)),
+        masks=masks(row, pictures),
     )
 
 
-def entries(config: Config, row: Row, pictures: Pictures) -> list[Entry]:
+def entries(row: Row, pictures: Pictures) -> list[Entry]:
     """The slices of a series, in order."""
-    return pictures.entries(arrivals.files(config.node.folder / "spool", row.study, row.series))
+    return pictures.entries(arrivals.files(row.folder / "spool", row.study, row.series))
 
 
-def masks(config: Config, row: Row, pictures: Pictures) -> Masks:
+def masks(row: Row, pictures: Pictures) -> Masks:
     """What was found in a series: of an open revision what is known early, else the newest result."""
-    folder = config.node.folder / "results" / row.study / row.series
+    folder = row.folder / "results" / row.study / row.series
     if row.told.is_open:
         early = pictures.masks(folder / f"revision-{row.told.revision}" / "early.npz")
         if early is not NO_MASKS:

@@ -14,6 +14,8 @@ from dicom_node import phantom as writer
 from dicom_node.config import Config
 from dicom_node.node import Node
 from dicom_node.pacs import Pacs
+from dicom_node.postgres import Address
+from tests.dicom_node.servers import Server
 from training.lesions import Lesion
 from training.phantom import Phantom, Scan, make
 
@@ -65,6 +67,30 @@ def running(config: Config) -> Iterator[Node]:
         yield node
     finally:
         node.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A server for all tests that do not kill it."""
+    server = Server()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def killable() -> Iterator[Server]:
+    """A server of one test's own."""
+    server = Server()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | Address:
+    """Where a journal may lie: in a file, or in an empty database."""
+    if request.param == "sqlite":
+        return tmp_path / "journal.sqlite"
+    return request.getfixturevalue("postgres").database()
 
 
 @pytest.fixture

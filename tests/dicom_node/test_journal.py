@@ -17,15 +17,16 @@ import pytest
 from dicom_node.announced import Announced, Source
 from dicom_node.journal import Journal, JournalError, ResultFile, SeriesState
 from dicom_node.outbox import DeliveryState, Outbox
+from dicom_node.postgres import Address
 
 ALL = ("sr", "sc", "seg")
 PACS = {"pacs": ALL}
-ALERTS = ("attempt", "message", "acknowledgement", "alert")  # the tables of a later schema
+LATER = ("attempt", "message", "acknowledgement", "alert", "node")  # the tables of later schemas
 
 
 @pytest.fixture
-def journal(tmp_path):
-    with contextlib.closing(Journal(tmp_path / "journal.sqlite")) as opened:
+def journal(place):
+    with contextlib.closing(Journal(place)) as opened:
         yield opened
 
 
@@ -233,10 +234,10 @@ def test_threads_share_a_journal(journal):
     assert [item.state for item in Outbox(journal).items()] == [DeliveryState.SENT] * 60
 
 
-def test_another_process_may_retry_while_the_node_runs(journal, tmp_path):
+def test_another_process_may_retry_while_the_node_runs(journal, place):
     record(journal)
     Outbox(journal).park(Outbox(journal).items()[0].id, "by hand")
-    with contextlib.closing(Journal(tmp_path / "journal.sqlite")) as other:
+    with contextlib.closing(Journal(place)) as other:
         assert Outbox(other).retry() == 1
         assert record(other, series_uid="1.2")
     assert len(Outbox(journal).claim("pacs", time.time())) == 6
@@ -265,12 +266,13 @@ def of_version_1(path: Path) -> None:
     with contextlib.closing(Journal(path)) as journal:
         record(journal)
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        for table in ("step", "announced", "commitment", *ALERTS):
+        for table in ("step", "announced", "commitment", *LATER):
             connection.execute(f"DROP TABLE {table}")
         connection.execute("DROP INDEX outbox_by_transaction")
         connection.execute("DROP INDEX outbox_by_series")
-        for column in ("tries", "transaction_uid", "asked", "confirmed"):
+        for column in ("tries", "transaction_uid", "asked", "confirmed", "node", "sender"):
             connection.execute(f"ALTER TABLE outbox DROP COLUMN {column}")
+        connection.execute("ALTER TABLE series DROP COLUMN node")
         connection.execute("PRAGMA user_version = 1")
 
 
@@ -288,8 +290,11 @@ def test_what_an_older_journal_has_announced_counts_as_of_now(tmp_path):
     path = tmp_path / "journal.sqlite"
     Journal(path).close()
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
-        for table in ALERTS:
+        for table in LATER:
             connection.execute(f"DROP TABLE {table}")
+        for table in ("series", "outbox", "commitment"):
+            connection.execute(f"ALTER TABLE {table} DROP COLUMN node")
+        connection.execute("ALTER TABLE outbox DROP COLUMN sender")
         connection.execute("ALTER TABLE announced DROP COLUMN announced")
         connection.execute("INSERT INTO announced VALUES ('1.2', '1.2.1', 'step')")
         connection.execute("PRAGMA user_version = 4")
@@ -316,8 +321,8 @@ def test_who_only_looks_writes_nothing(tmp_path):
         Journal(tmp_path / "empty.sqlite", read_only=True)
 
 
-def test_who_only_looks_sees_what_a_running_node_writes(journal, tmp_path):
-    with contextlib.closing(Journal(tmp_path / "journal.sqlite", read_only=True)) as looking:
+def test_who_only_looks_sees_what_a_running_node_writes(journal, place):
+    with contextlib.closing(Journal(place, read_only=True)) as looking:
         record(journal)
         assert Outbox(looking).items() == Outbox(journal).items()
         with journal.transaction() as execute:  # and waits for no transaction of it
@@ -325,18 +330,18 @@ def test_who_only_looks_sees_what_a_running_node_writes(journal, tmp_path):
             assert [item.state for item in Outbox(looking).items()] == [DeliveryState.QUEUED] * 3
 
 
-def test_it_survives_being_closed(journal, tmp_path):
+def test_it_survives_being_closed(journal, place):
     record(journal)
     before = journal.series(), Outbox(journal).items()
     journal.close()
-    with contextlib.closing(Journal(tmp_path / "journal.sqlite")) as again:
+    with contextlib.closing(Journal(place)) as again:
         assert (again.series(), Outbox(again).items()) == before
     with pytest.raises(JournalError, match="closed"):
         journal.series()
 
 
-def test_the_pragmas_that_make_it_durable(journal):
-    with journal.statements() as execute:
+def test_the_pragmas_that_make_it_durable(tmp_path):
+    with contextlib.closing(Journal(tmp_path / "journal.sqlite")) as journal, journal.statements() as execute:
         assert execute("PRAGMA journal_mode").fetchone()[0] == "wal"
         assert execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL
 
@@ -383,8 +388,9 @@ import itertools, os, signal, sys, time
 from pathlib import Path
 from dicom_node.journal import Journal, ResultFile, SeriesState
 from dicom_node.outbox import Outbox
+from dicom_node.postgres import Address
 
-journal = Journal(Path(sys.argv[1]))
+journal = Journal(Address(sys.argv[1], Path(sys.argv[2])) if len(sys.argv) > 2 else Path(sys.argv[1]))
 
 def record(revision, destinations):
     files = [ResultFile(role, Path(role), "1.2.3", f"{revision}.{role}") for role in ("sr", "sc", "seg")]
@@ -393,21 +399,23 @@ def record(revision, destinations):
 """
 
 
-def start(path: Path, body: str) -> subprocess.Popen[str]:
+def start(place: Path | Address, body: str) -> subprocess.Popen[str]:
     script = PRELUDE + textwrap.dedent(body)
-    return subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True)
+    where = [str(place)] if isinstance(place, Path) else [place.url, str(place.password)]
+    return subprocess.Popen([sys.executable, "-c", script, *where], stdout=subprocess.PIPE, text=True)
 
 
-def assert_sound(path: Path) -> None:
+def assert_sound(path: Path | Address) -> None:
+    if isinstance(path, Address):
+        return
     with contextlib.closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
 
 
 @pytest.mark.parametrize("acknowledged", [1, 4, 17])
-def test_kill_9_at_any_moment_loses_nothing_and_halves_nothing(tmp_path, acknowledged):
-    path = tmp_path / "journal.sqlite"
+def test_kill_9_at_any_moment_loses_nothing_and_halves_nothing(place, acknowledged):
     process = start(
-        path,
+        place,
         """
         for revision in itertools.count(1):
             record(revision, {"pacs": ("sr", "sc", "seg")})
@@ -420,18 +428,17 @@ def test_kill_9_at_any_moment_loses_nothing_and_halves_nothing(tmp_path, acknowl
         for _ in range(acknowledged):
             last = int(process.stdout.readline())
         process.kill()
-    assert_sound(path)
-    with contextlib.closing(Journal(path)) as journal:
+    assert_sound(place)
+    with contextlib.closing(Journal(place)) as journal:
         revisions = [record.revision for record in journal.series()]
         assert revisions == list(range(1, len(revisions) + 1))
         assert len(revisions) >= last
         assert [item.sop_uid for item in Outbox(journal).items()] == [f"{n}.{role}" for n in revisions for role in ALL]
 
 
-def test_kill_9_between_the_series_and_its_outbox_rows(tmp_path):
-    path = tmp_path / "journal.sqlite"
+def test_kill_9_between_the_series_and_its_outbox_rows(place):
     process = start(
-        path,
+        place,
         """
         class Deadly(dict):
             def items(self):
@@ -444,17 +451,16 @@ def test_kill_9_between_the_series_and_its_outbox_rows(tmp_path):
     )
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert_sound(path)
-    with contextlib.closing(Journal(path)) as journal:
+    assert_sound(place)
+    with contextlib.closing(Journal(place)) as journal:
         assert journal.latest("1", "1.1").revision == 1
         assert len(Outbox(journal).items()) == 3
         assert record(journal, revision=2)
 
 
-def test_what_was_being_sent_when_the_node_was_killed_is_due_again(tmp_path):
-    path = tmp_path / "journal.sqlite"
+def test_what_was_being_sent_when_the_node_was_killed_is_due_again(place):
     process = start(
-        path,
+        place,
         """
         record(1, {"pacs": ("sr", "sc", "seg")})
         Outbox(journal).mark_sent(Outbox(journal).claim("pacs", time.time())[0].id)
@@ -462,12 +468,13 @@ def test_what_was_being_sent_when_the_node_was_killed_is_due_again(tmp_path):
         """,
     )
     process.communicate()
-    with contextlib.closing(Journal(path)) as journal:
+    with contextlib.closing(Journal(place)) as journal:
         assert states(journal) == [("1.sr", "sent"), ("1.sc", "sending"), ("1.seg", "sending")]
         assert [item.sop_uid for item in Outbox(journal).claim("pacs", time.time())] == ["1.sc", "1.seg"]
 
 
-def test_a_full_disk_is_a_journal_error_and_passes(journal):
+def test_a_full_disk_is_a_journal_error_and_passes(tmp_path):
+    journal = Journal(tmp_path / "journal.sqlite")
     with journal.statements() as execute:
         execute(f"PRAGMA max_page_count = {execute('PRAGMA page_count').fetchone()[0]}")
     with pytest.raises(JournalError, match="full"):
@@ -486,3 +493,4 @@ def test_a_full_disk_is_a_journal_error_and_passes(journal):
     with journal.statements() as execute:
         execute("PRAGMA max_page_count = 100000")
     assert record(journal)
+    journal.close()

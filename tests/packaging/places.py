@@ -11,17 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from dicom_node.config import Config
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PACKAGING = Path(__file__).parents[2] / "packaging"
 KUBERNETES = PACKAGING / "kubernetes"
-needs_sections = pytest.mark.skipif(
-    not {"triton", "journal"} <= set(Config.model_fields),
-    reason="this scanside knows no [triton] or no [journal]: the configurations of packaging/ are for one that does",
-)
 
 
 def documents(text: str) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import yaml
 from compose_spec import PyCompose
 
 from dicom_node import config
-from tests.packaging.places import PACKAGING, found, needs_sections, run
+from tests.packaging.places import PACKAGING, found, run
 
 PATH = PACKAGING / "compose.yaml"
 KINDS = ("cpu", "gpu")
@@ -135,7 +135,6 @@ def test_only_the_scanners_port_is_open_to_the_network():
             assert port.startswith("127.0.0.1:") or (name, port) == ("node", "11112:11112"), (name, port)
 
 
-@needs_sections
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_node_takes_its_configuration(kind: str, monkeypatch: pytest.MonkeyPatch):
     told = composed(kind)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from dicom_node import config
-from tests.packaging.places import KUBERNETES, documents, found, needs_sections, run
+from tests.packaging.places import KUBERNETES, documents, found, run
 
 VERSIONS = ("1.29", "1.32")
 LISTED = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
@@ -129,7 +129,6 @@ def test_the_stop_is_as_long_as_the_unit_of_systemd_allows():
     assert pods()["scanside"]["spec"]["terminationGracePeriodSeconds"] == seconds
 
 
-@needs_sections
 def test_each_node_takes_the_configuration_under_its_own_title(monkeypatch: pytest.MonkeyPatch):
     (node,) = pods()["scanside"]["spec"]["containers"]
     (variable,) = node["env"]
@@ -145,7 +144,6 @@ def test_each_node_takes_the_configuration_under_its_own_title(monkeypatch: pyte
     assert read.triton.servers == (f"grpc://triton:{triton['spec']['ports'][0]['port']}",)
 
 
-@needs_sections
 def test_a_wrong_configuration_is_refused(tmp_path: Any):
     path = tmp_path / "node.toml"
     path.write_text((KUBERNETES / "node.toml").read_text().replace("free_floor_gb", "free_flor_gb"))

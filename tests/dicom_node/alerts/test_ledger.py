@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from dicom_node.alerts.ledger import LONGEST_HOLD_S, Ledger
+from dicom_node.alerts.ledger import Ledger
 from dicom_node.alerts.text import headline
+from dicom_node.alerts.turn import LONGEST_HOLD_S
 from dicom_node.journal import Journal, JournalError, SeriesState
+from dicom_node.postgres import Address
 from tests.dicom_node.alerts.made import EARLY, PATIENT, SERIES, STUDY, Channel, note, report
+
+# all of this in both databases
+
+
+@pytest.fixture
+def journal(place: Path | Address) -> Iterator[Journal]:
+    with contextlib.closing(Journal(place)) as opened:
+        yield opened
+
 
 OWED = ("queued", "sending", "waiting", "parked")
 
@@ -404,7 +416,7 @@ def test_an_older_journal_gets_its_tables(tmp_path: Path):
 
     path = tmp_path / "old.sqlite"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dicom_node.journal.VERSIONS", schema.VERSIONS[:5])
+        patch.setattr("dicom_node.database.VERSIONS", schema.VERSIONS[:5])
         Journal(path).close()
     with contextlib.closing(Journal(path, read_only=True)) as journal:
         assert Ledger(journal).alerts() == []

@@ -1,0 +1,98 @@
+"""The page and `scanside status` where several nodes share one journal: each shows what all of them have."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import scanside
+from dicom_node import status, toml
+from dicom_node.alerts.ledger import Ledger
+from dicom_node.config import Config
+from dicom_node.journal import Journal
+from dicom_node.membership import Membership
+from dicom_node.postgres import Address
+from dicom_node.spool import Spool
+from tests.dicom_node.page.conftest import Folder, browse
+from tests.dicom_node.servers import Server
+from tests.dicom_node.test_nodes import Desk
+
+
+class Sharing(Folder):
+    """The folder of a node that shares its journal."""
+
+    def __init__(self, path: Path, address: Address, *, shared: bool) -> None:
+        super().__init__(path)
+        self.journal.close()
+        (path / "journal.sqlite").unlink()
+        self.address, self.shared = address, shared
+        self.journal = Journal(address, node=path.name, shares_storage=shared)
+        self.ledger = Ledger(self.journal)
+        self.desk = Desk()
+        self.member = Membership(self.journal, path, Spool(path / "spool", 0), self.desk, shares_storage=shared)
+        self.member.join()
+
+    def config(self, **page: object) -> Config:
+        journal = {"database": self.address.url, "password": self.address.password, "shared_storage": self.shared}
+        table = super().config(**page).model_dump() | {"journal": journal}
+        table["node"]["name"] = self.path.name
+        return Config.model_validate(table)
+
+
+@pytest.fixture(params=[False, True], ids=["apart", "shared"])
+def pair(request, tmp_path: Path, postgres: Server, monkeypatch) -> Iterator[tuple[Sharing, Sharing]]:
+    monkeypatch.setattr("dicom_node.membership.BEAT_S", 0.05)
+    address = postgres.database()
+    both = tuple(Sharing(tmp_path / name, address, shared=request.param) for name in ("ct-1", "ct-2"))
+    yield both
+    for one in both:
+        with contextlib.suppress(Exception):
+            one.member.stop()
+        one.journal.close()
+
+
+def test_each_node_s_page_shows_all_series_and_whose_they_are(pair):
+    first, second = pair
+    for folder, number in ((first, 1), (second, 2)):
+        folder.analyse(folder.place(number), "critical")
+    arriving = {"study_uid": "1.2.3", "series_uid": "1.2.3.1", "revision": 1, "slices_received": 7}
+    second.desk.arriving = lambda: [arriving]
+    for folder in pair:
+        from tests.dicom_node.conftest import wait_until
+
+        wait_until(lambda folder=folder: "1.2.3.1" in browse(folder).get("/").text or folder is second, "it arrives")
+        text = browse(folder).get("/").text
+        assert re.findall(r"<b>(ct-\d)</b> is heard of", text) == ["ct-1", "ct-2"]
+        notes = dict(re.findall(r'id="row-1\.2\.(\d)-.*?<span class="note">(ct-\d)</span>', text, re.DOTALL))
+        assert notes == {"1": "ct-1", "2": "ct-2"} | ({"3": "ct-2"} if folder is first else {})
+    # pictures of the other's series, where its folder can be seen
+    other = browse(first).get("/series/1.2.2/1.2.2.1")
+    assert other.status_code == 200
+    assert ("Doe, John2" in other.text) == first.shared
+    picture = browse(first).get("/series/1.2.2/1.2.2.1/slices/1.2.2.1.1/brain.png")
+    assert picture.status_code == (200 if first.shared else 404)
+    second.member.stop()
+    told = status.look(first.config())
+    assert [(one.name, one.lives) for one in told.nodes] == [("ct-1", True), ("ct-2", False)]
+    assert {(one.series_uid, one.node) for one in told.series} >= {("1.2.1.1", "ct-1"), ("1.2.2.1", "ct-2")}
+
+
+def test_status_names_the_nodes(pair, tmp_path: Path):
+    first, second = pair
+    second.analyse(second.place(2))
+    path = tmp_path / "node.toml"
+    path.write_text(toml.show(first.config()))
+    shown = CliRunner().invoke(scanside.app, ["status", "--config", str(path)]).output
+    assert "nodes heard of: ct-1, ct-2" in shown
+    assert re.search(r"^ +ct-2 .*final", shown, re.MULTILINE)
+    told = json.loads(CliRunner().invoke(scanside.app, ["status", "--json", "--config", str(path)]).output)
+    assert [(one["name"], one["lives"]) for one in told["nodes"]] == [("ct-1", True), ("ct-2", True)]
+    second.member.stop()
+    shown = CliRunner().invoke(scanside.app, ["status", "--config", str(path)]).output
+    assert "node ct-2 is not running, or can't reach the database" in shown

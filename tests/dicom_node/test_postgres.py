@@ -1,0 +1,605 @@
+"""The journal in PostgreSQL: what is refused and how that is told, what happens while the database is away."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from urllib.error import HTTPError
+
+import pytest
+
+from dicom_node import status, toml
+from dicom_node.alerts.ledger import Ledger
+from dicom_node.check import check
+from dicom_node.config import Config, ConfigError, load
+from dicom_node.database import EmptyJournal, JournalError
+from dicom_node.journal import Journal, ResultFile, RevisionTaken, SeriesState
+from dicom_node.membership import IDENTITY, Membership, members
+from dicom_node.outbox import DeliveryState, Outbox
+from dicom_node.pacs import Pacs
+from dicom_node.postgres import Address, in_postgres
+from dicom_node.scanner import push
+from dicom_node.schema import VERSIONS
+from dicom_node.spool import Spool
+from tests.dicom_node.conftest import Pushable, config_for, running, wait_until
+from tests.dicom_node.servers import PASSWORD, Server, name_of
+from tests.dicom_node.storage import image
+from tests.dicom_node.test_journal import ALL, record
+from tests.dicom_node.test_nodes import Desk
+from tests.dicom_node.test_spool import store
+
+
+def shared_config(
+    folder: Path, address: Address, port: int = 4242, *, name: str = "ct-1", shared: bool = False
+) -> Config:
+    table = config_for(folder, port).model_dump()
+    table["node"]["name"] = name
+    journal = {"database": address.url, "password": address.password, "shared_storage": shared}
+    return Config.model_validate(table | {"journal": journal})
+
+
+def no_destinations(config: Config) -> Config:
+    return config.model_copy(update={"destinations": ()})
+
+
+# what is refused
+
+
+def foreign(server: Server, address: Address) -> Address:
+    server.execute("CREATE TABLE photos (id INTEGER)", name_of(address))
+    return address
+
+
+def newer(server: Server, address: Address) -> Address:
+    Journal(address).close()
+    server.execute("UPDATE journal_version SET version = 99", name_of(address))
+    return address
+
+
+def wrong_password(server: Server, address: Address) -> Address:
+    path = server.folder / "wrong"
+    path.write_text("battery staple")
+    return Address(address.url, path)
+
+
+WRONG = [
+    (foreign, "not a journal of scanside"),
+    (newer, "written by a newer scanside"),
+    (wrong_password, "password authentication failed"),
+    (lambda server, _: server.address("nowhere"), 'database "nowhere" does not exist'),
+    (lambda *_: Address("postgresql://scanside@127.0.0.1:1/scanside"), "Connection refused"),
+    (lambda *_: Address("postgresql://scanside@nowhere.invalid/scanside"), "can't be reached"),
+    (lambda server, address: Address(address.url, server.folder / "none"), "No such file"),
+    (lambda _, address: Address(address.url + "?colour=red"), "colour"),
+]
+
+
+@pytest.mark.parametrize(("make", "reason"), WRONG, ids=range(len(WRONG)))
+def test_what_can_t_be_used_is_told_in_a_line_by_every_command(postgres: Server, tmp_path: Path, make, reason: str):
+    address = make(postgres, postgres.database())
+    with pytest.raises(JournalError, match=reason) as caught:
+        Journal(address)
+    assert caught.value.exit_code == 3
+    assert "\n" not in str(caught.value)
+    assert PASSWORD not in str(caught.value)
+    (tmp_path / "node.toml").write_text(toml.show(no_destinations(shared_config(tmp_path / "data", address))))
+    item = next(item for item in check(load(tmp_path / "node.toml")) if item.name == "journal")
+    assert (item.ok, item.kind) == (False, "environment")
+    assert reason in item.message
+    for command in (["status"], ["serve"]):
+        ended = scanside(*command, "--config", tmp_path / "node.toml")
+        assert ended.returncode == 3, ended.stderr
+        assert reason in ended.stderr
+        assert len(ended.stderr.splitlines()) == 1, ended.stderr
+
+
+def scanside(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from scanside import main; main()", *map(str, arguments)],
+        capture_output=True, text=True, check=False, env=os.environ | environment, timeout=120,
+    )  # fmt: skip
+
+
+def test_a_foreign_database_is_left_alone(postgres: Server):
+    address = foreign(postgres, postgres.database())
+    with pytest.raises(JournalError):
+        Journal(address)
+    tables = postgres.execute(
+        "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace", name_of(address)
+    )
+    assert tables == [("photos",)]
+
+
+def test_what_no_node_has_run_on_is_empty_for_who_only_looks(postgres: Server, tmp_path: Path):
+    address = postgres.database()
+    with pytest.raises(EmptyJournal, match="no node has run"):
+        Journal(address, read_only=True)
+    item = next(
+        item for item in check(no_destinations(shared_config(tmp_path / "data", address))) if item.name == "journal"
+    )
+    assert item.ok
+    assert "makes its tables" in item.message
+    Journal(address).close()
+    with contextlib.closing(Journal(address, read_only=True)) as looking:
+        assert looking.series() == []
+        with pytest.raises(JournalError, match="read-only"):
+            record(looking)
+
+
+def test_without_psycopg_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(JournalError, match=r"pip install '\.\[postgres\]'"):
+        Journal(Address("postgresql://localhost/x"))
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ('database = "postgresql://a:hunter2@db/x"', "journal.database: has a password in it"),
+        ('database = "postgresql://a@db/x?password=hunter2"', "journal.database: has a password in it"),
+        ('database = "mysql://db/x"', "is no database's URL"),
+        ('database = "db.hospital"', "is no database's URL"),
+        ("shared_storage = true", "journal.shared_storage: true needs journal.database"),
+        ('password = "file"', 'journal.password: "file" needs journal.database'),
+    ],
+)
+def test_what_is_wrong_in_the_configuration(tmp_path: Path, text: str, complaint: str):
+    (tmp_path / "node.toml").write_text(f"[journal]\n{text}\n")
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "node.toml")
+    assert complaint in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_the_password_is_in_a_file_and_nowhere_else(postgres: Server, tmp_path: Path):
+    address = postgres.database()
+    (tmp_path / "secret").write_text(PASSWORD + "\n")
+    (tmp_path / "node.toml").write_text(f'[journal]\ndatabase = "{address.url}"\npassword = "secret"\n')
+    config = load(tmp_path / "node.toml")
+    assert config.journal.password == tmp_path / "secret"
+    Journal(config.journal_place).close()
+    assert PASSWORD not in toml.show(config) + config.model_dump_json() + repr(config)
+    # as libpq finds one
+    passes = tmp_path / "pgpass"
+    passes.write_text(f"127.0.0.1:{postgres.port}:*:scanside:{PASSWORD}\n")
+    passes.chmod(0o600)
+    (tmp_path / "scanside-data").mkdir()
+    (tmp_path / "node.toml").write_text(f'[journal]\ndatabase = "{address.url}"\n')
+    assert scanside("status", "--config", tmp_path / "node.toml", PGPASSFILE=str(passes)).returncode == 0
+
+
+# two databases, one SQL
+
+
+def test_places_for_values():
+    assert (
+        in_postgres("SELECT ? WHERE a = :name AND b LIKE '100%?:x'")
+        == "SELECT %s WHERE a = %(name)s AND b LIKE '100%%?:x'"
+    )
+    assert in_postgres("SELECT a % 2, b::text") == "SELECT a %% 2, b::text"
+
+
+def test_a_uid_with_a_nul_in_it_is_kept_as_it_is(place):
+    with contextlib.closing(Journal(place)) as journal:
+        assert record(journal, series_uid="1\0002")
+        assert journal.latest("1", "1\0002").series_uid == "1\0002"
+        assert journal.latest("1", "12") is None
+        journal.forget(time.time() + 60, ["1\0002"])
+
+
+def test_nodes_that_start_at_once_make_the_tables_once(postgres: Server):
+    address = postgres.database()
+    with ThreadPoolExecutor(6) as pool:
+        for journal in list(pool.map(lambda _: Journal(address), range(6))):
+            journal.close()
+    assert postgres.execute("SELECT version FROM journal_version", name_of(address)) == [(len(VERSIONS),)]
+
+
+def test_an_older_database_is_brought_up_to_date(postgres: Server, monkeypatch):
+    address = postgres.database()
+    with monkeypatch.context() as patch:
+        patch.setattr("dicom_node.postgres.VERSIONS", VERSIONS[:-1])
+        Journal(address).close()
+    postgres.execute("INSERT INTO series VALUES ('1', '1.1', 1, 'analysed', NULL, 9, NULL, 5.0)", name_of(address))
+    with contextlib.closing(Journal(address, node="a")) as journal:
+        assert [(one.series_uid, one.node) for one in journal.series()] == [("1.1", "")]
+
+
+def test_what_it_promises_is_durable(postgres: Server):
+    address = postgres.database()
+    postgres.execute(f"ALTER DATABASE {name_of(address)} SET synchronous_commit = off", "postgres")
+    with contextlib.closing(Journal(address)) as journal, journal.statements() as execute:
+        assert execute("SHOW synchronous_commit").fetchone()[0] == "on"
+
+
+# revisions
+
+
+def result(uid: str) -> list[ResultFile]:
+    return [ResultFile("sr", Path("/x"), "1.2.3", uid)]
+
+
+def keep(journal: Journal, uid: str, revision: int = 1) -> bool:
+    return journal.record_result(
+        "1", "1.1", revision, state=SeriesState.ANALYSED, reason=None, slices=1, report_json="{}", files=result(uid),
+        destinations={"pacs": ALL},
+    )  # fmt: skip
+
+
+def test_two_results_never_have_one_revision(postgres: Server):
+    address = postgres.database()
+    with (
+        contextlib.closing(Journal(address, node="a")) as first,
+        contextlib.closing(Journal(address, node="b")) as second,
+    ):
+        assert keep(first, "9.1")
+        assert not keep(first, "9.1"), "the same again, after an answer that was lost"
+        assert not keep(second, "9.1"), "made of the same: the same result"
+        with pytest.raises(RevisionTaken, match="node a"):
+            keep(second, "9.2")
+        assert keep(second, "9.2", revision=2)
+        assert [(one.revision, one.node) for one in first.series()] == [(1, "a"), (2, "b")]
+        assert first.latest("1", "1.1").revision == 2
+        assert first.latest("1", "1.1", of="a").revision == 1
+        assert [item.sop_uid for item in Outbox(first).items()] == ["9.1", "9.2"]
+
+
+def test_both_parts_of_a_series_that_two_nodes_have_got_are_told(
+    postgres: Server, tmp_path: Path, pacs: Pacs, bleeding: Pushable
+):
+    """Without shared storage: the one that is later makes its result the next revision."""
+    address = postgres.database()
+    configs = [shared_config(tmp_path / name, address, pacs.port, name=name) for name in ("a", "b")]
+    with running(configs[0]) as first, running(configs[1]) as second:
+        revisions = threading.Barrier(2)
+        genuine = Journal.record_result
+
+        def at_once(self, *arguments, **named):
+            with contextlib.suppress(threading.BrokenBarrierError):
+                revisions.wait(60)  # both have made revision 1
+            return genuine(self, *arguments, **named)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Journal, "record_result", at_once)
+            half = len(bleeding.paths) // 2
+            for node, paths in ((first, bleeding.paths[:half]), (second, bleeding.paths[half:])):
+                push(paths, ("127.0.0.1", node.port), calling_ae="CT", called_ae="SCANSIDE")
+            wait_until(lambda: len(status.look(configs[0]).series) >= 1, "the first result")
+            revisions.abort()
+        wait_until(
+            lambda: {(one.revision, one.is_open) for one in status.look(configs[0]).series} == {(1, False), (2, False)},
+            "both",
+        )
+        wait_until(lambda: not status.look(configs[0]).results_unsent, "both are delivered")
+        told = status.look(configs[1])
+    assert {one.node for one in told.series} == {"a", "b"}
+    assert sum(one.slices_analysed for one in told.series) == len(bleeding.paths)
+    assert [one.name for one in told.nodes] == ["a", "b"]
+    assert not list((pacs.folder / "quarantine").iterdir())
+
+
+# who is who
+
+
+@contextlib.contextmanager
+def member(
+    address: Address, folder: Path, name: str, desk: Desk | None = None, *, shared: bool = False
+) -> Iterator[Membership]:
+    folder.mkdir(exist_ok=True)
+    journal = Journal(address, node=name, shares_storage=shared)
+    one = Membership(journal, folder, Spool(folder / "spool", 0), desk or Desk(), shares_storage=shared)
+    try:
+        one.join()
+        yield one
+    finally:
+        one.stop()
+        journal.close()
+
+
+def test_a_name_is_one_node_s(postgres: Server, tmp_path: Path):
+    address = postgres.database()
+    with member(address, tmp_path / "a", "ct"):
+        with (
+            pytest.raises(JournalError, match="another node of this database is called ct"),
+            member(address, tmp_path / "b", "ct"),
+        ):
+            pass
+        with contextlib.closing(Journal(address)) as journal:
+            assert [(one.name, one.lives, one.folder) for one in members(journal)] == [("ct", True, tmp_path / "a")]
+    with contextlib.closing(Journal(address)) as journal:
+        assert [one.lives for one in members(journal)] == [False]
+    with member(address, tmp_path / "b", "ct"):  # of a machine that is gone for good
+        pass
+
+
+def test_a_node_that_was_killed_goes_on_at_once(postgres: Server, tmp_path: Path):
+    address = postgres.database()
+    with member(address, tmp_path / "a", "ct"):
+        postgres.execute("UPDATE node SET seen = 5", name_of(address))
+        with member(address, tmp_path / "a", "ct"), contextlib.closing(Journal(address)) as journal:
+            assert members(journal)[0].seen > 5
+
+
+def test_a_folder_keeps_its_node_s_name(postgres: Server, tmp_path: Path):
+    address = postgres.database()
+    with member(address, tmp_path / "a", "ct"):
+        pass
+    with (
+        pytest.raises(JournalError, match='belongs to node ct: set node.name = "ct"'),
+        member(address, tmp_path / "a", "mr"),
+    ):
+        pass
+    (tmp_path / "a" / IDENTITY).write_text("[]")
+    with pytest.raises(JournalError, match="remove it"), member(address, tmp_path / "a", "ct"):
+        pass
+
+
+def test_a_node_s_own_journal_comes_with_it(postgres: Server, tmp_path: Path):
+    from tests.dicom_node.alerts.made import Channel, note, report
+
+    path = tmp_path / "a" / "journal.sqlite"
+    path.parent.mkdir()
+    with contextlib.closing(Journal(path)) as own:
+        record(own)
+        record(own, series_uid="1.2")
+        Outbox(own).mark_sent(Outbox(own).claim("pacs", time.time())[0].id)
+        note(Ledger(own, [Channel()]), report())
+        message, _ = Ledger(own).claim("ed", time.time())
+        Ledger(own).sent(message, "AA")
+        Ledger(own).acknowledge(1, "Dr A")
+        before = own.series(), Outbox(own).items(), Ledger(own).alerts(), Ledger(own).attempts(1)
+        content = own
+    address = postgres.database()
+    with contextlib.closing(Journal(address)) as journal:  # ids are others' there
+        record(journal, series_uid="7.7")
+        note(Ledger(journal, [Channel()]), report(), series="7.7")
+    kept = path.read_bytes()
+    for _ in range(2):  # the second time as if it had died before the file had its other name
+        with member(address, tmp_path / "a", "a"), contextlib.closing(Journal(address, node="a")) as journal:
+            records = [one for one in journal.series() if one.series_uid != "7.7"]
+            items = [one for one in Outbox(journal).items() if one.series_uid != "7.7"]
+            (alert,) = (one for one in Ledger(journal).alerts() if one.series_uid != "7.7")
+            given = [one for one in Ledger(journal).acknowledgements() if one["alert_id"] == alert.id]
+            tried = Ledger(journal).attempts(alert.messages[0].id)
+        assert [replace(one, node="") for one in records] == before[0]
+        assert {one.node for one in [*records, *items]} == {"a"}
+        assert [replace(one, id=0, node="", sender=None) for one in items] == [
+            replace(one, id=0, sender=None) for one in before[1]
+        ]
+        assert (alert.acknowledged_by, alert.messages[0].control_id) == ("Dr A", before[2][0].messages[0].control_id)
+        assert (len(given), tried) == (1, before[3])
+        assert not path.exists()
+        path.write_bytes(kept)
+    assert content.node == ""
+
+
+# takeovers
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    monkeypatch.setattr("dicom_node.membership.BEAT_S", 0.05)
+
+
+def left_by(address: Address, folder: Path, name: str, postgres: Server) -> list[str]:
+    """A node that died with a series of five slices that has no result, and one that has."""
+    with member(address, folder, name, shared=True):
+        pass
+    spool = Spool(folder / "spool", 0)
+    for series in ("1.1", "1.2"):
+        for number in range(1, 6):
+            uids = {"StudyInstanceUID": "1", "SeriesInstanceUID": series, "SOPInstanceUID": f"{series}.{number}"}
+            store(spool, image(number, **uids))
+    with contextlib.closing(Journal(address, node=name)) as journal:
+        time.sleep(0.05)
+        journal.record_result(
+            "1",
+            "1.2",
+            1,
+            state=SeriesState.ANALYSED,
+            reason=None,
+            slices=5,
+            report_json=None,
+            files=[],
+            destinations={},
+        )
+    return [path.name for path in spool.series("1", "1.1")]
+
+
+def test_of_two_heirs_one_takes_each_slice_and_what_is_done_stays(postgres: Server, tmp_path: Path, hasty):
+    address = postgres.database()
+    names = left_by(address, tmp_path / "dead", "dead", postgres)
+    desks = [Desk(), Desk()]
+    with (
+        member(address, tmp_path / "b", "b", desks[0], shared=True),
+        member(address, tmp_path / "c", "c", desks[1], shared=True),
+        contextlib.closing(Journal(address)) as journal,
+    ):
+        wait_until(
+            lambda: postgres.execute("SELECT emptied FROM node WHERE name = 'dead'", name_of(address))[0][0],
+            "it is taken over from",
+        )
+        assert {one.name: one.lives for one in members(journal)} == {"dead": False, "b": True, "c": True}
+    stored = [path.name for desk in desks for path in desk.stored]
+    assert sorted(stored) == sorted(names)
+    assert [] in [desk.stored for desk in desks], "one of them has the whole series"
+    assert Spool(tmp_path / "dead" / "spool", 0).series("1", "1.1") == []
+    assert len(Spool(tmp_path / "dead" / "spool", 0).series("1", "1.2")) == 5
+
+
+def test_nobody_takes_over_from_a_node_that_has_only_lost_the_database(postgres: Server, tmp_path: Path, hasty):
+    from dicom_node.lock import FolderLock
+
+    address = postgres.database()
+    names = left_by(address, tmp_path / "cut-off", "cut-off", postgres)
+    held = FolderLock(tmp_path / "cut-off")
+    desk = Desk()
+    with member(address, tmp_path / "b", "b", desk, shared=True):
+        time.sleep(1)
+        assert desk.stored == []
+        held.release()
+        wait_until(lambda: len(desk.stored) == len(names), "it is dead after all")
+
+
+def test_who_takes_over_may_die_of_it(postgres: Server, tmp_path: Path, hasty, monkeypatch):
+    """After each slice: it has a name in one of the spools, and the next who tries moves what is left."""
+    address = postgres.database()
+    names = left_by(address, tmp_path / "dead", "dead", postgres)
+    genuine = Spool.keep
+    kept = []
+
+    def keep_two(self, incoming, instance):
+        if len(kept) == 2:
+            raise OSError(28, "No space left on device")
+        kept.append(instance.path.name)
+        return genuine(self, incoming, instance)
+
+    monkeypatch.setattr(Spool, "keep", keep_two)
+    with member(address, tmp_path / "b", "b", shared=True):
+        wait_until(lambda: len(kept) == 2, "two are moved")
+        time.sleep(0.3)
+    spools = [Spool(tmp_path / name / "spool", 0) for name in ("dead", "b")]
+    assert sorted(path.name for spool in spools for path in spool.series("1", "1.1")) == sorted(names)
+    monkeypatch.setattr(Spool, "keep", genuine)
+    desk = Desk()
+    with member(address, tmp_path / "b", "b", desk, shared=True):
+        wait_until(lambda: len(desk.stored) == 3, "the others follow")
+    assert sorted(path.name for path in spools[1].series("1", "1.1")) == sorted(names)
+
+
+def test_part_of_a_head_on_another_node_takes_no_alert_back(postgres: Server, tmp_path: Path):
+    from dicom_node.assembler import Assembly
+    from dicom_node.dispatch import Result
+    from dicom_node.register import Register
+    from tests.dicom_node.alerts.made import Channel, report
+
+    address = postgres.database()
+
+    def tell(node: str, revision: int, slices: int, said: dict) -> None:
+        with contextlib.closing(Journal(address, node=node)) as journal:
+            assembly = Assembly("1", "1.1", revision, 0.0, dict.fromkeys(Path(str(n)) for n in range(slices)))
+            found = Result(SeriesState.ANALYSED, None, json.dumps(said))
+            Register(journal, Outbox(journal), Ledger(journal, [Channel()])).record(assembly, found, ())
+
+    with contextlib.closing(Journal(address)) as journal:
+        tell("a", 1, 40, report("urgent", 5))
+        tell("b", 2, 1, report("incomplete"))
+        assert [(one.state, one.level) for one in Ledger(journal).alerts()] == [("confirmed", "urgent")]
+        tell("b", 3, 2, report("critical"))
+        assert [(one.state, one.level) for one in Ledger(journal).alerts()] == [("provisional", "critical")]
+        tell("a", 4, 40, report("routine"))
+        assert [one.state for one in Ledger(journal).alerts()] == ["withdrawn"]
+
+
+def test_a_message_goes_from_one_node_at_a_time(postgres: Server, tmp_path: Path):
+    from tests.dicom_node.alerts.made import Channel, note, report
+
+    address = postgres.database()
+    with (
+        member(address, tmp_path / "a", "a"),
+        member(address, tmp_path / "b", "b"),
+        contextlib.closing(Journal(address, node="a")) as first,
+        contextlib.closing(Journal(address, node="b")) as second,
+    ):
+        ledgers = [Ledger(journal, [Channel()]) for journal in (first, second)]
+        note(ledgers[0], report(), series="1.1")
+        note(ledgers[1], report(), series="1.2")
+        message, _ = ledgers[0].claim("ed", time.time())
+        assert ledgers[1].claim("ed", time.time()) is None
+        ledgers[0].sent(message, "AA")
+        message, _ = ledgers[1].claim("ed", time.time())
+        assert ledgers[0].claim("ed", time.time()) is None
+        postgres.execute("UPDATE node SET expires = 0 WHERE name = 'b'", name_of(address))
+        assert ledgers[0].claim("ed", time.time())[0].control_id == message.control_id
+
+
+# the database is away
+
+
+def test_a_server_that_was_started_again_is_not_noticed(killable: Server):
+    with contextlib.closing(Journal(killable.database())) as journal:
+        record(journal)
+        killable.kill()
+        killable.start()
+        assert len(Outbox(journal).claim("pacs", time.time())) == 3
+        killable.kill()
+        killable.start()
+        assert len(journal.series()) == 1
+
+
+def test_who_dies_within_a_transaction_has_written_nothing(killable: Server):
+    with contextlib.closing(Journal(killable.database())) as journal:
+        record(journal)
+        with pytest.raises(JournalError), journal.transaction() as execute:
+            die_within(execute, killable)
+        assert journal.database.fault()
+        began = time.monotonic()
+        for _ in range(20):
+            with pytest.raises(JournalError, match="can't be reached|terminat|closed"):
+                journal.series()
+        assert time.monotonic() - began < 10, "nobody waits for what is away"
+        killable.start()
+        wait_until(lambda: is_back(journal), "it is back")
+        assert not journal.database.fault()
+        assert {item.state for item in Outbox(journal).items()} == {DeliveryState.QUEUED}
+
+
+def die_within(execute, server: Server) -> None:
+    execute("UPDATE outbox SET state = 'sent'")
+    server.kill()
+    execute("UPDATE outbox SET state = 'sent'")
+
+
+def is_back(journal: Journal) -> bool:
+    with contextlib.suppress(JournalError):
+        journal.series()
+        return True
+    return False
+
+
+def test_while_it_is_away_slices_are_taken_and_results_wait(
+    tmp_path: Path,
+    pacs: Pacs,
+    killable: Server,
+    bleeding: Pushable,
+):
+    config = shared_config(tmp_path / "node", killable.database(), pacs.port)
+    web = config.web.model_copy(update={"port": 0})
+    with running(config.model_copy(update={"web": web})) as node:
+        killable.kill()
+        sent = []
+        push(bleeding.paths, ("127.0.0.1", node.port), calling_ae="CT", called_ae="SCANSIDE", on_slice=sent.append)
+        assert [one.is_stored for one in sent] == [True] * len(bleeding.paths)
+        wait_until(lambda: node.readiness()["journal"], "somebody has missed it")
+        address = f"http://127.0.0.1:{node._web.port}/readyz"
+        with pytest.raises(HTTPError) as answer:
+            urllib.request.urlopen(address)
+        assert answer.value.code == 503
+        assert "the database is away" in json.loads(answer.value.read())["journal"]
+        answer.value.close()
+        assert "can't be reached" in node.summary() or "terminating" in node.summary()
+        with pytest.raises(JournalError, match="can't be reached"):
+            status.look(config)
+        assert not any(reason for reason in node.health().values()), "it is well all the same"
+        killable.start()
+        wait_until(lambda: not node.readiness()["journal"], "it is back")
+        wait_until(
+            lambda: [one.slices_analysed for one in look(config)] == [len(bleeding.paths)], "the series is analysed"
+        )
+        wait_until(lambda: not status.look(config).results_unsent, "and delivered")
+
+
+def look(config: Config):
+    with contextlib.suppress(JournalError):
+        return status.look(config).series
+    return ()
