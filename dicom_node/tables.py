@@ -40,16 +40,7 @@ def show_status(told: Status, out: Console) -> None:
             "results parked": told.results_parked,
         },
     )
-    if len(told.nodes) > 1:
-        heard = ", ".join(one.name for one in told.nodes if one.lives)
-        _say(out, f"nodes heard of: {heard or 'none'}")
-        for one in told.nodes:
-            if not one.lives:
-                _say(
-                    out,
-                    f"node {one.name} is not running, or can't reach the database, since {_clock(one.seen)}",
-                    style="yellow",
-                )
+    _show_other_nodes(told, out)
     for one in told.alerts:
         what = f"alert {one.id} {one.level} ({one.state}), raised {_clock(one.raised)}: {one.reason}"
         untold = f"; not told yet: {', '.join(one.untold)}" if one.untold else ""
@@ -81,6 +72,17 @@ def show_status(told: Status, out: Console) -> None:
             _say(out, f"engine: {one.engine}", indent=4, style="yellow")
         for sentence in one.missing:
             _say(out, sentence, indent=4, style="yellow" if one.provisional else "dim")
+
+
+def _show_other_nodes(told: Status, out: Console) -> None:
+    """Which nodes share the journal, where there are several."""
+    if len(told.nodes) < 2:
+        return
+    heard = ", ".join(one.name for one in told.nodes if one.lives)
+    _say(out, f"nodes heard of: {heard or 'none'}")
+    for one in (one for one in told.nodes if not one.lives):
+        since = f"is not running, or can't reach the database, since {_clock(one.seen)}"
+        _say(out, f"node {one.name} {since}", style="yellow")
 
 
 def _cells(one: Series) -> tuple[str, ...]:
