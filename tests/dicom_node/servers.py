@@ -66,6 +66,7 @@ class Server:
                 [
                     self._bin / "postgres", "-D", self.folder / "data", "-p", str(self.port), "-k", self.folder,
                     "-c", "listen_addresses=127.0.0.1", "-c", "shared_buffers=16MB", "-c", "max_wal_size=64MB",
+                    "-c", "fsync=off",  # a kill leaves what the kernel has
                 ],
                 stdout=log, stderr=log, **self._who,
             )  # fmt: skip
