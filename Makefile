@@ -26,6 +26,7 @@ BENCH = $(TEST_VENV)/bin/scanside bench
 RECORDS := benchmarks/results
 bench: $(TEST_VENV)/installed
 	$(BENCH) end-to-end --out $(RECORDS)/end-to-end.json
+	$(BENCH) end-to-end --slices 40 --precision int8-cpu --out $(RECORDS)/end-to-end-int8.json
 	$(BENCH) end-to-end --rate 0 --out $(RECORDS)/end-to-end-flat-out.json
 	$(BENCH) end-to-end --slices 40 --orthanc --out $(RECORDS)/end-to-end-orthanc.json
 	$(BENCH) peers --out $(RECORDS)/peers.json

@@ -103,6 +103,7 @@ def end_to_end(
     rounds: Rounds = 10,
     orthanc: Annotated[bool, typer.Option("--orthanc", help="Into Orthanc instead of our own archive.")] = False,
     bundle: BundleFolder = None,
+    precision: Precision = "auto",
     disk: Disk = Path(),
     out: Out = None,
     as_json: AsJson = False,
@@ -111,9 +112,8 @@ def end_to_end(
     from benchmarks import charts
     from benchmarks import end_to_end as whole
 
-    record = whole.measure(
-        _numbers(slices), rate=rate or None, rounds=rounds, orthanc=orthanc, bundle=bundle, disk=disk
-    )
+    how = {"rate": rate or None, "rounds": rounds, "orthanc": orthanc, "precision": precision}
+    record = whole.measure(_numbers(slices), bundle=bundle, disk=disk, **how)
     _tell(record, out, as_json)
     if out:
         marks = {case: ms for case, ms in whole.TARGETS_MS.items() if rate}

@@ -41,6 +41,7 @@ def measure(
     rounds: int = 10,
     orthanc: bool = False,
     bundle: Path | None = None,
+    precision: str = "auto",
     disk: Path = Path(),
 ) -> Record:
     """Rounds of each number of slices, after one of each that warms up.
@@ -49,6 +50,7 @@ def measure(
     ----------
     rate : slices a second; None is as fast as it goes
     orthanc : into Orthanc instead of our own archive
+    precision : of the model
     disk : a folder on the disk to write to
 
     Raises
@@ -57,14 +59,15 @@ def measure(
 
     """
     asked = {"slices": list(slices), "rate": rate or "flat out", "rounds": rounds, "orthanc": orthanc}
+    asked |= {"precision": precision} if precision != "auto" else {}
     with measuring("end-to-end", **asked) as record, tempfile.TemporaryDirectory(dir=disk) as name:
         folder = Path(name).resolve()
         heads = {count: cases.head(count, folder / f"head-{count}") for count in slices}
-        one, session = floors.analyser(bundle)
+        one, session = floors.analyser(bundle, precision)
         with _archive(folder / "archive", orthanc=orthanc) as archive:
             record.about |= {"archive": archive.name, "engine": session.identity.backend, "model": _model(one)}
             emergency = Emergency()
-            with serving(folder, archive.port, _sections(bundle, emergency.port)) as node:
+            with serving(folder, archive.port, _sections(bundle, precision, emergency.port)) as node:
                 record.add("node_start_s", [node.started_s])
                 _warm_up(node, archive, heads)
                 for number in range(1, rounds + 1):
@@ -186,7 +189,8 @@ def _model(one: floors.Analyser) -> str:
     return f"{one.bundle.name} {one.bundle.version}"
 
 
-def _sections(bundle: Path | None, emergency: int) -> str:
+def _sections(bundle: Path | None, precision: str, emergency: int) -> str:
     """Whom to alert, and with which model."""
     alerted = f'\n[[hl7]]\nname = "emergency"\nhost = "127.0.0.1"\nport = {emergency}\n'
-    return alerted + (f'\n[model]\nbundle = "{bundle.resolve()}"\n' if bundle else "")
+    model = f'\n[model]\nprecision = "{precision}"\n'
+    return alerted + model + (f'bundle = "{bundle.resolve()}"\n' if bundle else "")

@@ -33,6 +33,10 @@ SECTIONS = {
             "same objects over loopback into the same archive from a sender that has them encoded."
         ),
     ),
+    "end-to-end-int8": (
+        "The same in INT8",
+        "40 slices, `model.precision = \"int8-cpu\"`: two cores keep up with the scanner.",
+    ),
     "end-to-end-flat-out": (
         "The same, pushed as fast as it goes",
         "What the scanner outruns is waiting inference: `closing` holds it.",
