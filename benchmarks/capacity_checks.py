@@ -53,8 +53,7 @@ def whole_runs(records: Mapping[str, Record], measured: Costs, assumed: Assumpti
         if name not in records:
             continue
         record = records[name]
-        rate = record.asked["rate"]
-        pace = math.inf if rate == "flat out" else float(rate)
+        pace = float(record.asked["rate"]) or math.inf
         for slices in record.asked["slices"]:
             told = _alone(measured, assumed, slices, pace, own_s, seed)
             for what, predicted in told.items():

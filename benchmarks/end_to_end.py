@@ -58,7 +58,7 @@ def measure(
     RunError : the node, the archive or the scanner did not do its part
 
     """
-    asked = {"slices": list(slices), "rate": rate or "flat out", "rounds": rounds, "orthanc": orthanc}
+    asked = {"slices": list(slices), "rate": rate or 0, "rounds": rounds, "orthanc": orthanc}
     asked |= {"precision": precision} if precision != "auto" else {}
     with measuring("end-to-end", **asked) as record, tempfile.TemporaryDirectory(dir=disk) as name:
         folder = Path(name).resolve()

@@ -35,7 +35,7 @@ SECTIONS = {
     ),
     "end-to-end-int8": (
         "The same in INT8",
-        "40 slices, `model.precision = \"int8-cpu\"`: two cores keep up with the scanner.",
+        '40 slices, `model.precision = "int8-cpu"`: two cores keep up with the scanner.',
     ),
     "end-to-end-flat-out": (
         "The same, pushed as fast as it goes",
