@@ -127,12 +127,9 @@ def _targets(records: Mapping[str, Record]) -> str:
 
 def _measured(records: Mapping[str, Record]) -> Iterator[tuple[str, float, float]]:
     whole, peers = records.get("end-to-end"), records.get("peers")
-    for count, most in ((40, 300.0), (320, 600.0)):
-        if whole and f"{count}_all_ms" in whole.samples:
-            yield f"all results in the archive, {count} slices at 20/s, p95, ms", most, _p95(whole, f"{count}_all_ms")
-            yield f"times the floor, {count} slices", 1.5, whole.ratio(f"{count}_all_ms") or float("nan")
-        if whole and f"{count}_alert_ms" in whole.samples:
-            yield f"alert after the slice that decides, {count} slices, p95, ms", 150, _p95(whole, f"{count}_alert_ms")
+    for name, how in (("end-to-end", ""), ("end-to-end-int8", ", INT8")):
+        if name in records:
+            yield from _after_the_last_slice(records[name], how)
     if whole:
         yield "node from its start to its open port, s", 3.0, whole.median("node_start_s")
         yield "idle processor time of node and worker, percent of a core", 1.0, whole.median("idle_cpu_percent")
@@ -143,6 +140,23 @@ def _measured(records: Mapping[str, Record]) -> Iterator[tuple[str, float, float
     if peers and whole and "40_all_ms" in whole.samples:
         shortest = min(record for name, record in _waits(peers).items())
         yield "times sooner than store-then-process with a wait of 5 s", 10.0, shortest / whole.median("40_all_ms")
+
+
+def _after_the_last_slice(whole: Record, how: str) -> Iterator[tuple[str, float, float]]:
+    for count, most in ((40, 300.0), (320, 600.0)):
+        if f"{count}_all_ms" in whole.samples:
+            yield (
+                f"all results in the archive, {count} slices at 20/s{how}, p95, ms",
+                most,
+                _p95(whole, f"{count}_all_ms"),
+            )
+            yield f"times the floor, {count} slices{how}", 1.5, whole.ratio(f"{count}_all_ms") or float("nan")
+        if f"{count}_alert_ms" in whole.samples:
+            yield (
+                f"alert after the slice that decides, {count} slices{how}, p95, ms",
+                150,
+                _p95(whole, f"{count}_alert_ms"),
+            )
 
 
 def _waits(peers: Record) -> dict[str, float]:
