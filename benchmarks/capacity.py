@@ -98,7 +98,10 @@ def compute(records: Mapping[str, Record], assumed: Assumptions, *, exams: int, 
     full = {engine: stations.scanners_per_node(load, assumed) for engine, load in loads.items()}
 
     def point(engine: Engine, scanners: int, nodes: int, gpus: int) -> Point:
-        run = simulate(work[engine], assumed, scanners, exams=max(exams, 2 * nodes), seed=seed, nodes=nodes, gpus=gpus)
+        # nodes that share nothing are each like the others: one of them with its share of the scanners is enough
+        alike, count = (nodes, 1) if not gpus else (1, nodes)
+        how = {"exams": max(exams, 2 * count), "seed": seed, "nodes": count, "gpus": gpus}
+        run = simulate(work[engine], assumed, scanners / alike, **how)
         spread = [tuple(np.percentile(run.results_s(n), (50, 95, 99)).tolist()) for n in (assumed.exam[0], None)]
         return Point(scanners, nodes, gpus, run.busy("worker"), *spread)
 

@@ -259,11 +259,12 @@ class Run:
 
 
 def simulate(
-    work: Work, assumed: Assumptions, scanners: int, *, exams: int, seed: int, nodes: int = 1, gpus: int = 0
+    work: Work, assumed: Assumptions, scanners: float, *, exams: int, seed: int, nodes: int = 1, gpus: int = 0
 ) -> Run:
     """Scanners of a busy hour that does not end, until so many examinations have been sent; then all is delivered.
 
-    Examinations come at random (Poisson), each to the nodes in turn; its series one after the other.
+    Examinations come at random (Poisson), each to any of the nodes, as they do where a scanner has its node; the series
+    of each one after the other.
     """
     env, random = simpy.Environment(), np.random.default_rng(seed)
     shared = simpy.Resource(env, gpus) if gpus else None
@@ -277,9 +278,10 @@ def simulate(
 
     def arrive() -> Events:
         gaps = random.exponential(3600 / (scanners * assumed.exams_per_hour), exams)
-        for number, gap in enumerate(gaps):
+        places = random.integers(nodes, size=exams)
+        for gap, place in zip(gaps, places, strict=True):
             yield env.timeout(gap)
-            env.process(examine(all_nodes[number % nodes]))
+            env.process(examine(all_nodes[place]))
 
     env.process(arrive())
     env.run()

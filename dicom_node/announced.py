@@ -87,8 +87,8 @@ class Announced:
 
 
 def _announce(execute: Execute, series: Mapping[str, Collection[str]], source: Source) -> None:
-    for series_uid, sop_uids in series.items():
-        for one in sop_uids:
+    for series_uid, sop_uids in sorted(series.items()):
+        for one in sorted(sop_uids):  # two nodes that are told the same must not wait for each other
             row = (series_uid, one, source.value, time.time())
             execute(
                 "INSERT INTO announced (series_uid, sop_uid, source, announced) VALUES (?, ?, ?, ?)"

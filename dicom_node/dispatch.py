@@ -9,6 +9,7 @@ alone.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
@@ -56,6 +57,11 @@ class Result:
     def level(self) -> str | None:
         """Of the triage decision; None without a report."""
         return json.loads(self.report_json)["decision"]["level"] if self.report_json else None
+
+    def discard(self) -> None:
+        """Remove the files: nobody gets them, and the series' next SR must not name theirs."""
+        for folder in {file.path.parent for file in self.files}:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def summary(self) -> dict[str, Any]:
         """Decision and volumes for the log."""

@@ -15,10 +15,11 @@ def _legal_url(url: str) -> str:
     """Refuse a password: the configuration is shown, logged and passed on. Nothing of it is quoted in the complaint."""
     try:
         parts = urlsplit(url)
-        has_password = parts.password is not None or "password" in parse_qs(parts.query)
+        keys = " ".join(parse_qs(parts.query, keep_blank_values=True))
     except ValueError as error:
         raise ValueError(f"is no URL: {error}") from error
-    if has_password:
+    # of libpq's options sslpassword is one, too, and oauth_client_secret
+    if parts.password is not None or "password" in keys or "secret" in keys:
         complaint = "has a password in it: put that into a file and name it in journal.password"
         raise PydanticCustomError("secret", "{complaint}", {"complaint": complaint})
     if parts.scheme not in ("postgresql", "postgres"):

@@ -26,6 +26,7 @@ from dicom_node import spool as spools
 from dicom_node.carrying import carry_over
 from dicom_node.journal import JournalError
 from dicom_node.lock import FolderLock, LockedError
+from dicom_node.part10 import DataSetError
 from dicom_node.register import without_result
 from dicom_node.spool import Outcome, Spool
 
@@ -111,16 +112,20 @@ class Membership:
         with self._journal.transaction() as execute:
             self._journal.database.alone(execute)
             row = execute(
-                f"SELECT token, folder, keeper FROM node WHERE name = ? AND expires > {clock}",  # noqa: S608 (a constant)
+                f"SELECT token, folder, keeper, emptied, expires > {clock} AS lives FROM node WHERE name = ?",  # noqa: S608 (a constant)
                 (self._journal.node,),
             ).fetchone()
-            if row and row["keeper"]:
+            if row and row["lives"] and row["keeper"]:
                 raise JournalError(f"node {row['keeper']} takes over what this one has left: start it in a moment")
             if row and row["token"] != self._token:
-                raise JournalError(
-                    f"another node of this database is called {self._journal.node} (its folder is {row['folder']}):"
-                    " set node.name to a name of its own"
-                )
+                if row["lives"]:
+                    raise JournalError(
+                        f"another node of this database is called {self._journal.node} (its folder is {row['folder']}):"
+                        " set node.name to a name of its own"
+                    )
+                if not row["emptied"]:
+                    remedy = "slices there without a result are nobody's from now on: send them again"
+                    log.warning("dead_node_replaced", node=self._journal.node, folder=row["folder"], remedy=remedy)
             execute(
                 "INSERT INTO node (name, token, folder, shared, seen, expires)"  # noqa: S608
                 f" VALUES (:name, :token, :folder, :shared, {clock}, {clock} + :lease)"
@@ -134,6 +139,12 @@ class Membership:
                     "lease": LEASE_S,
                 },
             )
+            # a crash left them; this node may not even have their destination any more, and others would wait behind it
+            for table in ("outbox", "message"):
+                execute(
+                    f"UPDATE {table} SET sender = NULL WHERE sender = ? AND state IN ('sending', 'unconfirmed')",  # noqa: S608
+                    (self._journal.node,),
+                )
         carry_over(self._journal, self._folder / "journal.sqlite")
         self._thread.start()
 
@@ -181,6 +192,7 @@ class Membership:
             try:
                 theirs = Spool(member.folder / "spool", 0.0)
                 for study_uid, series_uid, _ in without_result(theirs, self._journal, member.name):
+                    self._beat()  # a folder full of slices takes longer than a lease
                     if self._stopping.is_set() or not self._write(held, "keeper = :me", **me):
                         return
                     self._move(theirs, study_uid, series_uid, member.name)
@@ -199,13 +211,17 @@ class Membership:
         """Move a series into this node's spool, slice by slice: each has its new name before it loses the old one."""
         association, moved = f"taken over from {name}", 0
         for path in theirs.series(study_uid, series_uid):
-            instance = spools.read(path)
+            try:
+                instance = spools.read(path)
+            except DataSetError as error:  # stays where it is, and holds up nothing else
+                log.error("file_not_taken_over", node=name, path=str(path), reason=str(error))  # noqa: TRY400
+                continue
             place = self._spool.place(instance.study_uid, instance.series_uid, instance.sop_uid)
             outcome, instance = self._spool.keep(path, replace(instance, path=place))
-            path.unlink(missing_ok=True)
-            if outcome is Outcome.NEW:
+            if outcome is Outcome.NEW:  # told before anything else can fail: the next attempt finds it repeated
                 self._intake.instance_stored(association, instance)
                 moved += 1
+            path.unlink(missing_ok=True)
         self._intake.association_ended(association, released=False)
         log.warning("series_taken_over", node=name, study=study_uid, series=series_uid, images=moved)
 

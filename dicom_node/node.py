@@ -180,9 +180,8 @@ class Node:
         answer = self._first_answer.get()
         if answer["is"] != "ready":
             self.supervisor.stop()
-            raise BackendError(
-                answer.get("error", "the worker process ended before it was ready: see its output above")
-            )
+            ended = "the worker process ended before it was ready: see its output above"
+            raise BackendError(answer.get("error", ended))
 
     def reload(self, config: Config) -> None:
         """Go on with another configuration, which differs in what a running node can change (`reload.merge`)."""
@@ -308,9 +307,8 @@ class Node:
 
     def _run(self) -> None:
         while True:
-            deadlines = [
-                at for at in (self._assembler.next_deadline(), self._dispatch.next_deadline()) if at is not None
-            ]
+            times = self._assembler.next_deadline(), self._dispatch.next_deadline()
+            deadlines = [at for at in times if at is not None]
             try:
                 event = self._events.get(timeout=max(0.0, min(deadlines) - time.monotonic()) if deadlines else None)
             except queue.Empty:
@@ -352,8 +350,11 @@ class Node:
         """Write a result and what is owed for it into the journal, and only then forget the series."""
         try:
             self._register.record(assembly, result, self.config.destinations)
+            failed = result.state is SeriesState.FAILED
+            left_out = self._journal.left_out(assembly.study_uid, Reason.BONE_KERNEL) if failed else ()
         except RevisionTaken as error:  # by a node that has got other slices of the series
             log.warning("revision_taken", series=assembly.name, reason=str(error))
+            result.discard()
             self._assembler.finished(assembly.name)
             self._feed_again(assembly.study_uid, assembly.series_uid)
             return
@@ -362,9 +363,8 @@ class Node:
             self._later(lambda: self._record(assembly, result))
             return
         self._assembler.finished(assembly.name)
-        if result.state is SeriesState.FAILED:
-            for each in self._journal.left_out(assembly.study_uid, Reason.BONE_KERNEL):  # in favour of this one
-                self._feed_again(each.study_uid, each.series_uid)
+        for each in left_out:  # in favour of this one
+            self._feed_again(each.study_uid, each.series_uid)
         self.metrics.stage("results", time.monotonic() - assembly.last_arrival)
         self.metrics.series(result.state, result.code, result.level)
         self._sender.wake()

@@ -1,7 +1,8 @@
 """PostgreSQL for a journal that several nodes share.
 
 A connection that has gone is opened again by the next who needs it; until that succeeds everybody is told at once that
-the database is away, so that nobody hangs on it: the desk has slices to take meanwhile.
+the database is away, so that nobody hangs on it: the desk has slices to take meanwhile. A server that gives no answer
+(`dicom_node.answering`) is as good as one that is gone.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import structlog
@@ -28,11 +30,11 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 3  # the desk is asked for its health with more patience
 PAUSE_S = 2.0  # between two attempts to reach a database that is away
-# a server that does not answer any more is as good as one that is gone. Another node that froze within a transaction
-# must not hold its locks for ever
+# another node that froze within a transaction must not hold its locks for ever
 _SESSION = {
     "synchronous_commit": "on",
     "lock_timeout": "4s",
+    "statement_timeout": "12s",  # before the server is taken for dead, so that a long statement is told from that
     "idle_in_transaction_session_timeout": "10s",
     "client_min_messages": "warning",
 }
@@ -92,10 +94,13 @@ class Postgres:
     def __init__(self, address: Address, *, read_only: bool) -> None:
         try:
             import psycopg  # noqa: PLC0415  # only who has such a database needs it
+
+            from dicom_node import answering  # noqa: PLC0415  # loads it, too
         except ImportError as error:
             remedy = "in scanside's checkout, pip install '.[postgres]'"
             raise JournalError(f"{address}: psycopg is missing ({error}): {remedy}") from error
         self._driver, self._address, self._is_read_only = psycopg, address, read_only
+        self._open = answering.AnsweredConnection.connect
         self._lock = threading.Lock()
         self._connection: Connection[Row] | None = None
         self._fault, self._away_since, self._next_try = "", 0.0, 0.0
@@ -191,7 +196,6 @@ class Postgres:
     def _connect(self) -> None:
         if time.monotonic() < self._next_try:
             raise JournalError(f"{self._address}: {self._fault}")
-        self._next_try = time.monotonic() + PAUSE_S
         wanted = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "scanside", **_NETWORK}
         wanted |= self._driver.conninfo.conninfo_to_dict(self._address.url)
         if self._address.password:
@@ -205,11 +209,11 @@ class Postgres:
         if self._connection:
             self._connection.close()
         try:
-            self._connection = self._driver.connect(**wanted, autocommit=True, row_factory=_rows)
+            self._connection = self._open(**wanted, autocommit=True, row_factory=_rows)
         except self._driver.Error as error:
+            self._next_try = time.monotonic() + PAUSE_S  # from now on: the attempt may have taken longer than that
             self._note_fault(f"can't be reached: {_told(error)}")
             raise JournalError(f"{self._address}: {self._fault}") from None
-        self._next_try = 0.0
         if self._fault:
             log.info("database_back", database=str(self._address), after_s=round(time.monotonic() - self._away_since))
             self._fault = ""
@@ -289,9 +293,14 @@ def _packed(value: Any) -> Any:
     return [_packed(each) for each in value] if isinstance(value, list) else value
 
 
+@cache
+def _kind(columns: tuple[str, ...]) -> type[Row]:
+    """What rows with these columns are; made once, not anew with each statement."""
+    return type("Row", (Row,), {"__slots__": (), "names": {name: number for number, name in enumerate(columns)}})
+
+
 def _rows(cursor: Cursor[Any]) -> Callable[[Sequence[Any]], Row]:
-    names = {column.name: number for number, column in enumerate(cursor.description or ())}
-    kind = type("Row", (Row,), {"__slots__": (), "names": names})
+    kind = _kind(tuple(column.name for column in cursor.description or ()))
 
     def made(values: Sequence[Any]) -> Row:
         return kind(each.replace(_NUL, "\0") if isinstance(each, str) else each for each in values)

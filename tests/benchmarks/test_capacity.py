@@ -112,6 +112,15 @@ def test_nothing_is_lost_and_nothing_runs_backwards(engine: stations.Engine, mea
         assert one.last - one.began >= (one.slices - 1) / ASSUMED.pace - 1e-9
 
 
+def test_examinations_of_several_nodes_come_to_each_at_random(measured: Costs):
+    """A scanner has its node: dealt out in turn, no node would ever get two at once."""
+    work = Work.of(measured, replace(ASSUMED, exam=(20,)), "processor", (20,), loopback=True)
+    run = simulate(work, replace(ASSUMED, exam=(20,), pace=math.inf), 8, exams=400, seed=4, nodes=4)
+    counts = [node.done["series"] for node in run.nodes]
+    assert sum(counts) == 400
+    assert max(counts) > min(counts) + 4
+
+
 def test_the_same_seed_gives_the_same_run_and_another_does_not(measured: Costs):
     work = Work.of(measured, ASSUMED, "processor", (40,))
     seeds = [simulate(work, replace(ASSUMED, exam=(40,)), 4, exams=5, seed=seed).results_s() for seed in (1, 1, 2)]

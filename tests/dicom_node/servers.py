@@ -11,6 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -81,15 +82,30 @@ class Server:
 
     def kill(self) -> None:
         """End it as a power cut does: the server, and what it does for its clients."""
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-        self._process.kill()
-        for pid in children:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
+        children = self._children()
+        self._signal_all(signal.SIGKILL)
         self._process.wait()
         # a new one waits for memory that the old one's children still hold
         while any(Path(f"/proc/{pid}").exists() for pid in children):
             time.sleep(0.01)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Let it do nothing at all, while its kernel keeps its connections, and takes new ones."""
+        self._signal_all(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        """Signal the server, and what it does for its clients."""
+        for pid in [self._process.pid, *map(int, self._children())]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def _children(self) -> list[str]:
+        return Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """Send all clients away and end; SIGQUIT: without writing anything down."""

@@ -13,11 +13,15 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from urllib.error import HTTPError
 
 import pytest
+from pydicom import dcmread
+from structlog.testing import capture_logs
 
+from dicom_node import postgres as driver
 from dicom_node import status, toml
 from dicom_node.alerts.ledger import Ledger
 from dicom_node.check import check
@@ -147,6 +151,7 @@ def test_without_psycopg_it_says_what_to_install(monkeypatch):
     [
         ('database = "postgresql://a:hunter2@db/x"', "journal.database: has a password in it"),
         ('database = "postgresql://a@db/x?password=hunter2"', "journal.database: has a password in it"),
+        ('database = "postgresql://a@db/x?sslpassword=hunter2"', "journal.database: has a password in it"),
         ('database = "mysql://db/x"', "is no database's URL"),
         ('database = "db.hospital"', "is no database's URL"),
         ("shared_storage = true", "journal.shared_storage: true needs journal.database"),
@@ -285,6 +290,9 @@ def test_both_parts_of_a_series_that_two_nodes_have_got_are_told(
     assert {one.node for one in told.series} == {"a", "b"}
     assert sum(one.slices_analysed for one in told.series) == len(bleeding.paths)
     assert [one.name for one in told.nodes] == ["a", "b"]
+    reports = [path for one in configs for path in (one.node.folder / "results").rglob("sr.dcm")]
+    assert sorted(path.parent.name for path in reports) == ["revision-1", "revision-2"]
+    assert not any("PredecessorDocumentsSequence" in dcmread(path) for path in reports), "no archive ever got one"
     assert not list((pacs.folder / "quarantine").iterdir())
 
 
@@ -318,8 +326,9 @@ def test_a_name_is_one_node_s(postgres: Server, tmp_path: Path):
             assert [(one.name, one.lives, one.folder) for one in members(journal)] == [("ct", True, tmp_path / "a")]
     with contextlib.closing(Journal(address)) as journal:
         assert [one.lives for one in members(journal)] == [False]
-    with member(address, tmp_path / "b", "ct"):  # of a machine that is gone for good
+    with capture_logs() as said, member(address, tmp_path / "b", "ct"):  # of a machine that is gone for good
         pass
+    assert [one["folder"] for one in said if one["event"] == "dead_node_replaced"] == [str(tmp_path / "a")]
 
 
 def test_a_node_that_was_killed_goes_on_at_once(postgres: Server, tmp_path: Path):
@@ -477,6 +486,55 @@ def test_who_takes_over_may_die_of_it(postgres: Server, tmp_path: Path, hasty, m
     assert sorted(path.name for path in spools[1].series("1", "1.1")) == sorted(names)
 
 
+def test_a_damaged_file_holds_up_no_other(postgres: Server, tmp_path: Path, hasty):
+    address = postgres.database()
+    names = left_by(address, tmp_path / "dead", "dead", postgres)
+    damaged = Spool(tmp_path / "dead" / "spool", 0).series("1", "1.1")[2]
+    damaged.write_bytes(b"no DICOM")
+    desk = Desk()
+    with member(address, tmp_path / "b", "b", desk, shared=True):
+        wait_until(
+            lambda: postgres.execute("SELECT emptied FROM node WHERE name = 'dead'", name_of(address))[0][0],
+            "it is taken over from",
+        )
+    assert sorted(path.name for path in desk.stored) == sorted(set(names) - {damaged.name})
+    assert damaged.exists()
+
+
+def test_a_slice_whose_old_name_stays_is_told_of_all_the_same(postgres: Server, tmp_path: Path, hasty, monkeypatch):
+    address = postgres.database()
+    names = left_by(address, tmp_path / "dead", "dead", postgres)
+    genuine, failed = Path.unlink, []
+
+    def unlink(self, missing_ok=False):
+        if self.suffix == ".dcm" and "dead" in self.parts and not failed:
+            failed.append(self)
+            raise OSError(5, "Input/output error")
+        genuine(self, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    desk = Desk()
+    with member(address, tmp_path / "b", "b", desk, shared=True):
+        wait_until(lambda: len(desk.stored) == len(names), "all are told of")
+    assert failed
+
+
+def test_who_takes_over_much_is_not_taken_for_dead(postgres: Server, tmp_path: Path, hasty, monkeypatch):
+    address = postgres.database()
+    left_by(address, tmp_path / "dead", "dead", postgres)
+    uids = {"StudyInstanceUID": "1", "SeriesInstanceUID": "1.3", "SOPInstanceUID": "1.3.1"}
+    store(Spool(tmp_path / "dead" / "spool", 0), image(1, **uids))
+    done = []
+    for name in ("_beat", "_move"):
+        genuine = getattr(Membership, name)
+        monkeypatch.setattr(
+            Membership, name, lambda self, *of, name=name, genuine=genuine: (done.append(name), genuine(self, *of))
+        )
+    with member(address, tmp_path / "b", "b", shared=True):
+        wait_until(lambda: done.count("_move") == 2, "both series are moved")
+    assert ("_move", "_move") not in pairwise(done), "the lease is renewed between them"
+
+
 def test_part_of_a_head_on_another_node_takes_no_alert_back(postgres: Server, tmp_path: Path):
     from dicom_node.assembler import Assembly
     from dicom_node.dispatch import Result
@@ -523,7 +581,67 @@ def test_a_message_goes_from_one_node_at_a_time(postgres: Server, tmp_path: Path
         assert ledgers[0].claim("ed", time.time())[0].control_id == message.control_id
 
 
+def test_nobody_waits_behind_what_a_crash_left(postgres: Server, tmp_path: Path):
+    """Also where the node that lives again has neither channel nor destination any more."""
+    from tests.dicom_node.alerts.made import Channel, note, report
+
+    address = postgres.database()
+    with (
+        contextlib.closing(Journal(address, node="a", shares_storage=True)) as first,
+        contextlib.closing(Journal(address, node="b", shares_storage=True)) as second,
+    ):
+        ledger = Ledger(first, [Channel()])
+        with member(address, tmp_path / "a", "a", shared=True):
+            note(ledger, report(), series="1.1")
+            message, _ = ledger.claim("ed", time.time())
+            record(first)
+            assert len(Outbox(first).claim("pacs", time.time())) == 3
+        with member(address, tmp_path / "a", "a", shared=True), member(address, tmp_path / "b", "b", shared=True):
+            assert Ledger(second).claim("ed", time.time())[0].control_id == message.control_id
+            assert len(Outbox(second).claim("pacs", time.time())) == 3
+
+
 # the database is away
+
+
+def test_a_frozen_server_keeps_nobody_waiting(killable: Server, monkeypatch):
+    """Its kernel answers for it: only who looks at the clock finds out."""
+    monkeypatch.setattr("dicom_node.answering.SILENCE_S", 1.0)
+    with contextlib.closing(Journal(killable.database())) as journal, ThreadPoolExecutor(1) as beside:
+        record(journal)
+        with killable.frozen():
+            with pytest.raises(JournalError, match="can't be reached: connection timeout"):
+                beside.submit(journal.series).result(30)
+            with monkeypatch.context() as patch:
+                patch.setattr(journal.database, "_open", None)  # for a while nobody tries again
+                with pytest.raises(JournalError, match="can't be reached"):
+                    journal.series()
+            assert journal.database.fault()
+        wait_until(lambda: is_back(journal), "it goes on")
+        assert not journal.database.fault()
+
+        def freeze_within() -> None:
+            with journal.transaction() as execute:
+                execute("UPDATE outbox SET state = 'sent'")
+                with killable.frozen():
+                    execute("UPDATE outbox SET state = 'sent'")
+
+        with pytest.raises(JournalError, match="no answer within 1 s"):
+            beside.submit(freeze_within).result(30)
+        wait_until(lambda: is_back(journal), "it goes on")
+        assert {item.state for item in Outbox(journal).items()} == {DeliveryState.QUEUED}
+
+
+def test_a_statement_that_takes_long_is_no_silence(postgres: Server, monkeypatch):
+    from dicom_node.answering import SILENCE_S
+
+    assert float(driver._SESSION["statement_timeout"].removesuffix("s")) < SILENCE_S
+    monkeypatch.setitem(driver._SESSION, "statement_timeout", "1s")
+    with contextlib.closing(Journal(postgres.database())) as journal:
+        with pytest.raises(JournalError, match="statement timeout"), journal.statements() as execute:
+            execute("SELECT pg_sleep(60)")
+        assert not journal.database.fault()
+        assert journal.series() == []
 
 
 def test_a_server_that_was_started_again_is_not_noticed(killable: Server):
@@ -567,31 +685,36 @@ def is_back(journal: Journal) -> bool:
     return False
 
 
+@contextlib.contextmanager
+def killed(server: Server) -> Iterator[None]:
+    server.kill()
+    yield
+    server.start()
+
+
+@pytest.mark.parametrize("away", [killed, Server.frozen])
 def test_while_it_is_away_slices_are_taken_and_results_wait(
-    tmp_path: Path,
-    pacs: Pacs,
-    killable: Server,
-    bleeding: Pushable,
+    tmp_path: Path, pacs: Pacs, killable: Server, bleeding: Pushable, monkeypatch, away
 ):
+    monkeypatch.setattr("dicom_node.answering.SILENCE_S", 2.0)
     config = shared_config(tmp_path / "node", killable.database(), pacs.port)
     web = config.web.model_copy(update={"port": 0})
     with running(config.model_copy(update={"web": web})) as node:
-        killable.kill()
-        sent = []
-        push(bleeding.paths, ("127.0.0.1", node.port), calling_ae="CT", called_ae="SCANSIDE", on_slice=sent.append)
-        assert [one.is_stored for one in sent] == [True] * len(bleeding.paths)
-        wait_until(lambda: node.readiness()["journal"], "somebody has missed it")
-        address = f"http://127.0.0.1:{node._web.port}/readyz"
-        with pytest.raises(HTTPError) as answer:
-            urllib.request.urlopen(address)
-        assert answer.value.code == 503
-        assert "the database is away" in json.loads(answer.value.read())["journal"]
-        answer.value.close()
-        assert "can't be reached" in node.summary() or "terminating" in node.summary()
-        with pytest.raises(JournalError, match="can't be reached"):
-            status.look(config)
-        assert not any(reason for reason in node.health().values()), "it is well all the same"
-        killable.start()
+        with away(killable):
+            sent = []
+            push(bleeding.paths, ("127.0.0.1", node.port), calling_ae="CT", called_ae="SCANSIDE", on_slice=sent.append)
+            assert [one.is_stored for one in sent] == [True] * len(bleeding.paths)
+            wait_until(lambda: node.readiness()["journal"], "somebody has missed it")
+            address = f"http://127.0.0.1:{node._web.port}/readyz"
+            with pytest.raises(HTTPError) as answer:
+                urllib.request.urlopen(address)
+            assert answer.value.code == 503
+            assert "the database is away" in json.loads(answer.value.read())["journal"]
+            answer.value.close()
+            assert any(said in node.summary() for said in ("can't be reached", "terminating", "no answer within"))
+            with pytest.raises(JournalError, match="can't be reached"):
+                status.look(config)
+            assert not any(reason for reason in node.health().values()), "it is well all the same"
         wait_until(lambda: not node.readiness()["journal"], "it is back")
         wait_until(
             lambda: [one.slices_analysed for one in look(config)] == [len(bleeding.paths)], "the series is analysed"
