@@ -37,6 +37,7 @@ port = {port}
 folder = "node"
 free_floor_gb = 0.2
 max_associations = 64
+max_associations_per_peer = 64
 
 [[destinations]]
 name = "archive"
