@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from dicom_node.http_server import HttpServer
 from dicom_node.receiver import PORT_REMEDIES
 from runtime.errors import ScansideError
 
@@ -55,7 +56,7 @@ class Web:
             Route("/metrics", lambda _: Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)),
         ]
         options = {"log_config": None, "access_log": False, "lifespan": "off"}
-        self._server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), **options))
+        self._server = HttpServer(uvicorn.Config(Starlette(routes=routes), **options))
         self._thread = Thread(target=self._run, name="web", daemon=True)
 
     @property
@@ -83,7 +84,7 @@ class Web:
 
     def stop(self) -> None:
         """Close the port."""
-        self._server.should_exit = True
+        self._server.end()
         if self._thread.is_alive():
             self._thread.join()
         if self._socket:

@@ -15,6 +15,7 @@ import uvicorn
 
 from dicom_node import log as logging
 from dicom_node.config import Config
+from dicom_node.http_server import HttpServer
 from dicom_node.page.app import Application
 from dicom_node.receiver import PORT_REMEDIES
 from dicom_node.tls import CIPHERS
@@ -50,7 +51,7 @@ def listen(config: Config) -> socket.socket:
         raise PageError(f"can't listen on {address}:{port} ({reason}): {remedy}") from error
 
 
-def serve(config: Config, listening: socket.socket, tell: Callable[[uvicorn.Server], None] = lambda _: None) -> None:
+def serve(config: Config, listening: socket.socket, tell: Callable[[HttpServer], None] = lambda _: None) -> None:
     """Serve the page until a signal ends it, or whoever was given the server by `tell` does.
 
     Raises
@@ -75,7 +76,7 @@ def serve(config: Config, listening: socket.socket, tell: Callable[[uvicorn.Serv
         raise PageError(f"[tls]: certificate and key can't be used for the page: {error}") from error
     if settings.ssl:
         settings.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
-    server = uvicorn.Server(settings)
+    server = HttpServer(settings)
     tell(server)
     application.start()
     try:
@@ -98,9 +99,9 @@ def main() -> None:
         os._exit(error.exit_code)
 
 
-def _end_with_stdin(server: uvicorn.Server) -> None:
+def _end_with_stdin(server: HttpServer) -> None:
     sys.stdin.read()
-    server.should_exit = True
+    server.end()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from typing import TYPE_CHECKING
 
 import httpx
@@ -11,6 +12,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from pydicom import dcmread
 
+from dicom_node import http_server
+from dicom_node.http_server import HttpServer
 from dicom_node.metrics import BUCKETS_S
 from dicom_node.node import Node
 from dicom_node.outbox import Outbox
@@ -134,3 +137,16 @@ def test_a_web_port_in_use_is_named_and_the_node_does_not_start(tmp_path: Path, 
         node = Node(config)
         with pytest.raises(WebError, match=rf"{port} \(Address already in use\): .* set another web\.port"):
             node.start()
+
+
+def test_a_port_that_nobody_asks_wakes_nobody_and_closes_at_once(monkeypatch: pytest.MonkeyPatch):
+    ticks, tick = [], HttpServer.on_tick
+    monkeypatch.setattr(http_server, "TICK_S", 3600)
+    monkeypatch.setattr(HttpServer, "on_tick", lambda self, counter: ticks.append(counter) or tick(self, counter))
+    web = Web(Ill(), CollectorRegistry(), "127.0.0.1", 0)
+    web.start()
+    assert httpx.get(f"http://127.0.0.1:{web.port}/healthz").status_code == 503
+    time.sleep(0.5)
+    assert len(ticks) == 1
+    web.stop()
+    assert len(ticks) == 2
