@@ -49,7 +49,7 @@ def test_a_series_is_counted_and_timed_from_its_first_slice_to_the_archive(
         well = {"desk": "ok", "receiver": "ok", "sender": "ok", "heralds": "ok"}
         assert httpx.get(f"{url}/healthz").json() == well
         ready = httpx.get(f"{url}/readyz")
-        assert (ready.status_code, ready.json()) == (200, well | {"worker": "ok", "disk": "ok"})
+        assert (ready.status_code, ready.json()) == (200, well | {"worker": "ok", "journal": "ok", "disk": "ok"})
         before = scraped(url)
         assert before["scanside_worker_ready",] == 1
         sent = push(bleeding.paths, ("127.0.0.1", node.port), calling_ae="CT1", called_ae="SCANSIDE")
