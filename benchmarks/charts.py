@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from training.figures import COLOURS
+from training.figures import COLOURS, GREY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -104,7 +104,8 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 
 
 def _colours(count: int) -> list[str]:
-    return [COLOURS[number % len(COLOURS)] for number in range(count)]
+    colours = (*COLOURS, GREY)
+    return [colours[number % len(colours)] for number in range(count)]
 
 
 def _words(name: str) -> str:

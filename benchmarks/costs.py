@@ -52,7 +52,7 @@ class Assumptions:
     exams_per_hour: float = 4.0
     pace: float = 20.0
     line_gbps: float = 1.0
-    results_mb: float = 10.0
+    results_mb: float = 22.0
     gpu_ms: float = 2.0
     trip_ms: float = 2.0
     most_busy: float = 0.7
