@@ -21,7 +21,8 @@ lint: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/ruff check .
 	$(TEST_VENV)/bin/ruff format --check .
 
-# all of docs/performance.md and docs/scale.md anew, in three quarters of an hour; leave the machine alone meanwhile
+# docs/performance.md but for Triton's part, and docs/scale.md, anew, in three quarters of an hour; leave the machine
+# alone meanwhile
 BENCH = $(TEST_VENV)/bin/scanside bench
 RECORDS := benchmarks/results
 bench: $(TEST_VENV)/installed

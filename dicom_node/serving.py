@@ -26,8 +26,8 @@ class Triton(Section):
 
     servers: tuple[ServerAddress, ...] = Field(
         min_length=1,
-        description="Replicas of one model, asked in turn; where one fails, the next is. grpc://HOST:PORT is faster "
-        "than http://HOST:PORT, most of all on this machine, where memory is shared.",
+        description="Replicas of one model, asked in turn; where one fails, the next is. grpc://HOST:PORT or "
+        "http://HOST:PORT; over gRPC a server on this machine shares memory.",
     )
     deadline_s: float = Field(
         5.0, gt=0, le=10, description="For the answer to a slice; a server that takes longer is lost for a while."
