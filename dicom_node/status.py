@@ -207,7 +207,7 @@ def look(config: Config, days: float = inf) -> Status:
         for key, (count, last) in held.items()
         if key not in latest or count > latest[key].slices or last > latest[key].recorded
     ]
-    waiting += elsewhere(nodes, config.node_name)
+    waiting += elsewhere(nodes, config.node_name, records)
     owed = {(item.study_uid, item.series_uid) for item in items if item.state not in DELIVERED}
     told = [one for one in records if _is_recent(one.recorded, days) or (one.study_uid, one.series_uid) in owed]
     free_gb, floor = shutil.disk_usage(config.node.folder).free / 1e9, config.node.free_floor_gb
@@ -225,13 +225,18 @@ def look(config: Config, days: float = inf) -> Status:
     )
 
 
-def elsewhere(nodes: Iterable[Member], here: str) -> list[Series]:
-    """Series without a result that other nodes have, as these told of them last."""
+def elsewhere(nodes: Iterable[Member], here: str, records: Iterable[SeriesRecord]) -> list[Series]:
+    """Series without a result that other nodes have, as these told of them last, less what they recorded since."""
+    recorded: dict[tuple[str, str, str], int] = {}
+    for record in records:
+        key = record.node, record.study_uid, record.series_uid
+        recorded[key] = max(record.revision, recorded.get(key, 0))
     return [
         Series(**one, state=RECEIVING if node.lives else WAITING, changed=node.seen, node=node.name)
         for node in nodes
         if node.name != here
         for one in node.open
+        if one["revision"] > recorded.get((node.name, one["study_uid"], one["series_uid"]), 0)
     ]
 
 

@@ -218,7 +218,7 @@ class Lookout:
         nodes = self._records.nodes
         others = {
             (spool.file_name(one.study_uid), spool.file_name(one.series_uid)): one
-            for one in status.elsewhere(nodes, self._config.node_name)
+            for one in status.elsewhere(nodes, self._config.node_name, records)
         }
         fresh = time.time() - self._config.series.idle_timeout_s
         rows = [

@@ -27,8 +27,8 @@ from dicom_node.alerts.ledger import Ledger
 from dicom_node.check import check
 from dicom_node.config import Config, ConfigError, load
 from dicom_node.database import EmptyJournal, JournalError
-from dicom_node.journal import Journal, ResultFile, RevisionTaken, SeriesState
-from dicom_node.membership import IDENTITY, Membership, members
+from dicom_node.journal import Journal, ResultFile, RevisionTaken, SeriesRecord, SeriesState
+from dicom_node.membership import IDENTITY, Member, Membership, members
 from dicom_node.outbox import DeliveryState, Outbox
 from dicom_node.pacs import Pacs
 from dicom_node.postgres import Address, in_postgres
@@ -294,6 +294,16 @@ def test_both_parts_of_a_series_that_two_nodes_have_got_are_told(
     assert sorted(path.parent.name for path in reports) == ["revision-1", "revision-2"]
     assert not any("PredecessorDocumentsSequence" in dcmread(path) for path in reports), "no archive ever got one"
     assert not list((pacs.folder / "quarantine").iterdir())
+
+
+def test_a_series_that_another_node_told_of_and_then_recorded_is_told_once():
+    open_series = {"study_uid": "1", "series_uid": "1.1", "revision": 2, "slices_received": 5}
+    other = Member("b", Path(), shared=False, lives=True, seen=9.0, open=[open_series])
+    first = SeriesRecord("1", "1.1", 1, SeriesState.ANALYSED, None, 3, None, 1.0, "b")
+    assert [one.revision for one in status.elsewhere([other], "a", [first])] == [2]
+    assert status.elsewhere([other], "a", [first, replace(first, revision=2)]) == []
+    assert status.elsewhere([other], "b", [first]) == []
+    assert len(status.elsewhere([other], "a", [first, replace(first, revision=2, node="a")])) == 1
 
 
 # who is who
