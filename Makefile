@@ -21,7 +21,7 @@ lint: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/ruff check .
 	$(TEST_VENV)/bin/ruff format --check .
 
-# docs/performance.md but for Triton's part, and docs/scale.md, anew, in three quarters of an hour; leave the machine
+# docs/performance.md but for Triton's part, and docs/scale.md, anew, in an hour; leave the machine
 # alone meanwhile
 BENCH = $(TEST_VENV)/bin/scanside bench
 RECORDS := benchmarks/results
@@ -31,6 +31,7 @@ bench: $(TEST_VENV)/installed
 	$(BENCH) end-to-end --rate 0 --out $(RECORDS)/end-to-end-flat-out.json
 	$(BENCH) end-to-end --slices 40 --orthanc --out $(RECORDS)/end-to-end-orthanc.json
 	$(BENCH) peers --out $(RECORDS)/peers.json
+	$(BENCH) network --rounds 1 --out $(RECORDS)/att-focus-net.json
 	$(BENCH) latency --out $(RECORDS)/latency.json
 	$(BENCH) throughput --out $(RECORDS)/throughput.json
 	$(BENCH) ingest --out $(RECORDS)/ingest.json

@@ -200,6 +200,29 @@ def growth(
 
 
 @app.command()
+def network(
+    architecture: Annotated[str, typer.Option(help="Of the catalogue, at its paper's widths.")] = "att_focus_net",
+    grids: Annotated[str, typer.Option(help="Sides of what it sees a slice on, several with commas.")] = "128,512",
+    slices: Annotated[int, typer.Option(min=5, help="Of the series.")] = 40,
+    rounds: Rounds = 3,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """A series through an untrained network, from files to labels, in FP32 and INT8 (needs the `train` extra)."""
+    from benchmarks import charts
+    from benchmarks import network as untrained
+    from models import catalogue
+
+    flat = [name for name, one in catalogue.ARCHITECTURES.items() if one.dimensions == 2]
+    if architecture not in flat:
+        raise typer.BadParameter(f"{architecture}: of the catalogue come {', '.join(flat)}")
+    record = untrained.measure(architecture, grids=_numbers(grids), slices=slices, rounds=rounds)
+    _tell(record, out, as_json)
+    if out:
+        charts.bars(record, _picture(out))
+
+
+@app.command()
 def compare(
     first: Annotated[Path, typer.Argument(help="A record.")],
     second: Annotated[Path, typer.Argument(help="A later one, with the same options.")],

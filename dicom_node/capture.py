@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from runtime.types import Finding, Plane, Report
 
 MAX_IMAGES = A_REVISION - 1  # beside the overview
+ENOUGH = 4  # for the extent of what was found: more would weigh as much in the archive as the scan itself
 SIDE = HEIGHT  # pixels of the square that holds the slice, left of the panel
 
 DESCRIPTION = "Brain window with contours of the segmented haemorrhage. Research use only"
@@ -35,9 +36,9 @@ _OPPOSITE = dict(zip("LRPAHF", "RLAPFH", strict=True))
 def key_slices(report: Report, keys: Sequence[str]) -> tuple[str, ...]:
     """Slices worth a picture, the most telling first, `MAX_IMAGES` at most.
 
-    The key slice of each finding, largest volume first; then, while there is room, slices a quarter and three quarters
-    through each finding, so that its extent shows. Without a finding, four slices spread evenly over the middle of the
-    stack.
+    The key slice of each finding, largest volume first; then, while these are fewer than `ENOUGH`, slices a quarter and
+    three quarters through each finding, so that its extent shows. Without a finding, four slices spread evenly over the
+    middle of the stack.
 
     Parameters
     ----------
@@ -49,7 +50,8 @@ def key_slices(report: Report, keys: Sequence[str]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(keys[int(len(keys) * part)] for part in (0.25, 0.42, 0.58, 0.75)))
     wanted = [telling(finding) for finding in report.findings]
     in_turn = (one[place] for place in range(3) for one in wanted if place < len(one))
-    return tuple(dict.fromkeys(in_turn))[:MAX_IMAGES]
+    room = min(max(len({one[0] for one in wanted}), ENOUGH), MAX_IMAGES)
+    return tuple(dict.fromkeys(in_turn))[:room]
 
 
 def telling(finding: Finding) -> tuple[str, ...]:

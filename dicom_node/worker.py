@@ -196,7 +196,7 @@ def _tell_engine(analyser: Analyser, told: dict[str, str], answers: IO[str]) -> 
 
 
 def _tell_early(analyser: Analyser, name: str, series: Series, folder: Path, answers: IO[str]) -> None:
-    """Tell what makes a level of triage while slices still come, and leave what the network drew beside it."""
+    """Tell what makes a level of triage while slices still come; then leave what the network drew, which can wait."""
     try:
         report = analyser.look(series)
     except Exception as error:  # noqa: BLE001  # it must not cost the series its slices; closing tells what is wrong
@@ -205,12 +205,12 @@ def _tell_early(analyser: Analyser, name: str, series: Series, folder: Path, ans
         return
     if report is None:
         return
-    try:
-        results.write_early(report, series.labels, folder)
-    except (OSError, ValueError) as error:  # a full disk, a UID that can't be a name: the alert matters more
-        log.warning("early_labels_not_kept", series=name, reason=type(error).__name__)
     told = {"report": results.to_json(report, series.received, analyser.form), "patient": analyser.whose(series)}
     _say(answers, {"is": "early", "series": name, **told, "key": report.findings[0].key_slice})
+    try:
+        results.write_early(report, series.labels, folder)
+    except (OSError, ValueError) as error:  # a full disk, a UID that can't be a name
+        log.warning("early_labels_not_kept", series=name, reason=type(error).__name__)
 
 
 def _is_slice(request: dict[str, Any], series: str) -> bool:

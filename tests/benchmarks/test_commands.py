@@ -56,6 +56,20 @@ def test_throughput_by_batch_and_threads(tmp_path: Path):
     assert out.with_suffix(".png").read_bytes().startswith(PNG)
 
 
+def test_an_untrained_network_in_both_precisions(tmp_path: Path):
+    out = tmp_path / "network.json"
+    how = ("--architecture", "res_unet", "--grids", 64, "--slices", 5, "--rounds", 1, "--out", out)
+    shown = bench("network", *how)
+    assert "x grid_64_int8_engine_alone_ms" in shown
+    told = read(out)
+    assert told.about["parameters"] == 2_761_460
+    assert 0.2 < told.about["gflops"]["64"] < 0.4
+    assert out.with_suffix(".png").read_bytes().startswith(PNG)
+    refused = CliRunner().invoke(app, ["network", "--architecture", "unet_3d"])
+    assert refused.exit_code == 2
+    assert "att_focus_net" in refused.output
+
+
 needs_triton = pytest.mark.skipif(
     tritonserver.find() is None, reason="no Triton here, its benchmarks are NOT tested: run `make triton`"
 )

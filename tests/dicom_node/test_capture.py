@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -101,10 +102,31 @@ def test_sides_are_marked_only_where_the_plane_is_known() -> None:
 def test_key_slices_show_every_finding_and_no_more_than_fit(name: str) -> None:
     case = CASES[name]
     chosen = capture.key_slices(case.report, case.keys)
-    assert 0 < len(chosen) <= capture.MAX_IMAGES
     firsts = [finding.key_slice for finding in case.report.findings]
+    assert 0 < len(chosen) <= min(max(len(set(firsts)), capture.ENOUGH), capture.MAX_IMAGES)
     assert list(chosen[: len(set(firsts))]) == list(dict.fromkeys(firsts)), "the largest finding comes first"
     assert {finding.key_slice for finding in case.report.findings} <= set(chosen)
+
+
+@pytest.mark.parametrize(
+    ("findings", "chosen"),
+    [
+        (1, ["5", "3", "7"]),
+        (2, ["5", "15", "3", "13"]),
+        (5, ["5", "15", "25", "35", "45"]),
+        (9, ["5", "15", "25", "35", "45", "55", "65", "75"]),
+    ],
+)
+def test_few_findings_show_their_extent_and_many_get_a_picture_each(findings: int, chosen: list[str]) -> None:
+    report = CASES["one finding"].report
+    made = [
+        replace(
+            report.findings[0], keys=tuple(str(10 * first + n) for n in range(1, 10)), key_slice=str(10 * first + 5)
+        )
+        for first in range(findings)
+    ]
+    report = replace(report, findings=tuple(made))
+    assert list(capture.key_slices(report, [str(number) for number in range(100)])) == chosen
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 40])
