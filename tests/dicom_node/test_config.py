@@ -152,7 +152,7 @@ def test_paths_are_relative_to_the_file(write, tmp_path, monkeypatch):
         ),
         ('[triton]\nservers = ["grpc://a:1"]\nfail_over = "triton"', 'triton.fail_over: "triton" is none of'),
         ('[triton]\nservers = ["grpc://a:1"]\ndeadline_s = 0', "triton.deadline_s: 0 is not above 0"),
-        ('[triton]\nservers = ["grpc://a:1"]\ndeadline_s = 60', "triton.deadline_s: 60 is above 10"),
+        ('[triton]\nservers = ["grpc://a:1"]\ndeadline_s = 10', "triton.deadline_s: 10 is above 7.5"),
         (
             '[model]\nbackend = "tensorrt"\nprecision = "int8-cpu"',
             'model.precision: "int8-cpu" is not for tensorrt: it takes fp32, fp16, int8',
