@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -359,6 +360,39 @@ def test_what_a_server_is_asked_anew_ends_with_the_slice_s_time(stub: Stub):
         with pytest.raises(ServerLost, match="Deadline Exceeded"):
             replica.infer(HU[:1, :, :64], began + 1.0)
         assert time.monotonic() - began < 2.5
+
+
+def test_a_server_that_hangs_is_looked_for_after_its_back_off_and_one_at_a_time(
+    local: Session, monkeypatch: pytest.MonkeyPatch
+):
+    later_s = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + later_s)
+    monkeypatch.setattr(triton, "RETRY_S", 0.0)
+    stubs = [Stub(BUNDLE_THAT_SHIPS) for _ in range(2)]
+    with contextlib.ExitStack() as stack:
+        addresses = [stack.enter_context(serving(one)) for one in stubs]
+        session = stack.enter_context(closing(opened(*addresses, deadline_s=0.5, fail_over="onnxruntime")))
+        monkeypatch.setattr(triton, "time", clock)
+        for one in stubs:  # they say that they are well, and answer nothing
+            one.slow_s = 1.0
+            one.asked.clear()
+
+        def asked() -> list[int]:
+            assert same(session.infer(HU[:1]), local.infer(HU[:1]))
+            return [len(one.asked) for one in stubs]
+
+        assert asked() == [1, 1]
+        assert asked() == [1, 1], "ten times as long as it took"
+        later_s += triton.LONGEST_RETRY_S
+        assert asked() == [2, 1], "one request, and no other server"
+        assert asked() == [2, 1]
+        later_s += triton.LONGEST_RETRY_S
+        assert asked() == [2, 2], "each in its turn"
+        for one in stubs:
+            one.slow_s = 0.0
+        later_s += triton.LONGEST_RETRY_S
+        asked()
+        assert session.identity.backend == "stub 1 onnx"
 
 
 def test_a_server_that_is_not_ready_opens_no_session(stub: Stub):
