@@ -559,6 +559,51 @@ def test_part_of_a_head_on_another_node_takes_no_alert_back(postgres: Server, tm
         assert [one.state for one in Ledger(journal).alerts()] == ["withdrawn"]
 
 
+@pytest.mark.parametrize("moment", ["before", "within"])
+def test_a_node_that_records_at_the_same_moment_is_seen(postgres: Server, monkeypatch: pytest.MonkeyPatch, moment: str):
+    """One has the whole head, the other a slice of it, which must not take back what the whole head has raised."""
+    from dicom_node.assembler import Assembly
+    from dicom_node.dispatch import Result
+    from dicom_node.register import Register
+    from tests.dicom_node.alerts.made import Channel, report
+
+    address = postgres.database()
+
+    def tell(node: str, revision: int, slices: int, said: dict) -> None:
+        with contextlib.closing(Journal(address, node=node)) as journal:
+            assembly = Assembly("1", "1.1", revision, 0.0, dict.fromkeys(Path(str(n)) for n in range(slices)))
+            found = Result(SeriesState.ANALYSED, None, json.dumps(said))
+            Register(journal, Outbox(journal), Ledger(journal, [Channel()])).record(assembly, found, ())
+
+    whole, part = ("a", 1, 40, report("urgent", 5)), ("b", 2, 1, report("routine"))
+    record_result, note = Journal.record_result, Ledger.note
+    if moment == "before":  # the whole head is there once the part has begun
+
+        def late(self, *arguments, **named):
+            if self.node == "b":
+                tell(*whole)
+            return record_result(self, *arguments, **named)
+
+        monkeypatch.setattr(Journal, "record_result", late)
+        tell(*part)
+    else:  # its transaction is open
+        with ThreadPoolExecutor(1) as pool:
+            others = []
+
+            def noted(self, *arguments, **named):
+                note(self, *arguments, **named)
+                if not others:
+                    others.append(pool.submit(tell, *part))
+                    waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+                    wait_until(lambda: postgres.execute(waiting, name_of(address)), "the other waits")
+
+            monkeypatch.setattr(Ledger, "note", noted)
+            tell(*whole)
+            others[0].result()
+    with contextlib.closing(Journal(address)) as journal:
+        assert [(one.state, one.level) for one in Ledger(journal).alerts()] == [("confirmed", "urgent")]
+
+
 def test_a_message_goes_from_one_node_at_a_time(postgres: Server, tmp_path: Path):
     from tests.dicom_node.alerts.made import Channel, note, report
 
