@@ -59,6 +59,7 @@ class DeliveryState(StrEnum):
 DELIVERED = frozenset({DeliveryState.SENT, DeliveryState.CONFIRMED})
 
 _OWED = "state IN ('queued', 'sending', 'waiting')"
+_OPEN = "state IN ('queued', 'sending', 'waiting', 'unconfirmed')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,12 +263,22 @@ class Outbox:
             ).fetchall()
         return Counter({(row[0], DeliveryState(row[1])): row[2] for row in rows})
 
+    def tell_stranded(self, destinations: Collection[str]) -> None:
+        """Log what nobody sends or asks for, since its destination is none of these."""
+        counts: dict[str, dict[str, int]] = {}
+        for (name, state), count in sorted(self.undelivered().items()):
+            if state is not DeliveryState.PARKED and name not in destinations:
+                counts.setdefault(name, {})[str(state)] = count
+        for name, results in counts.items():
+            remedy = "configure it again, or park what it is owed or does not confirm"
+            log.warning("destination_not_configured", destination=name, results=results, remedy=remedy)
+
     def park(self, item_id: int, error: str) -> bool:
-        """Take an unsent item out of the sender's way until `retry`; False where there is none."""
+        """Take an item that is not done with out of the sender's way until `retry`; False where there is none."""
         with self._journal.transaction() as execute:
             return bool(
                 execute(
-                    f"UPDATE outbox SET state = 'parked', last_error = ? WHERE id = ? AND {_OWED}",  # noqa: S608
+                    f"UPDATE outbox SET state = 'parked', last_error = ? WHERE id = ? AND {_OPEN}",  # noqa: S608
                     (error, item_id),
                 ).rowcount
             )
