@@ -353,6 +353,21 @@ def test_a_folder_keeps_its_node_s_name(postgres: Server, tmp_path: Path):
         pass
 
 
+def test_who_a_node_is_outlasts_a_power_cut(postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    genuine, synced = os.fsync, []
+
+    def note(handle: int) -> None:
+        genuine(handle)
+        place = Path(f"/proc/self/fd/{handle}").readlink()
+        synced.append((place.name, (tmp_path / "ct" / IDENTITY).exists()))
+
+    monkeypatch.setattr(os, "fsync", note)
+    with member(postgres.database(), tmp_path / "ct", "ct"):
+        pass
+    content, name = ("identity.new", False), ("ct", True)
+    assert [one for one in synced if one in (content, name)] == [content, name]
+
+
 def test_a_node_s_own_journal_comes_with_it(postgres: Server, tmp_path: Path):
     from tests.dicom_node.alerts.made import Channel, note, report
 
