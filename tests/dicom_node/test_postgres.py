@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -514,6 +515,13 @@ def test_a_damaged_file_holds_up_no_other(postgres: Server, tmp_path: Path, hast
         )
     assert sorted(path.name for path in desk.stored) == sorted(set(names) - {damaged.name})
     assert damaged.exists()
+    config = shared_config(tmp_path / "b", address, name="b", shared=True)
+    told = [(one.node, one.series_uid, one.slices_received) for one in status.look(config).series if one.is_open]
+    assert ("dead", "1.1", 1) in told, "and everybody is told"
+    damaged.unlink()
+    assert "dead" not in {one.node for one in status.look(config).series if one.is_open}
+    shutil.rmtree(tmp_path / "dead")
+    assert "dead" not in {one.node for one in status.look(config).series if one.is_open}
 
 
 def test_a_slice_whose_old_name_stays_is_told_of_all_the_same(postgres: Server, tmp_path: Path, hasty, monkeypatch):
