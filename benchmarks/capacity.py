@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -34,11 +35,12 @@ if TYPE_CHECKING:
 
 RESULTS, PAGE, PICTURE = Path("benchmarks/results"), Path("docs/scale.md"), Path("docs/scale.png")
 ENGINES: tuple[Engine, ...] = ("processor", "gpu")
-SCANNERS = {
-    "hospital, 1 scanner": 1,
-    "hospital, 4 scanners": 4,
-    "hospital, 20 scanners": 20,
-    "region, 200 scanners": 200,
+SITES = {  # how many, and the scanners of each
+    "hospital, 1 scanner": (1, 1),
+    "hospital, 4 scanners": (1, 4),
+    "hospital, 20 scanners": (1, 20),
+    "region, 50 hospitals of 4 scanners": (50, 4),
+    "region, 200 scanners, nodes in one place": (1, 200),
 }
 ARCHIVE = 1e9  # slices of a national archive
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0, 1.2)  # of a full node, at which it is simulated
@@ -85,7 +87,7 @@ def compute(records: Mapping[str, Record], assumed: Assumptions, *, exams: int, 
 
     Parameters
     ----------
-    exams : examinations of each simulation
+    exams : examinations of each simulated node
 
     Raises
     ------
@@ -98,20 +100,20 @@ def compute(records: Mapping[str, Record], assumed: Assumptions, *, exams: int, 
     full = {engine: stations.scanners_per_node(load, assumed) for engine, load in loads.items()}
 
     def point(engine: Engine, scanners: int, nodes: int, gpus: int) -> Point:
-        # nodes that share nothing are each like the others: one of them with its share of the scanners is enough
-        alike, count = (nodes, 1) if not gpus else (1, nodes)
-        how = {"exams": max(exams, 2 * count), "seed": seed, "nodes": count, "gpus": gpus}
-        run = simulate(work[engine], assumed, scanners / alike, **how)
+        # nodes that share nothing are each like the others: the one with most scanners is enough
+        own, count = (math.ceil(scanners / nodes), 1) if not gpus else (scanners, nodes)
+        how = {"exams": exams * count, "seed": seed, "nodes": count, "gpus": gpus}
+        run = simulate(work[engine], assumed, own, **how)
         spread = [tuple(np.percentile(run.results_s(n), (50, 95, 99)).tolist()) for n in (assumed.exam[0], None)]
         return Point(scanners, nodes, gpus, run.busy("worker"), *spread)
 
     curves: dict[Engine, list[Point]] = {}
-    sites: dict[str, dict[Engine, Point]] = {name: {} for name in SCANNERS}
+    sites: dict[str, dict[Engine, Point]] = {name: {} for name in SITES}
     for engine in ENGINES:
         counts = sorted({max(1, round(share * full[engine])) for share in SHARES})
         curves[engine] = [point(engine, count, 1, int(engine == "gpu")) for count in counts]
-        for name, scanners in SCANNERS.items():
-            nodes = stations.nodes_needed(scanners, loads[engine], assumed)
+        for name, (count, each) in SITES.items():
+            scanners, nodes = count * each, count * stations.nodes_needed(each, loads[engine], assumed)
             gpus = stations.gpus_needed(scanners, loads[engine], assumed) if engine == "gpu" else 0
             sites[name][engine] = point(engine, scanners, nodes, gpus)
     again = {engine: stations.reread(ARCHIVE, load, assumed) for engine, load in loads.items()}
@@ -128,7 +130,7 @@ def options() -> argparse.ArgumentParser:
             parser.add_argument(name, type=_sizes, default=one.default, help="slices of each series: 40,320")
         else:
             parser.add_argument(name, type=_positive, default=one.default, help=f"assumed; default {one.default:g}")
-    parser.add_argument("--exams", type=int, default=120, help="of each simulation")
+    parser.add_argument("--exams", type=int, default=120, help="of each simulated node")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--records", type=Path, default=RESULTS, help="folder of the records")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page; its picture goes beside it")

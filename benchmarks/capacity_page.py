@@ -127,12 +127,14 @@ def _sentences(found: Capacity) -> str:
 results in the archive. An emergency is told earlier, from the slice that shows it.
 
 A node on the processor is full at **{full["processor"]}**, limited by {_where(own.bottleneck)}; with a GPU at
-{full["gpu"]} (assumed), limited by {_where(gpu.bottleneck)}. Nodes are counted by load alone: each site has at least
-one of its own, near its scanners, and wants one more than the table says. With one, a restart means that scanners wait
-(they keep their slices and send again); with two, half of them do not notice.
+{full["gpu"]} (assumed), limited by {_where(gpu.bottleneck)}. Nodes are counted by site and by whole scanners: a
+scanner has its node, and a hospital has at least one of its own, near its scanners, however few these are. Each site
+wants one more than the table says. With one, a restart means that scanners wait (they keep their slices and send
+again); with two, half of them do not notice.
 
-A region's GPUs are few: one answers {assumed.most_busy * 1e3 / assumed.gpu_ms:,.0f} slices a second at the assumed
-{assumed.gpu_ms:g} ms. What grows with its scanners is nodes.
+A region's GPUs are few, and all of its nodes share them: one answers
+{assumed.most_busy * 1e3 / assumed.gpu_ms:,.0f} slices a second at the assumed {assumed.gpu_ms:g} ms. What grows is
+nodes: with its hospitals where these are small, with its scanners where they are large.
 
 The archive's {_reread_exams(found):.0f} examinations an hour are {a_day:.0f} slices a second,
 {8 * SLICE_B * a_day / 1e9:.2g} Gb/s out of it day and night, which it has to give away beside its work. Nothing need

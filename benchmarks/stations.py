@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -80,7 +81,11 @@ def scanners_per_node(one: Load, assumed: Assumptions) -> int:
 
 
 def nodes_needed(scanners: int, one: Load, assumed: Assumptions) -> int:
-    return servers_needed(scanners * assumed.exams_per_hour, one.node_ms / HOUR_MS, assumed.most_busy)
+    """Of one site: a scanner has its node, and where one alone is too many for a node, it has several to itself."""
+    each = scanners_per_node(one, assumed)
+    if each:
+        return max(1, math.ceil(scanners / each))
+    return scanners * servers_needed(assumed.exams_per_hour, one.node_ms / HOUR_MS, assumed.most_busy)
 
 
 def gpus_needed(scanners: int, one: Load, assumed: Assumptions) -> int:

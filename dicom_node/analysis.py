@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from runtime.triage import Rule
     from runtime.types import Report, Slice, SliceStack
 
+    Views = Sequence[tuple[tuple[str, ...], tuple[str, ...]]]  # slices that each shows, and those that it answers
+
 log = structlog.get_logger(__name__)
 
 
@@ -127,7 +129,7 @@ class Analyser:
         Parameters
         ----------
         paths : files; of a multi-frame image every frame is a slice
-        on_more : called after each batch but the last: a file may hold many
+        on_more : called after each batch but the last: a file may hold many, and many views may be due
 
         Raises
         ------
@@ -141,7 +143,7 @@ class Analyser:
         while batch:
             for one, image in batch:
                 self._take(series, one, image)
-            self._infer_due(series)
+            self._infer_due(series, on_more)
             if batch := list(islice(images, self.max_batch)):
                 on_more()
         return seen
@@ -159,30 +161,33 @@ class Analyser:
             series.add(seen.path, header, slice_)
             series.rank = series.rank or kernel.rank(header, self._bone_kernels)
 
-    def _infer_due(self, series: Series) -> None:
+    def _infer_due(self, series: Series, on_more: Callable[[], None]) -> None:
         """Infer what has its neighbours, and forget HU that no view will need."""
         view = self.bundle.view
         if view.answered == 1:
             ends = view.shown // 2  # slices that may still get other neighbours
             try:
-                self._infer(series, self._views([key for _, key in series.order])[ends : len(series.order) - ends])
+                views = self._views([key for _, key in series.order])[ends : len(series.order) - ends]
+                self._infer(series, views, on_more)
             except DeviceLost:
                 raise
             except InferenceError as error:  # closing tries again, and what fails then is the series' fate
                 log.error("inference_failed", reason=str(error))  # noqa: TRY400
         series.forget(2 * self.max_batch + view.shown)
 
-    def _views(self, keys: Sequence[str]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
-        """Views of a stack: the slices that each shows, and those that it answers."""
+    def _views(self, keys: Sequence[str]) -> Views:
+        """Views of a stack."""
         views = self.bundle.view.over(len(keys))
         return [(tuple(keys[i] for i in shown), tuple(keys[i] for i in answered)) for shown, answered in views]
 
-    def _infer(self, series: Series, views: Sequence[tuple[tuple[str, ...], tuple[str, ...]]]) -> None:
+    def _infer(self, series: Series, views: Views, on_more: Callable[[], None]) -> None:
         """Segment what each view answers, unless that was done with the same slices around it."""
         if len(series.sizes) > 1:  # no stack: closing says so
             return
         due = [view for view in views if series.looked_at.get(view[1][0]) != view[0]]
         for start in range(0, len(due), self.max_batch):
+            if start:
+                on_more()
             batch = due[start : start + self.max_batch]
             hu = {key: series.hu(key) for shown, _ in batch for key in shown}
             answers = self.session.infer(np.stack([[hu[key] for key in shown] for shown, _ in batch]))
@@ -224,6 +229,7 @@ class Analyser:
         missing: Sequence[str],
         predecessor: Path | None = None,
         siblings: Iterable[Sequence[Path]] = (),
+        on_more: Callable[[], None] = lambda: None,
     ) -> Outcome:
         """Measure, report, and write the results and ``report.json`` into `folder`.
 
@@ -234,6 +240,7 @@ class Analyser:
         missing : what makes the report provisional, as far as the caller knows
         predecessor : the SR that this one replaces
         siblings : files of each other series of the study, looked at if this one is for bone
+        on_more : as of `feed`
 
         Raises
         ------
@@ -250,7 +257,9 @@ class Analyser:
                     min_slices=self._min_slices,
                     max_lossy_ratio=self._max_lossy_ratio,
                 )
-            return self._close(series, folder, revision, missing, predecessor)
+            stack = self._stack(series)
+            self._infer(series, self._views(stack.keys), on_more)
+            return self._close(series, stack, folder, revision, missing, predecessor)
         except NotAnalysed as refusal:
             # a series of another kind lacks nothing, whatever ended it
             lacking = (*missing, *(_refusals(series.refused)[0] if series.planes else ()))
@@ -312,10 +321,8 @@ class Analyser:
             return ()
 
     def _close(
-        self, series: Series, folder: Path, revision: int, missing: Sequence[str], predecessor: Path | None
+        self, series: Series, stack: SliceStack, folder: Path, revision: int, missing: Sequence[str], prior: Path | None
     ) -> Outcome:
-        stack = self._stack(series)
-        self._infer(series, self._views(stack.keys))
         incomplete, left_out = _refusals(series.refused)
         if series.repeated:
             incomplete.append(f"{series.repeated} images carry the SOPInstanceUID of another and were left out")
@@ -339,7 +346,7 @@ class Analyser:
             report,
             revision=revision,
             started=series.started,
-            predecessor=dcmread(predecessor, stop_before_pixels=True) if predecessor else None,
+            predecessor=dcmread(prior, stop_before_pixels=True) if prior else None,
             form=self.form,
         )
         paths = results.write(objects, folder, results.to_json(report, series.received, self.form))

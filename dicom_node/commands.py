@@ -64,7 +64,7 @@ def outbox_retry(
 def outbox_park(config: ConfigFile, item: Annotated[int, typer.Argument(help="Its id.")]) -> None:
     """Take a result out of the sender's way until it is retried."""
     if not _outbox(config).park(item, "parked by hand"):
-        end(f"no unsent result {item}: see `scanside outbox list`", 1)
+        end(f"no result {item} that is unsent or unconfirmed: see `scanside outbox list`", 1)
     out.print(f"parked: {item}, until `scanside outbox retry {item}`", highlight=False)
 
 

@@ -204,17 +204,19 @@ class Journal:
             ).fetchone()
         return _series_record(row) if row else None
 
-    def reported_elsewhere(self, study_uid: str, series_uid: str) -> int:
-        """How many slices of a series another node has reported on; 0 where none has."""
+    def reported_elsewhere(self, execute: Execute, study_uid: str, series_uid: str) -> int:
+        """How many slices of a series another node has reported on; 0 where none has.
+
+        Who records at this moment is waited for until the transaction of `execute` ends.
+        """
         if not self.database.has_others:
             return 0
-        with self.statements() as execute:
-            slices = execute(
-                "SELECT MAX(slices) FROM series WHERE study_uid = ? AND series_uid = ?"  # noqa: S608 (a constant)
-                f" AND report_json IS NOT NULL AND NOT ({self.own})",
-                (study_uid, series_uid),
-            ).fetchone()[0]
-        return slices or 0
+        self.database.alone(execute)
+        return execute(
+            "SELECT COALESCE(MAX(slices), 0) FROM series WHERE study_uid = ? AND series_uid = ?"  # noqa: S608 (a constant)
+            f" AND report_json IS NOT NULL AND NOT ({self.own})",
+            (study_uid, series_uid),
+        ).fetchone()[0]
 
     def last_told(self, study_uid: str, series_uid: str) -> SeriesRecord | None:
         """The highest revision of a series of which a destination has got, or is owed, something."""

@@ -266,6 +266,7 @@ def _identity(folder: Path, name: str) -> str:
             file.flush()
             os.fsync(file.fileno())
         made.rename(path)
+        spools.sync_directory(folder)  # without its name after a power cut, the node would be another
         return token
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise JournalError(f"{path}: can't be read ({error}): remove it, and the node makes a new one") from error

@@ -15,7 +15,8 @@ can't be known, so it is sent once more, with the same SOP Instance UID. That is
 SCP takes the second for the first.
 
 Nodes send; other processes may read, retry and park (the command line) meanwhile. Of nodes that share a journal each
-takes rows that no other has: one that is being sent is another's only when its sender is heard of no more.
+takes rows that no other has: one that is being sent is another's only when its sender is heard of no more. From then
+on what the first still says of its attempt changes nothing.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class DeliveryState(StrEnum):
 DELIVERED = frozenset({DeliveryState.SENT, DeliveryState.CONFIRMED})
 
 _OWED = "state IN ('queued', 'sending', 'waiting')"
+_OPEN = "state IN ('queued', 'sending', 'waiting', 'unconfirmed')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,21 +153,28 @@ class Outbox:
                 (DeliveryState.UNCONFIRMED if confirm else DeliveryState.SENT, now, now, item_id),
             )
 
-    def failed(self, item: OutboxItem, reason: str) -> None:
-        """The peer did not take this object, or does not keep it: one attempt more, and wait."""
+    def failed(self, item: OutboxItem, reason: str) -> bool:
+        """The peer did not take this object, or does not keep it: one attempt more, and wait.
+
+        Returns
+        -------
+        False where the row is another node's by now; a report on commitment counts whoever hears it
+        """
         wait_s = back_off_s(item.attempts + 1)
         log.warning("result_not_taken", **_told(item), reason=reason, retry_s=wait_s)
         with self._journal.transaction() as execute:
-            execute(
-                "UPDATE outbox SET state = 'waiting', attempts = attempts + 1, next_try = ?, last_error = ?"
-                " WHERE id = ? AND state IN ('sending', 'unconfirmed')",
-                (time.time() + wait_s, reason, item.id),
-            )
+            changed = execute(
+                "UPDATE outbox SET state = 'waiting', attempts = attempts + 1, next_try = ?, last_error = ?"  # noqa: S608
+                " WHERE id = ? AND state IN ('sending', 'unconfirmed')"
+                f" AND ({self._journal.free} OR state = 'unconfirmed' AND transaction_uid = ?)",
+                (time.time() + wait_s, reason, item.id, item.transaction_uid),
+            ).rowcount
+        return bool(changed)
 
     def refused(self, item: OutboxItem, reason: str) -> None:
         """Not taken, and not likely to be: after some attempts a person has to look."""
-        self.failed(item, reason)
-        if item.attempts + 1 >= ATTEMPTS_BEFORE_PARKING and self.park(item.id, reason):
+        is_ours = self.failed(item, reason)
+        if is_ours and item.attempts + 1 >= ATTEMPTS_BEFORE_PARKING and self.park(item.id, reason):
             remedy = f"mend the cause, then `scanside outbox retry {item.id}`"
             log.error("result_parked", **_told(item), series_uid=item.series_uid, reason=reason, remedy=remedy)
 
@@ -174,17 +183,18 @@ class Outbox:
         with self._journal.transaction() as execute:
             for item_id in item_ids:
                 execute(
-                    "UPDATE outbox SET state = CASE state WHEN 'sending' THEN 'waiting' ELSE state END,"
+                    "UPDATE outbox SET state = CASE state WHEN 'sending' THEN 'waiting' ELSE state END,"  # noqa: S608
                     " next_try = ?, last_error = ?"
-                    " WHERE id = ? AND state IN ('sending', 'unconfirmed')",
+                    f" WHERE id = ? AND state IN ('sending', 'unconfirmed') AND {self._journal.free}",
                     (next_try, error, item_id),
                 )
 
     def hurry(self, destination: str) -> None:
-        """Have what waits for a destination tried now: its address was wrong, and is not any more."""
+        """Have what waits here for a destination tried now: its address was wrong, and is not any more."""
         with self._journal.transaction() as execute:
             execute(
-                "UPDATE outbox SET next_try = ? WHERE destination = ? AND state IN ('waiting', 'unconfirmed')",
+                "UPDATE outbox SET next_try = ? WHERE destination = ? AND state IN ('waiting', 'unconfirmed')"  # noqa: S608
+                f" AND {self._journal.within_reach}",
                 (time.time(), destination),
             )
 
@@ -200,15 +210,19 @@ class Outbox:
         with self._journal.transaction() as execute:
             for item_id in item_ids:
                 execute(
-                    "UPDATE outbox SET asked = asked + 1, next_try = ?, transaction_uid = ?"
-                    " WHERE id = ? AND state = 'unconfirmed'",
+                    "UPDATE outbox SET asked = asked + 1, next_try = ?, transaction_uid = ?"  # noqa: S608
+                    f" WHERE id = ? AND state = 'unconfirmed' AND {self._journal.free}",
                     (next_try, transaction_uid, item_id),
                 )
 
     def believe(self, destination: str) -> None:
-        """A destination that is asked no more has what it took."""
+        """A destination that is asked no more has what it took from here; other nodes may ask it still."""
         with self._journal.transaction() as execute:
-            execute("UPDATE outbox SET state = 'sent' WHERE state = 'unconfirmed' AND destination = ?", (destination,))
+            execute(
+                "UPDATE outbox SET state = 'sent' WHERE state = 'unconfirmed' AND destination = ?"  # noqa: S608
+                f" AND {self._journal.within_reach}",
+                (destination,),
+            )
 
     def asked_in(self, transaction_uid: str) -> list[OutboxItem]:
         """All whose commitment was asked for in a transaction, whatever has become of it."""
@@ -249,12 +263,22 @@ class Outbox:
             ).fetchall()
         return Counter({(row[0], DeliveryState(row[1])): row[2] for row in rows})
 
+    def tell_stranded(self, destinations: Collection[str]) -> None:
+        """Log what nobody sends or asks for, since its destination is none of these."""
+        counts: dict[str, dict[str, int]] = {}
+        for (name, state), count in sorted(self.undelivered().items()):
+            if state is not DeliveryState.PARKED and name not in destinations:
+                counts.setdefault(name, {})[str(state)] = count
+        for name, results in counts.items():
+            remedy = "configure it again, or park what it is owed or does not confirm"
+            log.warning("destination_not_configured", destination=name, results=results, remedy=remedy)
+
     def park(self, item_id: int, error: str) -> bool:
-        """Take an unsent item out of the sender's way until `retry`; False where there is none."""
+        """Take an item that is not done with out of the sender's way until `retry`; False where there is none."""
         with self._journal.transaction() as execute:
             return bool(
                 execute(
-                    f"UPDATE outbox SET state = 'parked', last_error = ? WHERE id = ? AND {_OWED}",  # noqa: S608
+                    f"UPDATE outbox SET state = 'parked', last_error = ? WHERE id = ? AND {_OPEN}",  # noqa: S608
                     (error, item_id),
                 ).rowcount
             )

@@ -49,8 +49,6 @@ class Register:
             each.name: each.results for each in destinations if each.wants(result.level) or each.name in before
         }
 
-        of_part = self._journal.reported_elsewhere(assembly.study_uid, assembly.series_uid) > len(assembly.paths)
-
         def alert(execute: Execute) -> None:
             series = assembly.study_uid, assembly.series_uid, assembly.revision
             if result.report_json is None:
@@ -58,6 +56,7 @@ class Register:
             else:
                 document = next((file.sop_uid for file in result.files if file.role == "sr"), None)
                 report = json.loads(result.report_json) | {"sr_uid": document}
+                of_part = self._journal.reported_elsewhere(execute, *series[:2]) > len(assembly.paths)
                 self._ledger.note(execute, *series, report, result.patient, final=True, of_part=of_part)
 
         self._journal.record_result(

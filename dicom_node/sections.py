@@ -6,7 +6,6 @@ import ipaddress
 import json
 import re
 from pathlib import Path
-from string import Formatter
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
@@ -14,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from dicom_node.journal import Role
 from dicom_node.kernel import BONE_KERNELS
 from dicom_node.snomed import is_identifier
+from dicom_node.template import check_template
 
 Confirm = Literal["no", "commitment", "query"]
 Level = Literal["critical", "urgent", "routine"]
@@ -24,6 +24,13 @@ def _legal_ae_title(title: str) -> str:
     if not re.fullmatch(r"[\x20-\x5b\x5d-\x7e]{1,16}", title):
         raise ValueError("is not an AE title: 1 to 16 ASCII characters, no backslash, no control character")
     return title
+
+
+def _legal_name(name: str) -> str:
+    """Names are shown on terminals, logged, and stand in SQL."""
+    if not name.isprintable():
+        raise ValueError("is not a name: it has a control character, or another one that can't be printed")
+    return name
 
 
 def _legal_host(host: str) -> str:
@@ -56,18 +63,6 @@ def _legal_pattern(pattern: str) -> str:
     except re.error as error:
         raise ValueError(f"is not a regular expression: {error}") from error
     return pattern
-
-
-def check_template(template: str, names: tuple[str, ...]) -> None:
-    """Refuse with a ValueError what could not be filled in with a value of each of these names, whatever it is."""
-    try:
-        fields = [(name, spec, convert) for _, name, spec, convert in Formatter().parse(template) if name is not None]
-    except ValueError as error:
-        raise ValueError(f"is no template: {error}") from error
-    if unknown := ", ".join(sorted({name for name, *_ in fields} - {*names})):
-        raise ValueError(f"has placeholders that nothing fills ({unknown}): there are {', '.join(names)}")
-    if any(spec or convert for _, spec, convert in fields):
-        raise ValueError("has a placeholder with more in its braces than its name")
 
 
 def _legal_viewer(template: str) -> str:
@@ -124,7 +119,7 @@ Folder = Annotated[Path, BeforeValidator(_legal_path)]
 Network = Annotated[str, StringConstraints(strip_whitespace=True), AfterValidator(_legal_network)]
 Title = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64), AfterValidator(_drawable)]
 Triple = Annotated[tuple[str, ...], AfterValidator(_legal_triple)]
-Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1), AfterValidator(_legal_name)]
 
 
 class Section(BaseModel):

@@ -24,7 +24,7 @@ from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS, code_to_category
 
 from dicom_node.confirmation import Confirmation
 from dicom_node.journal import JournalError
-from dicom_node.outbox import DeliveryState, back_off_s
+from dicom_node.outbox import back_off_s
 from dicom_node.silence import explain
 from dicom_node.trail import Trail
 from dicom_node.wire import Answers, PromptSocket
@@ -94,12 +94,7 @@ class Sender:
         self._leaving: list[_Courier] = []  # of destinations that are gone: they end after the object on the wire
 
     def start(self) -> None:
-        known = {courier.destination.name for courier in self._couriers}
-        owed = {name for name, state in self._outbox.undelivered() if state is not DeliveryState.PARKED}
-        for name in sorted(owed - known):
-            log.warning(
-                "destination_not_configured", destination=name, remedy="configure it again, or park what it is owed"
-            )
+        self._outbox.tell_stranded({courier.destination.name for courier in self._couriers})
         for courier in self._couriers:
             courier.start()
 
@@ -109,7 +104,7 @@ class Sender:
             courier.wake()
 
     def reload(self, destinations: Sequence[Destination]) -> None:
-        """Serve these from now on; what one that is gone is owed stays in the journal until it is configured again."""
+        """Serve these from now on; what one that is gone is owed, or has to be asked for, stays until it is back."""
         before = {courier.destination.name: courier for courier in (*self._leaving, *self._couriers)}
         couriers = []
         for destination in destinations:
@@ -125,6 +120,8 @@ class Sender:
         for courier in before.values():
             courier.stop()
         self._couriers, self._leaving = couriers, [courier for courier in before.values() if courier.is_alive()]
+        with suppress(JournalError):  # as above
+            self._outbox.tell_stranded({destination.name for destination in destinations})
 
     def busy(self, within_s: float) -> list[str]:
         """Destinations for which something is due by then."""

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 from dicom_node.sections import Section
 from runtime.kserve import Address
-from runtime.triton import Servers
+from runtime.triton import MOST_DEADLINE_S, Servers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +30,11 @@ class Triton(Section):
         "http://HOST:PORT; over gRPC a server on this machine shares memory.",
     )
     deadline_s: float = Field(
-        5.0, gt=0, le=10, description="For the answer to a slice; a server that takes longer is lost for a while."
+        5.0,
+        gt=0,
+        le=MOST_DEADLINE_S,
+        description="For the answer to a slice; a server that takes longer is lost for a while. All servers together "
+        "get a minute, in which another has to be asked after one that hangs.",
     )
     fail_over: Literal["auto", "tensorrt", "onnxruntime", "onnxruntime-cuda"] | None = Field(
         None,

@@ -112,7 +112,7 @@ class Spool:
             self._put_back(study)
         # an earlier life may have been killed between making a directory and syncing its parent
         for directory in (root.parent, root, *_studies(root)):
-            _sync_directory(directory)
+            sync_directory(directory)
 
     def reload(self, free_floor_gb: float, max_instance_mb: float) -> None:
         """Go by other limits."""
@@ -198,9 +198,9 @@ class Spool:
                 sha256 = part10.digest(path)
                 if _claim(path, place / path.name, sha256) is Outcome.CONFLICT:
                     path.rename(self.root / QUARANTINE / f"{path.stem}.{sha256}.dcm")
-            _sync_directory(place)
+            sync_directory(place)
         for directory in (self.root / leaving.name, self.root / QUARANTINE, self.root):
-            _sync_directory(directory)
+            sync_directory(directory)
         shutil.rmtree(leaving)
 
     def find(self, sop_uids: Collection[str]) -> dict[str, Instance]:
@@ -222,7 +222,7 @@ class Spool:
         if outcome is Outcome.CONFLICT:
             apart = self.root / QUARANTINE / f"{instance.path.stem}.{instance.sha256}.dcm"
             instance = replace(instance, path=incoming.rename(apart))
-        _sync_directory(instance.path.parent)  # after a repeat too: whoever stored the first may not have come so far
+        sync_directory(instance.path.parent)  # after a repeat too: whoever stored the first may not have come so far
         return outcome, instance
 
     def place(self, study_uid: str, series_uid: str, sop_uid: str) -> Path:
@@ -231,8 +231,8 @@ class Spool:
         with self._making_directory:  # nobody uses it before it is
             if not series.is_dir():
                 series.mkdir(parents=True, exist_ok=True)
-                _sync_directory(series.parent)
-                _sync_directory(self.root)
+                sync_directory(series.parent)
+                sync_directory(self.root)
         return series / f"{file_name(sop_uid)}.dcm"
 
     def _require_space(self) -> None:
@@ -389,7 +389,8 @@ def _counts(study: Path) -> dict[str, int]:
     return {series.name: len(list(series.glob("*.dcm"))) for series in study.iterdir()} if study.is_dir() else {}
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Have names in a folder outlast a power cut."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)

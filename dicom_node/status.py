@@ -23,7 +23,7 @@ from dicom_node.outbox import DELIVERED, DeliveryState, Outbox
 from dicom_node.retention import DAY_S
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from dicom_node.alerts.alert import Alert
     from dicom_node.config import Config
@@ -192,22 +192,11 @@ def look(config: Config, days: float = inf) -> Status:
         alerts = tuple(_open_alerts(Ledger(journal).alerts()))
         nodes = members(journal)
     own = [record for record in records if not nodes or record.node == config.node_name]
-    latest = {(record.study_uid, record.series_uid): record for record in sorted(own, key=lambda one: one.revision)}
-    fresh = time.time() - config.series.idle_timeout_s
-    waiting = [
-        Series(
-            study_uid=key[0],
-            series_uid=key[1],
-            revision=latest[key].revision + 1 if key in latest else 1,
-            state=RECEIVING if running and last > fresh else WAITING,
-            slices_received=slices(config.node.folder / "spool", *key, count),
-            changed=last,
-            node=config.node_name,
-        )
-        for key, (count, last) in held.items()
-        if key not in latest or count > latest[key].slices or last > latest[key].recorded
-    ]
+    fresh = time.time() - config.series.idle_timeout_s if running else inf
+    waiting = [*_without_result(config.node.folder / "spool", held, own, config.node_name, fresh)]
     waiting += elsewhere(nodes, config.node_name, records)
+    if config.journal.shared_storage:
+        waiting += _left_behind(nodes, records, config.node_name)
     owed = {(item.study_uid, item.series_uid) for item in items if item.state not in DELIVERED}
     told = [one for one in records if _is_recent(one.recorded, days) or (one.study_uid, one.series_uid) in owed]
     free_gb, floor = shutil.disk_usage(config.node.folder).free / 1e9, config.node.free_floor_gb
@@ -223,6 +212,34 @@ def look(config: Config, days: float = inf) -> Status:
         alerts=alerts,
         nodes=tuple(Node(one.name, one.lives, one.seen) for one in nodes),
     )
+
+
+def _without_result(
+    root: Path, held: Mapping[tuple[str, str], tuple[int, float]], own: Iterable[SeriesRecord], node: str, fresh: float
+) -> Iterator[Series]:
+    """Series of a node's spool whose last result does not cover them; they arrive still where that is fresh."""
+    latest = {(record.study_uid, record.series_uid): record for record in sorted(own, key=lambda one: one.revision)}
+    for key, (count, last) in held.items():
+        if key not in latest or count > latest[key].slices or last > latest[key].recorded:
+            yield Series(
+                study_uid=key[0],
+                series_uid=key[1],
+                revision=latest[key].revision + 1 if key in latest else 1,
+                state=RECEIVING if last > fresh else WAITING,
+                slices_received=slices(root, *key, count),
+                changed=last,
+                node=node,
+            )
+
+
+def _left_behind(nodes: Iterable[Member], records: Sequence[SeriesRecord], here: str) -> Iterator[Series]:
+    """What lies without a result with nodes that are gone, and tell of nothing: who took over could not read it."""
+    for node in nodes:
+        if node.name != here and not node.lives and node.shared and not node.open:
+            with contextlib.suppress(OSError):  # a folder that is gone holds nothing that could be told
+                held = spool.count(node.folder / "spool")
+                own = [record for record in records if record.node == node.name]
+                yield from _without_result(node.folder / "spool", held, own, node.name, inf)
 
 
 def elsewhere(nodes: Iterable[Member], here: str, records: Iterable[SeriesRecord]) -> list[Series]:

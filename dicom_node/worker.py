@@ -33,6 +33,7 @@ import signal
 import sys
 import threading
 from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -52,7 +53,7 @@ from runtime.session import open_session, self_test
 from runtime.triage import LEVELS, Rule, check_rules
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from runtime.bundle import Bundle
     from runtime.session import Session
@@ -162,8 +163,13 @@ def _serve(analyser: Analyser, requests: queue.SimpleQueue[dict[str, Any] | None
         if request["do"] == "close":
             series = open_series.setdefault(name, Series())
             gc.disable()  # a look through all headers of all open series, while a reader waits, finds nothing
+            going = {"is": "going", "series": name}
             try:
-                outcome = _given_up(analyser, request) if request["given_up"] else _close(analyser, series, request)
+                outcome = (
+                    _given_up(analyser, request)
+                    if request["given_up"]
+                    else _close(analyser, series, request, partial(_say, answers, going))
+                )
             except NoRoom as error:
                 _say(answers, {"is": "no room", "series": name, "reason": str(error)})
                 continue
@@ -217,7 +223,7 @@ def _is_slice(request: dict[str, Any], series: str) -> bool:
     return request["do"] == "slice" and request["series"] == series
 
 
-def _close(analyser: Analyser, series: Series, request: dict[str, Any]) -> Outcome:
+def _close(analyser: Analyser, series: Series, request: dict[str, Any], go_on: Callable[[], None]) -> Outcome:
     return analyser.close(
         series,
         Path(request["folder"]),
@@ -225,6 +231,7 @@ def _close(analyser: Analyser, series: Series, request: dict[str, Any]) -> Outco
         missing=request["missing"],
         predecessor=_predecessor(request),
         siblings=_siblings(series, Path(request["folder"]).parents[1]),
+        on_more=go_on,
     )
 
 

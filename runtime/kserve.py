@@ -18,6 +18,7 @@ import shlex
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ VERSION = "1"  # of a model in the repository: another bundle has another name
 OUTPUTS = {"labels": np.uint8, "voxels": np.float32, "evidence": np.float32}
 MOST_VIEWS = 4  # in a request; larger batches are the server's to make, of several nodes' requests
 CHECK_S = 10.0  # between looks at a model's hashes: a server may start anew behind a connection that goes on
-LONGEST_S = 60.0  # for any answer: the node takes a worker that says nothing for 120 s for hung
+LONGEST_S = 60.0  # for an answer, whoever is asked for it: the node takes a worker that says nothing for 120 s for hung
 HEALTH_S = 2.0  # for an answer that needs no inference
 NO_LABEL = 255  # no bundle has so many classes
 SHARED = Path("/dev/shm")  # noqa: S108  # where POSIX shared memory lies on Linux: the server opens it by name
@@ -94,6 +95,7 @@ class Server:
     Parameters
     ----------
     deadline_s : for each slice of a request; the answer that takes longer is given up, after a minute in any case
+    until : clock (`time.monotonic`) at which whatever is asked is given up; as an attribute it can be set anew
 
     Raises
     ------
@@ -102,8 +104,8 @@ class Server:
 
     """
 
-    def __init__(self, address: Address, bundle: Bundle, precision: str, deadline_s: float) -> None:
-        self._address, self._deadline_s = address, deadline_s
+    def __init__(self, address: Address, bundle: Bundle, precision: str, deadline_s: float, until: float = inf) -> None:
+        self._address, self._deadline_s, self.until, self._has_answered = address, deadline_s, until, False
         self._model = model_name(bundle, precision)
         self._bundle, self._precision = bundle, precision
         self._classes, self._view = len(bundle.classes), bundle.view
@@ -138,13 +140,15 @@ class Server:
         if self.sizes is not None and size not in self.sizes:
             raise NoPlan(f"{self._address}: {self._model} takes slices of {self.sizes[0]}, not of {size}")
         answers: list[SliceLabels] = []
-        for start in range(0, len(hu), self.max_batch):
-            views = hu[start : start + self.max_batch]
+        first = self.max_batch if self._has_answered else 1  # a server whose inference alone hangs costs one deadline
+        for start, end in itertools.pairwise(sorted({0, *range(first, len(hu), self.max_batch), len(hu)})):
+            views = hu[start:end]
             slices = len(views) * self._view.answered
             if self._fixed:
                 views = np.pad(views, ((0, self._fixed - len(views)), (0, 0), (0, 0), (0, 0)), mode="edge")
             arrays = self._ask(views, (len(views) * self._view.answered, *size))
             answers += checked(*(array[:slices] for array in arrays), self._classes, (slices, *size))
+            self._has_answered = True
         return answers
 
     def close(self) -> None:
@@ -283,10 +287,9 @@ class Server:
         result = self._call("infer", self._model, [request], VERSION, outputs=wanted, seconds=seconds)
         for name in OUTPUTS:
             told = result.get_output(name)
-            if told is None or tuple(told.shape) != shapes[name]:
-                raise InferenceError(
-                    f"{self._address}: {name} of shape {told and list(told.shape)}, not {shapes[name]}"
-                )
+            given = told and tuple(told.shape)
+            if given != shapes[name]:
+                raise InferenceError(f"{self._address}: {name} of shape {given}, not {shapes[name]}")
         return self._of_kinds([arrays[name].copy() for name in OUTPUTS])
 
     def _of_kinds(self, arrays: list[NDArray[Any] | None]) -> list[NDArray[Any]]:
@@ -314,13 +317,16 @@ class Server:
         return self._memory
 
     def _call(self, name: str, *arguments: Any, seconds: float = HEALTH_S, **options: Any) -> Any:
-        """Call the client, for so many seconds at most in all.
+        """Call the client, for so many seconds at most in all, and never beyond `until`.
 
         Raises
         ------
         ServerLost, InferenceError : as of `infer`
 
         """
+        seconds = min(seconds, self.until - time.monotonic())
+        if seconds <= 0:
+            raise ServerLost(f"{self._address}: no time was left to ask it")
         method = getattr(self._client, name)
         with _told(self._address):
             if self._address.scheme == "grpc":

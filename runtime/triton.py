@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from runtime.errors import BackendError, DeviceLost, InferenceError, NoPlan, ScansideError, SelfTestFailed, ServerLost
-from runtime.kserve import Address, Server, library
+from runtime.kserve import LONGEST_S, MOST_VIEWS, Address, Server, library
 from runtime.types import IN_PLACE
 
 if TYPE_CHECKING:
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from runtime.session import Session
     from runtime.types import ModelIdentity, SliceLabels
 
+MOST_DEADLINE_S = LONGEST_S / (2 * MOST_VIEWS)  # for a slice: a full request to one that hangs leaves time for another
 RETRY_S, LONGEST_RETRY_S = 1.0, 30.0  # before a replica that failed is asked again; doubled each time
+COST = 10  # and, up to the longest, so many times as long as slices waited for it in vain
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class Servers:
     Attributes
     ----------
     addresses : of replicas of one model: ``grpc://HOST:PORT`` or ``http://HOST:PORT``
-    deadline_s : for a slice
+    deadline_s : for a slice, of which there may be several in a request
     fail_over : the local backend that answers when none of them does; None: nobody does
 
     """
@@ -57,8 +59,9 @@ class TritonSession:
         addresses = [Address.parse(one) for one in servers.addresses]
         for scheme in {one.scheme for one in addresses}:
             library(scheme)  # what is not installed is no server that is away
+        self._least_s, self._next_look = min(servers.deadline_s, MOST_DEADLINE_S), 0.0
         self._replicas = deque(_Replica(one, bundle, precision, servers.deadline_s) for one in addresses)
-        opened = [one.server for one in self._replicas if one.is_open()]
+        opened = [one.server for one in self._replicas if one.open(time.monotonic() + LONGEST_S)]
         if not opened and local is None:
             raise BackendError(f"no server has the model: {self._faults()}")
         first = opened[0] if opened else local
@@ -70,20 +73,25 @@ class TritonSession:
     def infer(self, hu: NDArray[np.int16] | NDArray[np.int32]) -> list[SliceLabels]:
         """Labels of the slices that N views answer, from HU ``(N, shown, H, W)``, of the next server that is well.
 
+        However many there are, all of them together get `LONGEST_S`, with all that is asked of them.
+
         Raises
         ------
         ServerLost : none answers in time, and there is no local engine
         InferenceError : of a request that a well server refuses, or the local engine's
 
         """
-        refusal = None
+        refusal, until = None, time.monotonic() + LONGEST_S
+        self._look_for_lost(until)
         for _ in range(len(self._replicas)):
+            if until - time.monotonic() < self._least_s:  # too little to tell one that is well from one that hangs
+                break
             replica = self._replicas[0]
             self._replicas.rotate(-1)
-            if not replica.is_open():
+            if replica.server is None:
                 continue
             try:
-                answers = replica.infer(hu)
+                answers = replica.infer(hu, until)
             except DeviceLost:
                 continue
             except InferenceError as error:
@@ -96,6 +104,15 @@ class TritonSession:
             self._say(None, refusal)
             return answers
         raise refusal or ServerLost(f"no server answers: {self._faults()}")
+
+    def _look_for_lost(self, until: float) -> None:
+        """Look for servers whose time has come, the longest due first; one that lets slices wait in vain is enough."""
+        for replica in sorted((one for one in self._replicas if one.server is None), key=lambda one: one.next_try):
+            began = time.monotonic()
+            if began < max(replica.next_try, self._next_look):
+                return
+            if not replica.open(until):
+                self._next_look = time.monotonic() + _pause_s(began)
 
     def close(self) -> None:
         for one in self._replicas:
@@ -124,18 +141,18 @@ class _Replica:
         self._opening = address, bundle, precision, deadline_s
         self.server: Server | None = None
         self.fault = ""  # why there is none
-        self._wait_s, self._next_try = RETRY_S, 0.0
+        self._wait_s, self.next_try = RETRY_S, 0.0
 
-    def is_open(self) -> bool:
-        """Whether it can be asked; one that was lost is looked for again when its time has come."""
-        if self.server is None and time.monotonic() >= self._next_try:
-            try:
-                self.server, self.fault = Server(*self._opening), ""
-            except (BackendError, InferenceError, SelfTestFailed) as error:
-                self._lose(error)
+    def open(self, until: float) -> bool:
+        """Look for it, until then at most; whether it can be asked now."""
+        began = time.monotonic()
+        try:
+            self.server, self.fault = Server(*self._opening, until), ""
+        except (BackendError, InferenceError, SelfTestFailed) as error:
+            self._lose(error, began)
         return self.server is not None
 
-    def infer(self, hu: NDArray[np.int16] | NDArray[np.int32]) -> list[SliceLabels]:
+    def infer(self, hu: NDArray[np.int16] | NDArray[np.int32], until: float) -> list[SliceLabels]:
         """Labels, of a connection that is made anew where a request is refused: that tells whose fault it is.
 
         Raises
@@ -145,30 +162,36 @@ class _Replica:
 
         """
         try:
-            return self._infer(hu)
+            return self._infer(hu, until)
         except (DeviceLost, NoPlan):
             raise
         except InferenceError:
             self.close()
-            if not self.is_open():
+            if not self.open(until):
                 raise ServerLost(self.fault) from None
-            return self._infer(hu)
+            return self._infer(hu, until)
 
-    def _infer(self, hu: NDArray[np.int16] | NDArray[np.int32]) -> list[SliceLabels]:
+    def _infer(self, hu: NDArray[np.int16] | NDArray[np.int32], until: float) -> list[SliceLabels]:
+        began, self.server.until = time.monotonic(), until
         try:
             answers = self.server.infer(hu)
         except DeviceLost as error:
             self.close()
-            self._lose(error)
+            self._lose(error, began)
             raise
         self._wait_s = RETRY_S
         return answers
 
-    def _lose(self, error: ScansideError) -> None:
-        self.fault, self._next_try = str(error), time.monotonic() + self._wait_s
+    def _lose(self, error: ScansideError, began: float) -> None:
+        self.fault, self.next_try = str(error), time.monotonic() + max(self._wait_s, _pause_s(began))
         self._wait_s = min(2 * self._wait_s, LONGEST_RETRY_S)
 
     def close(self) -> None:
         if self.server is not None:
             self.server.close()
             self.server = None
+
+
+def _pause_s(began: float) -> float:
+    """How long nobody is to wait again for what was begun then, and came to nothing."""
+    return min(COST * (time.monotonic() - began), LONGEST_RETRY_S)

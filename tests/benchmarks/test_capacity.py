@@ -170,12 +170,37 @@ def test_the_largest_is_the_bottleneck(part: str, measured: Costs):
 def test_enough_nodes_are_enough(measured: Costs):
     one = stations.load(measured, ASSUMED, "processor")
     for scanners in (1, 7, 200):
-        nodes = stations.nodes_needed(scanners, one, ASSUMED)
-        assert scanners * one.busy(4.0)["worker"] / nodes <= 0.7 + 1e-9
-        assert nodes == 1 or scanners * one.busy(4.0)["worker"] / (nodes - 1) > 0.7
+        nodes, each = stations.nodes_needed(scanners, one, ASSUMED), one.busy(4.0)["worker"]
+        assert math.ceil(scanners / nodes) * each <= 0.7 + 1e-9
+        assert nodes == 1 or math.ceil(scanners / (nodes - 1)) * each > 0.7
     nodes, gpus = stations.reread(1e9, one, ASSUMED)
     rate = 1e9 / 360 / (24 * 365)
     assert (nodes, gpus) == (math.ceil(rate * one.worker_ms / 3.6e6 / 0.7), 0)
+
+
+def test_a_scanner_has_its_node(measured: Costs):
+    """A node that is full at two and a half takes two; one that is full at a third is a third of what one needs."""
+    one = stations.load(measured, ASSUMED, "processor")
+
+    def needed(most: float) -> list[int]:
+        load = replace(one, parts={**dict.fromkeys(one.parts, 0.0), "inference": 0.7 * 3.6e6 / (4 * most)})
+        return [stations.nodes_needed(scanners, load, ASSUMED) for scanners in (1, 2, 3, 4, 5, 30)]
+
+    assert needed(2.5) == [1, 1, 2, 2, 3, 15]
+    assert needed(1.9) == [1, 2, 3, 4, 5, 30]
+    assert needed(100.0) == [1] * 6
+    assert needed(1 / 3) == [3, 6, 9, 12, 15, 90]
+
+
+def test_each_site_of_a_region_has_a_node(records: dict[str, Record], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(capacity_checks, "CUSTOMERS", 20)
+    monkeypatch.setattr(capacity, "SHARES", (0.1,))
+    monkeypatch.setattr(capacity, "SITES", {"apart": (3, 2), "together": (1, 6)})
+    found = capacity.compute(records, ASSUMED, exams=2, seed=1)
+    for engine in capacity.ENGINES:
+        assert {name: (of[engine].scanners, of[engine].nodes) for name, of in found.sites.items()} == {
+            "apart": (6, 3), "together": (6, 1),
+        }  # fmt: skip
 
 
 # records, page and command

@@ -71,6 +71,23 @@ def test_a_slice_is_segmented_when_its_neighbours_are_there_and_only_the_ends_wa
     assert engine.shown[SLICES - 2 :] == [[0, 0, 1], [SLICES - 2, SLICES - 1, SLICES - 1]]
 
 
+def test_whoever_waits_hears_of_each_batch(paths: list[Path], tmp_path: Path):
+    """The node takes a worker that says nothing for hung, and one batch may take all the time that servers get."""
+    one, engine = analyser(View(3), max_batch=1)
+    series, heard = Series(), []
+
+    def hear() -> None:
+        heard.append(len(engine.shown))
+
+    for number in (0, 2, 4, 3):
+        one.feed(series, [paths[number]], hear)
+    assert heard == [2], "between the two views that have 3 in them"
+    one.feed(series, [paths[number] for number in (1, 5, 6, 7, 8)])
+    heard.clear()
+    one.close(series, tmp_path, revision=1, missing=(), on_more=hear)
+    assert heard == [len(engine.shown) - 1], "the two ends"
+
+
 def test_without_neighbours_a_slice_is_segmented_when_it_comes(paths: list[Path], tmp_path: Path):
     one, engine = analyser(View())
     series = Series()

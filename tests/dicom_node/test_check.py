@@ -496,7 +496,7 @@ def test_each_server_is_looked_at(tmp_path: Path, fail_over: str | None, ok: boo
         config = Config(
             node=Node(folder=tmp_path / "data", port=0),
             model=Model(backend="triton", threads=1),
-            triton=Triton(servers=(well, away), deadline_s=10, fail_over=fail_over),
+            triton=Triton(servers=(well, away), deadline_s=7, fail_over=fail_over),
         )
         items = [*check(config)]
         told = [item for item in items if item.name == "server"]

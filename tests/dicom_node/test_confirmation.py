@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, build_role, evt
@@ -302,6 +303,29 @@ def test_whose_word_is_taken_is_believed_when_the_disk_has_room_again(bench, mon
         monkeypatch.setattr(bench.outbox, "believe", believe)
         with bench.sending(port, "no"):
             bench.wait_for("sent", "sent", "sent")
+
+
+def test_what_a_destination_that_is_gone_does_not_confirm_is_told_and_waits_for_it_or_for_a_person(bench):
+    archive = Archive(StorageCommitmentPushModel)
+    archive.is_silent = True
+    with archive.running() as port, bench.sending(port, "commitment") as running:
+        bench.wait_for("unconfirmed", "unconfirmed", "unconfirmed")
+        destinations = [courier.destination for courier in running._couriers]
+        with structlog.testing.capture_logs() as logs:
+            running.reload([])
+        (told,) = (one for one in logs if one["event"] == "destination_not_configured")
+        assert (told["destination"], told["results"]) == ("pacs", {"unconfirmed": 3})
+        first, *_ = bench.outbox.items()
+        assert bench.outbox.park(first.id, "it will never say so")
+        assert not bench.outbox.park(first.id, "again")
+        archive.is_silent = False
+        running.reload(destinations)
+        bench.wait_for("parked", "confirmed", "confirmed")
+        assert len(archive.stored) == 3
+        assert bench.outbox.retry(first.id) == 1
+        running.wake()
+        bench.wait_for("confirmed", "confirmed", "confirmed")
+    assert len(archive.stored) == 4
 
 
 def test_a_destination_that_can_be_asked_again_is_up(bench):

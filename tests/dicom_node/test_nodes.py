@@ -16,14 +16,17 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydicom.dataset import Dataset
 
+from dicom_node import confirmation
 from dicom_node.database import JournalError
 from dicom_node.journal import Journal
 from dicom_node.membership import Membership
-from dicom_node.outbox import DeliveryState, Outbox
+from dicom_node.outbox import ATTEMPTS_BEFORE_PARKING, DeliveryState, Outbox, OutboxItem
 from dicom_node.pacs import Pacs
 from dicom_node.postgres import Address, Postgres
 from dicom_node.scanner import push
@@ -318,3 +321,73 @@ def test_without_shared_storage_a_node_sends_what_lies_on_its_disk(postgres: Ser
         record(second, series_uid="1.2")
         assert {item.series_uid for item in Outbox(second).claim("pacs", time.time())} == {"1.2"}
         assert {item.series_uid for item in Outbox(first).claim("pacs", time.time())} == {"1.1"}
+
+
+def taken_over(journals: list[Journal], address: Address, postgres: Server) -> tuple[Outbox, Outbox, list[OutboxItem]]:
+    """Outboxes of a node that lost its lease while it sent and of the one that sends now, and what the first had."""
+    first, second = map(Outbox, journals)
+    record(journals[0])
+    items = first.claim("pacs", time.time())
+    postgres.execute("UPDATE node SET expires = 0 WHERE name = 'n0'", name_of(address))
+    assert len(second.claim("pacs", time.time())) == len(items) == 3
+    return first, second, items
+
+
+def test_what_another_node_sends_by_now_is_not_changed_by_who_sent_it_before(postgres: Server, tmp_path: Path):
+    address = postgres.database()
+    with nodes(address, tmp_path, 2) as journals:
+        first, second, items = taken_over(journals, address, postgres)
+        before = second.items()
+        assert not first.failed(items[0], "no answer")
+        first.refused(replace(items[1], attempts=ATTEMPTS_BEFORE_PARKING), "0x0122")
+        first.postpone([items[2].id], time.time() + 60, "the node stopped")
+        assert second.items() == before
+        assert {(item.state, item.sender) for item in before} == {(DeliveryState.SENDING, "n1")}
+        assert second.failed(before[0], "no answer")
+        second.postpone([items[2].id], time.time() + 60, "no route")
+        assert [item.state for item in second.items()] == ["waiting", "sending", "waiting"]
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
+def test_a_node_decides_nothing_for_what_another_waits_for(postgres: Server, tmp_path: Path):
+    """Each has its own configuration of a destination: one takes its word, or has another address, and one asks."""
+    address = postgres.database()
+    with nodes(address, tmp_path, 2) as journals:
+        first, second = map(Outbox, journals)
+        for number, outbox in enumerate((first, second)):
+            record(journals[number], series_uid=f"1.{number}")
+            for item in outbox.claim("pacs", time.time()):
+                outbox.mark_sent(item.id, confirm=True)
+        of_second = [item for item in second.items() if item.sender == "n1"]
+        second.ask([item.id for item in of_second], time.time() + 60, "2.25.7")
+        before = [item for item in second.items() if item.sender == "n1"]
+        first.ask([item.id for item in before], time.time(), "2.25.8")
+        first.hurry("pacs")
+        first.believe("pacs")
+        assert [item for item in second.items() if item.sender == "n1"] == before
+        assert {item.state for item in first.items() if item.sender == "n0"} == {DeliveryState.SENT}
+        # the archive may report to any of them
+        report = Dataset()
+        report.TransactionUID = "2.25.7"
+        report.ReferencedSOPSequence, report.FailedSOPSequence = [Dataset()], [Dataset()]
+        report.ReferencedSOPSequence[0].ReferencedSOPInstanceUID = before[0].sop_uid
+        report.FailedSOPSequence[0].ReferencedSOPInstanceUID = before[1].sop_uid
+        confirmation.take(first, report, "PACS")
+        told = [item.state for item in second.items() if item.sender == "n1"]
+        assert told == ["confirmed", "waiting", "unconfirmed"]
+
+
+def test_without_shared_storage_another_node_s_destination_is_another(postgres: Server):
+    address = postgres.database()
+    with (
+        contextlib.closing(Journal(address, node="a")) as first,
+        contextlib.closing(Journal(address, node="b")) as second,
+    ):
+        record(first)
+        items = Outbox(first).claim("pacs", time.time())
+        Outbox(first).postpone([item.id for item in items], time.time() + 60, "refused")
+        before = Outbox(first).items()
+        Outbox(second).hurry("pacs")
+        assert Outbox(first).items() == before
+        Outbox(first).hurry("pacs")
+        assert len(Outbox(first).claim("pacs", time.time())) == 3

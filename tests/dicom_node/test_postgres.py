@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -363,6 +364,21 @@ def test_a_folder_keeps_its_node_s_name(postgres: Server, tmp_path: Path):
         pass
 
 
+def test_who_a_node_is_outlasts_a_power_cut(postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    genuine, synced = os.fsync, []
+
+    def note(handle: int) -> None:
+        genuine(handle)
+        place = Path(f"/proc/self/fd/{handle}").readlink()
+        synced.append((place.name, (tmp_path / "ct" / IDENTITY).exists()))
+
+    monkeypatch.setattr(os, "fsync", note)
+    with member(postgres.database(), tmp_path / "ct", "ct"):
+        pass
+    content, name = ("identity.new", False), ("ct", True)
+    assert [one for one in synced if one in (content, name)] == [content, name]
+
+
 def test_a_node_s_own_journal_comes_with_it(postgres: Server, tmp_path: Path):
     from tests.dicom_node.alerts.made import Channel, note, report
 
@@ -509,6 +525,13 @@ def test_a_damaged_file_holds_up_no_other(postgres: Server, tmp_path: Path, hast
         )
     assert sorted(path.name for path in desk.stored) == sorted(set(names) - {damaged.name})
     assert damaged.exists()
+    config = shared_config(tmp_path / "b", address, name="b", shared=True)
+    told = [(one.node, one.series_uid, one.slices_received) for one in status.look(config).series if one.is_open]
+    assert ("dead", "1.1", 1) in told, "and everybody is told"
+    damaged.unlink()
+    assert "dead" not in {one.node for one in status.look(config).series if one.is_open}
+    shutil.rmtree(tmp_path / "dead")
+    assert "dead" not in {one.node for one in status.look(config).series if one.is_open}
 
 
 def test_a_slice_whose_old_name_stays_is_told_of_all_the_same(postgres: Server, tmp_path: Path, hasty, monkeypatch):
@@ -567,6 +590,51 @@ def test_part_of_a_head_on_another_node_takes_no_alert_back(postgres: Server, tm
         assert [(one.state, one.level) for one in Ledger(journal).alerts()] == [("provisional", "critical")]
         tell("a", 4, 40, report("routine"))
         assert [one.state for one in Ledger(journal).alerts()] == ["withdrawn"]
+
+
+@pytest.mark.parametrize("moment", ["before", "within"])
+def test_a_node_that_records_at_the_same_moment_is_seen(postgres: Server, monkeypatch: pytest.MonkeyPatch, moment: str):
+    """One has the whole head, the other a slice of it, which must not take back what the whole head has raised."""
+    from dicom_node.assembler import Assembly
+    from dicom_node.dispatch import Result
+    from dicom_node.register import Register
+    from tests.dicom_node.alerts.made import Channel, report
+
+    address = postgres.database()
+
+    def tell(node: str, revision: int, slices: int, said: dict) -> None:
+        with contextlib.closing(Journal(address, node=node)) as journal:
+            assembly = Assembly("1", "1.1", revision, 0.0, dict.fromkeys(Path(str(n)) for n in range(slices)))
+            found = Result(SeriesState.ANALYSED, None, json.dumps(said))
+            Register(journal, Outbox(journal), Ledger(journal, [Channel()])).record(assembly, found, ())
+
+    whole, part = ("a", 1, 40, report("urgent", 5)), ("b", 2, 1, report("routine"))
+    record_result, note = Journal.record_result, Ledger.note
+    if moment == "before":  # the whole head is there once the part has begun
+
+        def late(self, *arguments, **named):
+            if self.node == "b":
+                tell(*whole)
+            return record_result(self, *arguments, **named)
+
+        monkeypatch.setattr(Journal, "record_result", late)
+        tell(*part)
+    else:  # its transaction is open
+        with ThreadPoolExecutor(1) as pool:
+            others = []
+
+            def noted(self, *arguments, **named):
+                note(self, *arguments, **named)
+                if not others:
+                    others.append(pool.submit(tell, *part))
+                    waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+                    wait_until(lambda: postgres.execute(waiting, name_of(address)), "the other waits")
+
+            monkeypatch.setattr(Ledger, "note", noted)
+            tell(*whole)
+            others[0].result()
+    with contextlib.closing(Journal(address)) as journal:
+        assert [(one.state, one.level) for one in Ledger(journal).alerts()] == [("confirmed", "urgent")]
 
 
 def test_a_message_goes_from_one_node_at_a_time(postgres: Server, tmp_path: Path):

@@ -53,7 +53,7 @@ def volumes_ml(bleeding: Pushable, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def config(folder: Path, pacs: Pacs, address: str, fail_over: str | None) -> Config:
-    served = {"servers": (address,), "deadline_s": 10, "fail_over": fail_over}
+    served = {"servers": (address,), "deadline_s": 7, "fail_over": fail_over}
     told = config_for(folder / "node", pacs.port).model_dump()
     return Config.model_validate(told | {"model": told["model"] | {"backend": "triton"}, "triton": served})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -13,12 +14,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
 import pytest
 
 from benchmarks.tritonserver import TritonServer
+from dicom_node import dispatch
 from runtime import kserve, triton
 from runtime.bundle import open_bundle
 from runtime.errors import BackendError, DeviceLost, InferenceError, NoPlan, ServerLost
@@ -315,6 +318,81 @@ def test_a_slow_answer_is_given_up_in_time(stub: Stub):
         with pytest.raises(ServerLost, match="Deadline Exceeded"):
             session.infer(HU[:2])
         assert time.monotonic() - began < 2.5
+
+
+def test_however_many_servers_hang_they_get_one_minute_together(local: Session, monkeypatch: pytest.MonkeyPatch):
+    stubs = [Stub(BUNDLE_THAT_SHIPS) for _ in range(4)]
+    with contextlib.ExitStack() as stack:
+        addresses = [stack.enter_context(serving(one)) for one in stubs]
+        session = stack.enter_context(closing(opened(*addresses, deadline_s=1.0, fail_over="onnxruntime")))
+        monkeypatch.setattr(triton, "LONGEST_S", 1.5)
+        for one in stubs:
+            one.slow_s = 2.0
+            one.asked.clear()
+        assert same(session.infer(HU[:1]), local.infer(HU[:1]))
+        assert [len(one.asked) for one in stubs] == [1, 0, 0, 0], "half a second is no time for another"
+        assert same(session.infer(HU[:1]), local.infer(HU[:1]))
+        assert [len(one.asked) for one in stubs] == [1, 1, 0, 0], "and the next slice asks the next one"
+        monkeypatch.setattr(triton, "LONGEST_S", 0.0)
+        with closing(opened(addresses[2], fail_over="onnxruntime")) as without_time:
+            assert "no time was left to ask it" in without_time.why
+
+
+def test_two_of_the_longest_requests_fit_into_what_the_node_waits():
+    assert 2 * kserve.LONGEST_S <= dispatch.HANG_S, "and the local engine has as long again"
+    assert 2 * triton.MOST_DEADLINE_S * kserve.MOST_VIEWS <= kserve.LONGEST_S
+
+
+def test_what_a_server_is_asked_anew_ends_with_the_slice_s_time(stub: Stub):
+    """It refuses a request, and hangs where it has to show that it is well."""
+    genuine = stub.ModelInfer
+
+    def choosy(request, context):
+        if request.inputs[0].shape[2] == 64:
+            stub.slow_s = 3.0
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "64 rows are too few")
+        return genuine(request, context)
+
+    stub.ModelInfer = choosy
+    with serving(stub) as address, closing(opened(address)) as session:
+        replica = session._replicas[0]
+        began = time.monotonic()
+        with pytest.raises(ServerLost, match="Deadline Exceeded"):
+            replica.infer(HU[:1, :, :64], began + 1.0)
+        assert time.monotonic() - began < 2.5
+
+
+def test_a_server_that_hangs_is_looked_for_after_its_back_off_and_one_at_a_time(
+    local: Session, monkeypatch: pytest.MonkeyPatch
+):
+    later_s = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + later_s)
+    monkeypatch.setattr(triton, "RETRY_S", 0.0)
+    stubs = [Stub(BUNDLE_THAT_SHIPS) for _ in range(2)]
+    with contextlib.ExitStack() as stack:
+        addresses = [stack.enter_context(serving(one)) for one in stubs]
+        session = stack.enter_context(closing(opened(*addresses, deadline_s=0.5, fail_over="onnxruntime")))
+        monkeypatch.setattr(triton, "time", clock)
+        for one in stubs:  # they say that they are well, and answer nothing
+            one.slow_s = 1.0
+            one.asked.clear()
+
+        def asked() -> list[int]:
+            assert same(session.infer(HU[:1]), local.infer(HU[:1]))
+            return [len(one.asked) for one in stubs]
+
+        assert asked() == [1, 1]
+        assert asked() == [1, 1], "ten times as long as it took"
+        later_s += triton.LONGEST_RETRY_S
+        assert asked() == [2, 1], "one request, and no other server"
+        assert asked() == [2, 1]
+        later_s += triton.LONGEST_RETRY_S
+        assert asked() == [2, 2], "each in its turn"
+        for one in stubs:
+            one.slow_s = 0.0
+        later_s += triton.LONGEST_RETRY_S
+        asked()
+        assert session.identity.backend == "stub 1 onnx"
 
 
 def test_a_server_that_is_not_ready_opens_no_session(stub: Stub):

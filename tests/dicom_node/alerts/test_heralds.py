@@ -241,27 +241,28 @@ def test_who_was_told_is_told_of(journal):
 LIFE = """
 import contextlib, sys, time
 from pathlib import Path
-from dicom_node.alerts.heralds import Heralds
+from dicom_node.alerts import heralds
 from dicom_node.alerts.ledger import Ledger
 from dicom_node.alerts.settings import Hl7
 from dicom_node.journal import Journal
 from tests.dicom_node.alerts.made import EARLY, note, report
 
 journal = Journal(Path(sys.argv[1]))
+heralds.FIRST_WAIT_S, heralds.LONGEST_WAIT_S = 0.02, 0.1
 channels = [Hl7(name="ed", host="127.0.0.1", port=int(sys.argv[2]))]
 ledger = Ledger(journal, channels)
-heralds = Heralds(ledger, channels, "SCANSIDE")
-heralds.start()
+told = heralds.Heralds(ledger, channels, "SCANSIDE")
+told.start()
 for number in range(len(ledger.alerts()), 1000 if sys.argv[3] == "go" else 0):
     note(ledger, EARLY, final=False, series=f"1.{number}")
-    heralds.wake()
+    told.wake()
     time.sleep(0.005)
     if number % 3 == 0:
         note(ledger, report(), series=f"1.{number}")
-        heralds.wake()
+        told.wake()
 while any(message.state != "sent" for alert in ledger.alerts() for message in alert.messages):
     time.sleep(0.01)
-heralds.stop()
+told.stop()
 """
 
 
@@ -279,15 +280,16 @@ def test_whenever_it_is_killed_every_message_arrives_under_one_control_id(tmp_pa
         for life in range(kills + 1):
             is_last = life == kills
             program = [sys.executable, "-c", LIFE, str(path), str(listener.port), "end" if is_last else "go"]
-            process = subprocess.Popen(program)
             before = len(listener.got)
-            if is_last:
-                assert process.wait(120) == 0
-            else:
-                wait_until(lambda before=before: len(listener.got) > before, "it tells of something")
-                time.sleep(chance.uniform(0, 0.3))
-                process.kill()
-                process.wait()
+            with subprocess.Popen(program) as process:
+                try:
+                    if is_last:
+                        assert process.wait(120) == 0
+                    else:
+                        wait_until(lambda before=before: len(listener.got) > before, "it tells of something")
+                        time.sleep(chance.uniform(0, 0.3))
+                finally:
+                    process.kill()
     with contextlib.closing(Journal(path, read_only=True)) as journal:
         written = [message for alert in Ledger(journal).alerts() for message in alert.messages]
     told = f"seed {seed}: {len(written)} messages, sent {len(listener.got)} times"
