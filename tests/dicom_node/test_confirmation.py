@@ -306,9 +306,9 @@ def test_whose_word_is_taken_is_believed_when_the_disk_has_room_again(bench, mon
 
 
 def test_what_a_destination_that_is_gone_does_not_confirm_is_told_and_waits_for_it_or_for_a_person(bench):
-    archive = Archive(StorageCommitmentPushModel)
-    archive.is_silent = True
-    with archive.running() as port, bench.sending(port, "commitment") as running:
+    archive = Archive(StudyRootQueryRetrieveInformationModelFind)
+    archive.find_status = 0xA700
+    with archive.running() as port, bench.sending(port, "query") as running:
         bench.wait_for("unconfirmed", "unconfirmed", "unconfirmed")
         destinations = [courier.destination for courier in running._couriers]
         with structlog.testing.capture_logs() as logs:
@@ -318,12 +318,11 @@ def test_what_a_destination_that_is_gone_does_not_confirm_is_told_and_waits_for_
         first, *_ = bench.outbox.items()
         assert bench.outbox.park(first.id, "it will never say so")
         assert not bench.outbox.park(first.id, "again")
-        archive.is_silent = False
+        archive.find_status = 0x0000
         running.reload(destinations)
         bench.wait_for("parked", "confirmed", "confirmed")
         assert len(archive.stored) == 3
         assert bench.outbox.retry(first.id) == 1
-        running.wake()
         bench.wait_for("confirmed", "confirmed", "confirmed")
     assert len(archive.stored) == 4
 
