@@ -218,7 +218,7 @@ class Lookout:
         nodes = self._records.nodes
         others = {
             (spool.file_name(one.study_uid), spool.file_name(one.series_uid)): one
-            for one in status.elsewhere(nodes, self._config.node_name, records)
+            for one in status.elsewhere(nodes, self._config.node_name, [*records, *self._records.twins])
         }
         fresh = time.time() - self._config.series.idle_timeout_s
         rows = [
@@ -327,7 +327,8 @@ class _Records:
         self._version: Any = None
         self._known: dict[tuple[str, str], tuple[SeriesRecord, status.Series]] = {}
         self._told: tuple[Sequence[status.Series], Sequence[Alert], Sequence[OutboxItem]] = ((), (), ())
-        # of the newest revision of a series that this node has recorded: how many files it rests on, and when that was
+        self.twins: Sequence[SeriesRecord] = ()
+        # of the newest revision of a series that this node has made: how many files it rests on, and when that was
         self.here: dict[tuple[str, str], tuple[int, float]] = {}
         self.nodes: Sequence[Member] = ()
 
@@ -362,10 +363,11 @@ class _Records:
         return self._told
 
     def _read(self, journal: Journal) -> tuple[Sequence[status.Series], Sequence[Alert], Sequence[OutboxItem]]:
-        self.nodes = members(journal)
+        self.nodes, self.twins = members(journal), journal.twins()
         newest: dict[tuple[str, str], SeriesRecord] = {}
         self.here = {}
-        for record in sorted(journal.series(), key=lambda one: one.revision):
+        # of one revision what another has recorded comes last: what is shown is that
+        for record in sorted([*self.twins, *journal.series()], key=lambda one: one.revision):
             key = (spool.file_name(record.study_uid), spool.file_name(record.series_uid))
             newest[key] = record
             if not self.nodes or record.node == journal.node:

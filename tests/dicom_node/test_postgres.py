@@ -32,7 +32,9 @@ from dicom_node.journal import Journal, ResultFile, RevisionTaken, SeriesRecord,
 from dicom_node.membership import IDENTITY, Member, Membership, members
 from dicom_node.outbox import DeliveryState, Outbox
 from dicom_node.pacs import Pacs
+from dicom_node.page.board import Lookout
 from dicom_node.postgres import Address, in_postgres
+from dicom_node.register import without_result
 from dicom_node.scanner import push
 from dicom_node.schema import VERSIONS
 from dicom_node.spool import Spool
@@ -214,7 +216,7 @@ def test_nodes_that_start_at_once_make_the_tables_once(postgres: Server):
 def test_an_older_database_is_brought_up_to_date(postgres: Server, monkeypatch):
     address = postgres.database()
     with monkeypatch.context() as patch:
-        patch.setattr("dicom_node.postgres.VERSIONS", VERSIONS[:-1])
+        patch.setattr("dicom_node.postgres.VERSIONS", VERSIONS[:6])
         Journal(address).close()
     postgres.execute("INSERT INTO series VALUES ('1', '1.1', 1, 'analysed', NULL, 9, NULL, 5.0)", name_of(address))
     with contextlib.closing(Journal(address, node="a")) as journal:
@@ -235,10 +237,10 @@ def result(uid: str) -> list[ResultFile]:
     return [ResultFile("sr", Path("/x"), "1.2.3", uid)]
 
 
-def keep(journal: Journal, uid: str, revision: int = 1) -> bool:
+def keep(journal: Journal, uid: str, revision: int = 1, slices: int = 2) -> bool:
     return journal.record_result(
-        "1", "1.1", revision, state=SeriesState.ANALYSED, reason=None, slices=1, report_json="{}", files=result(uid),
-        destinations={"pacs": ALL},
+        "1", "1.1", revision, state=SeriesState.ANALYSED, reason=None, slices=slices, report_json=None,
+        files=result(uid), destinations={"pacs": ALL},
     )  # fmt: skip
 
 
@@ -258,6 +260,40 @@ def test_two_results_never_have_one_revision(postgres: Server):
         assert first.latest("1", "1.1").revision == 2
         assert first.latest("1", "1.1", of="a").revision == 1
         assert [item.sop_uid for item in Outbox(first).items()] == ["9.1", "9.2"]
+
+
+def test_a_result_that_two_nodes_have_made_is_a_result_of_each(postgres: Server, tmp_path: Path):
+    """A series sent to both at once: who records second has nothing to add, and nothing left to do."""
+    address = postgres.database()
+    configs = [shared_config(tmp_path / name, address, name=name, shared=True) for name in ("a", "b")]
+    with contextlib.ExitStack() as stack:
+        journals, spools, desks = [], [], [Desk(), Desk()]
+        for config, desk in zip(configs, desks, strict=True):
+            stack.enter_context(member(address, config.node.folder, config.node_name, desk, shared=True))
+            journals.append(stack.enter_context(contextlib.closing(Journal(address, node=config.node_name))))
+            spools.append(Spool(config.node.folder / "spool", 0))
+        for number in (1, 2):
+            store(spools[0], image(SOPInstanceUID=f"1.1.{number}", StudyInstanceUID="1", SeriesInstanceUID="1.1"))
+        assert keep(journals[0], "9.1")
+        for number in (1, 2, 3):  # later than the first node's result; and one that can't be read
+            store(spools[1], image(SOPInstanceUID=f"1.1.{number}", StudyInstanceUID="1", SeriesInstanceUID="1.1"))
+        assert [*without_result(spools[1], journals[1], "b")] == [("1", "1.1", 3)], "not yet made by this node"
+        assert not keep(journals[1], "9.1", slices=3)
+        assert not keep(journals[1], "9.1", slices=3), "the same again, after an answer that was lost"
+        assert [*without_result(spools[1], journals[1], "b")] == [], "nothing that would be taken over"
+        assert (journals[1].latest("1", "1.1", of="b").slices, journals[1].latest("1", "1.1").node) == (3, "a")
+        assert [(one.node, one.revision) for one in journals[0].series()] == [("a", 1)]
+        for config in configs:
+            assert [(one.node, one.is_open) for one in status.look(config).series] == [("a", False)]
+            (row,) = Lookout(config).look().rows
+            assert (row.state, row.told.node, row.told.revision) == ("analysed", "a", 1)
+        store(spools[1], image(SOPInstanceUID="1.1.4", StudyInstanceUID="1", SeriesInstanceUID="1.1"))
+        assert [*without_result(spools[1], journals[1], "b")] == [("1", "1.1", 4)]
+        assert [one.revision for one in status.look(configs[1]).series if one.is_open] == [2]
+        with journals[0].transaction() as execute:
+            execute("DELETE FROM outbox")
+            execute("DELETE FROM series")
+        assert journals[0].twins() == []
 
 
 def test_both_parts_of_a_series_that_two_nodes_have_got_are_told(
@@ -294,6 +330,31 @@ def test_both_parts_of_a_series_that_two_nodes_have_got_are_told(
     reports = [path for one in configs for path in (one.node.folder / "results").rglob("sr.dcm")]
     assert sorted(path.parent.name for path in reports) == ["revision-1", "revision-2"]
     assert not any("PredecessorDocumentsSequence" in dcmread(path) for path in reports), "no archive ever got one"
+    assert not list((pacs.folder / "quarantine").iterdir())
+
+
+def test_a_series_that_two_nodes_get_at_once_has_one_result(
+    postgres: Server, tmp_path: Path, pacs: Pacs, bleeding: Pushable
+):
+    address = postgres.database()
+    configs = [shared_config(tmp_path / name, address, pacs.port, name=name) for name in ("a", "b")]
+    together, genuine = threading.Barrier(2), Journal.record_result
+
+    def at_once(self, *arguments, **named):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait(60)
+        return genuine(self, *arguments, **named)
+
+    with running(configs[0]) as first, running(configs[1]) as second, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "record_result", at_once)
+        for node in (first, second):
+            push(bleeding.paths, ("127.0.0.1", node.port), calling_ae="CT", called_ae="SCANSIDE")
+        wait_until(lambda: not first.progress() and not second.progress(), "both are done")
+        wait_until(lambda: not status.look(configs[0]).results_unsent, "it is delivered")
+        for config in configs:
+            wait_until(lambda config=config: not any(one.is_open for one in status.look(config).series), "none waits")
+            (one,) = status.look(config).series
+            assert (one.revision, one.slices_analysed) == (1, len(bleeding.paths))
     assert not list((pacs.folder / "quarantine").iterdir())
 
 
