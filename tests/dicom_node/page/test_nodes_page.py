@@ -83,6 +83,25 @@ def test_each_node_s_page_shows_all_series_and_whose_they_are(pair):
     assert {(one.series_uid, one.node) for one in told.series} >= {("1.2.1.1", "ct-1"), ("1.2.2.1", "ct-2")}
 
 
+def test_an_open_alert_is_on_each_page_though_its_node_died_before_it_told_of_the_series(pair):
+    first, second = pair
+    second.desk.arriving = lambda: None  # it has had no time to
+    placed = second.place(2)
+    second.alert(placed, second.report(placed, "critical"), final=False)
+    second.member.stop()
+    page = browse(first)
+    text = page.get("/").text
+    assert 'id="row-1.2.2-1.2.2.1"' in text
+    assert "not acknowledged, alert provisional" in text
+    assert re.search(r'id="row-1\.2\.2-.*?<span class="note">ct-2</span>', text, re.DOTALL)
+    (alert,) = Ledger(first.journal).alerts()
+    address = page.get(f"/alerts/{alert.id}").headers["location"]
+    assert page.get(address).status_code == 200
+    told = page.post(f"/alerts/{alert.id}/acknowledge", data={"by": "Dr A", "level": "critical"})
+    assert told.headers["location"] == address
+    assert "Dr A" in page.get(address).text
+
+
 def test_status_names_the_nodes(pair, tmp_path: Path):
     first, second = pair
     second.analyse(second.place(2))
