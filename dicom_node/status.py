@@ -49,7 +49,7 @@ class Series:
         multi-frame image is one; but of a series without a report the files are counted
     slices_analysed : how many of them the report rests on; None without one
     engine : which engine answered, with its version; several where one stood in for another; None without a report
-    composed : of the report, in seconds since the epoch; None without one
+    arrived, composed : first slice and report, in seconds since the epoch; None without a report
     node : who has it
     changed : when the last slice came where it is open, otherwise when the result was recorded; likewise
 
@@ -68,6 +68,7 @@ class Series:
     decision: dict[str, str] | None = None
     findings: tuple[dict[str, Any], ...] = ()
     engine: str | None = None
+    arrived: float | None = None
     composed: float | None = None
     node: str = ""
 
@@ -355,6 +356,7 @@ def recorded(record: SeriesRecord) -> Series:
                 {"class": finding["name"], "volume_ml": finding["volume_ml"]} for finding in report["findings"]
             ),
             "engine": report["model"]["backend"],
+            "arrived": report.get("arrived"),  # older ones lack it
             "composed": report["composed"],
         }
     return Series(

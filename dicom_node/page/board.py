@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -64,6 +64,7 @@ class Row:
     patient : DICOM keywords and text
     urgency : its place in the list
     folder : of the node that has it, where that can be seen from here; else of this one
+    holder : the node that has its slices, where they can't be seen from here; else empty
 
     """
 
@@ -76,6 +77,7 @@ class Row:
     patient: dict[str, str]
     urgency: Urgency
     folder: Path
+    holder: str
 
     @property
     def level(self) -> str | None:
@@ -94,9 +96,20 @@ class Row:
         return {True: "provisional", False: "final", None: self.told.state.replace("_", " ")}[self.told.provisional]
 
     @property
+    def first(self) -> tuple[str, float]:
+        """What is known to have come first, and when: the first slice, or where nobody kept that, what tells of it."""
+        results = [one.arrived for one in (self.result, self.told) if one and one.arrived]
+        slices = [self.arrival.first] if self.arrival else results
+        if slices:
+            return "first slice", min(slices)
+        told = (self.told.changed, "heard of" if self.told.is_open else "result")
+        raised = [(self.alert.raised, "alert")] if self.alert else []
+        at, what = min([*raised, told])
+        return what, at
+
+    @property
     def since(self) -> float:
-        """When the scan arrived; where its slices are gone, when its result was recorded."""
-        return self.arrival.first if self.arrival else self.told.changed
+        return self.first[1]
 
     @property
     def reason(self) -> str:
@@ -180,6 +193,7 @@ class Lookout:
         self._arrivals = Arrivals(self._spool)
         self._records = Records(config)
         self._patients: dict[tuple[str, str], dict[str, str]] = {}
+        self._heard: dict[tuple[str, str], float] = {}  # when other nodes first told of what is open there
         self._lock = Lock()
         self._board = Board()
         self._looked = -FRESH_S
@@ -215,6 +229,8 @@ class Lookout:
             (spool.file_name(one.study_uid), spool.file_name(one.series_uid)): one
             for one in status.elsewhere(nodes, self._config.node_name, [*records, *self._records.twins])
         }
+        self._heard = {key: self._heard.get(key, one.changed) for key, one in others.items()}
+        others = {key: replace(one, changed=self._heard[key]) for key, one in others.items()}
         fresh = time.time() - self._config.series.idle_timeout_s
         rows = [
             self._row(
@@ -284,14 +300,17 @@ class Lookout:
             return None
         result = record if is_open else None
         folder = self._config.node.folder if arrival else self._folder_of(told.node)
-        patient = self._patient(folder, key, alert)
-        return Row(*key, told, result, alert, arrival, patient, _urgency(told, alert), folder)
+        patient = self._patient(folder or self._config.node.folder, key, alert)
+        return Row(
+            *key, told, result, alert, arrival, patient, _urgency(told, alert), folder or self._config.node.folder,
+            holder="" if folder else told.node,
+        )  # fmt: skip
 
-    def _folder_of(self, name: str) -> Path:
-        if self._config.journal.shared_storage:
-            for member in self._records.nodes:
-                if member.name == name and member.shared:
-                    return member.folder
+    def _folder_of(self, name: str) -> Path | None:
+        """Where a node's slices and results are; None where that can't be seen from here."""
+        for member in self._records.nodes:
+            if member.name == name != self._config.node_name:
+                return member.folder if member.shared and self._config.journal.shared_storage else None
         return self._config.node.folder
 
     def _patient(self, folder: Path, key: tuple[str, str], alert: Alert | None) -> dict[str, str]:

@@ -355,6 +355,8 @@ def test_a_series_that_two_nodes_get_at_once_has_one_result(
             wait_until(lambda config=config: not any(one.is_open for one in status.look(config).series), "none waits")
             (one,) = status.look(config).series
             assert (one.revision, one.slices_analysed) == (1, len(bleeding.paths))
+            kept = (tmp_path / one.node / "spool").rglob("*.dcm")
+            assert one.arrived == min(path.stat().st_mtime for path in kept)
     assert not list((pacs.folder / "quarantine").iterdir())
 
 
