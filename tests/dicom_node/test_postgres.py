@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,7 @@ from dicom_node.register import without_result
 from dicom_node.scanner import push
 from dicom_node.schema import VERSIONS
 from dicom_node.spool import Spool
+from dicom_node.trial import Item
 from tests.dicom_node.conftest import Pushable, config_for, running, wait_until
 from tests.dicom_node.servers import PASSWORD, Server, name_of
 from tests.dicom_node.storage import image
@@ -79,9 +81,33 @@ def wrong_password(server: Server, address: Address) -> Address:
     return Address(address.url, path)
 
 
+def no_schema(_: Server, address: Address) -> Address:
+    return Address(f"{address.url}?options=-csearch_path%3Dnos", address.password)
+
+
+def may_not_create(server: Server, address: Address) -> Address:
+    """A role of its own, in a database whose public schema lets nobody make tables, as PostgreSQL 15 has it."""
+    name = name_of(address)
+    server.execute(f"CREATE ROLE guest_{name} LOGIN PASSWORD '{PASSWORD}'", name)
+    server.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC", name)
+    return Address(address.url.replace("scanside@", f"guest_{name}@"), address.password)
+
+
+def may_not_write(server: Server, address: Address) -> Address:
+    Journal(address).close()
+    guest = may_not_create(server, address)
+    server.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO PUBLIC", name_of(address))
+    return guest
+
+
+def takes_no_writes(server: Server, address: Address) -> Address:
+    return Address(f"{address.url}?options=-cdefault_transaction_read_only%3Don", address.password)
+
+
 WRONG = [
     (foreign, "not a journal of scanside"),
     (newer, "written by a newer scanside"),
+    (no_schema, r"has no schema nos, or scanside may not use it: CREATE SCHEMA .* AUTHORIZATION scanside"),
     (wrong_password, "password authentication failed"),
     (lambda server, _: server.address("nowhere"), 'database "nowhere" does not exist'),
     (lambda *_: Address("postgresql://scanside@127.0.0.1:1/scanside"), "Connection refused"),
@@ -102,12 +128,68 @@ def test_what_can_t_be_used_is_told_in_a_line_by_every_command(postgres: Server,
     (tmp_path / "node.toml").write_text(toml.show(no_destinations(shared_config(tmp_path / "data", address))))
     item = next(item for item in check(load(tmp_path / "node.toml")) if item.name == "journal")
     assert (item.ok, item.kind) == (False, "environment")
-    assert reason in item.message
+    assert re.search(reason, item.message)
     for command in (["status"], ["serve"]):
         ended = scanside(*command, "--config", tmp_path / "node.toml")
         assert ended.returncode == 3, ended.stderr
-        assert reason in ended.stderr
+        assert re.search(reason, ended.stderr)
         assert len(ended.stderr.splitlines()) == 1, ended.stderr
+
+
+STARTS_NO_NODE = [
+    (
+        may_not_create,
+        r"guest_journal_\d+ may make no tables in schema public: .*GRANT CREATE ON SCHEMA public TO guest",
+    ),
+    (may_not_write, r"permission denied for table node; its tables have to be those of the role"),
+    (takes_no_writes, "read-only transaction; name the server that takes writes"),
+]
+
+
+@pytest.mark.parametrize(("make", "reason"), STARTS_NO_NODE, ids=range(len(STARTS_NO_NODE)))
+def test_check_finds_what_a_start_would(postgres: Server, tmp_path: Path, make, reason: str):
+    address = make(postgres, postgres.database())
+    config = no_destinations(shared_config(tmp_path / "data", address))
+    item = next(item for item in check(config) if item.name == "journal")
+    assert (item.ok, item.kind) == (False, "environment")
+    assert re.search(reason, item.message), item.message
+    with pytest.raises(JournalError) as caught, member(address, tmp_path / "data", "ct-1"):
+        pass
+    assert str(caught.value) == item.message
+
+
+def test_check_finds_that_a_living_node_has_the_name(postgres: Server, tmp_path: Path):
+    address = postgres.database()
+    config = no_destinations(shared_config(tmp_path / "b", address, name="ct"))
+
+    def look() -> Item:
+        return next(item for item in check(config) if item.name == "journal")
+
+    with member(address, tmp_path / "a", "ct"):
+        item = look()
+        assert (item.ok, item.kind) == (False, "environment")
+        assert "another node of this database is called ct (its folder is" in item.message
+        assert not (tmp_path / "b").exists()
+    assert look().ok, "it is dead"
+    with member(address, tmp_path / "b", "ct"):
+        before = postgres.execute("SELECT token, folder FROM node", name_of(address))
+        assert look().ok, "it is this one"
+    assert postgres.execute("SELECT token, folder FROM node", name_of(address)) == before
+    (tmp_path / "b" / IDENTITY).write_text('{"name": "mr", "token": "x"}')
+    assert "belongs to node mr" in look().message
+
+
+def test_check_leaves_a_database_as_it_was(postgres: Server, tmp_path: Path):
+    address = postgres.database()
+    config = no_destinations(shared_config(tmp_path / "data", address))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dicom_node.postgres.VERSIONS", VERSIONS[:6])
+        Journal(address).close()
+    tables = "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1"
+    before = postgres.execute(tables, name_of(address))
+    assert next(item for item in check(config) if item.name == "journal").ok
+    assert postgres.execute(tables, name_of(address)) == before
+    assert postgres.execute("SELECT version FROM journal_version", name_of(address)) == [(6,)]
 
 
 def scanside(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
