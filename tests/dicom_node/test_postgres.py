@@ -106,7 +106,7 @@ def takes_no_writes(server: Server, address: Address) -> Address:
 
 WRONG = [
     (foreign, "not a journal of scanside"),
-    (newer, "written by a newer scanside"),
+    (newer, r"written by a newer scanside .*: update this node"),
     (no_schema, r"has no schema nos, or scanside may not use it: CREATE SCHEMA .* AUTHORIZATION scanside"),
     (wrong_password, "password authentication failed"),
     (lambda server, _: server.address("nowhere"), 'database "nowhere" does not exist'),
