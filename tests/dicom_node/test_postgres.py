@@ -104,15 +104,22 @@ def takes_no_writes(server: Server, address: Address) -> Address:
     return Address(f"{address.url}?options=-cdefault_transaction_read_only%3Don", address.password)
 
 
+def empty_password(server: Server, address: Address) -> Address:
+    (server.folder / "empty").write_text("\n")
+    return Address(address.url, server.folder / "empty")
+
+
 WRONG = [
     (foreign, "not a journal of scanside"),
     (newer, r"written by a newer scanside .*: update this node"),
     (no_schema, r"has no schema nos, or scanside may not use it: CREATE SCHEMA .* AUTHORIZATION scanside"),
+    (lambda _, address: Address(address.url), "no password supplied; write it into a file and name that in journal"),
+    (empty_password, "journal.password: .*/empty: is empty: write the database's password into it"),
     (wrong_password, "password authentication failed"),
     (lambda server, _: server.address("nowhere"), 'database "nowhere" does not exist'),
     (lambda *_: Address("postgresql://scanside@127.0.0.1:1/scanside"), "Connection refused"),
     (lambda *_: Address("postgresql://scanside@nowhere.invalid/scanside"), "can't be reached"),
-    (lambda server, address: Address(address.url, server.folder / "none"), "No such file"),
+    (lambda server, address: Address(address.url, server.folder / "none"), "/none: No such file or directory: write"),
     (lambda _, address: Address(address.url + "?colour=red"), "colour"),
 ]
 
