@@ -26,18 +26,21 @@ from structlog.testing import capture_logs
 from dicom_node import postgres as driver
 from dicom_node import status, toml
 from dicom_node.alerts.ledger import Ledger
+from dicom_node.assembler import Assembly
 from dicom_node.check import check
 from dicom_node.config import Config, ConfigError, load
 from dicom_node.database import EmptyJournal, JournalError
+from dicom_node.dispatch import Result
 from dicom_node.journal import Journal, ResultFile, RevisionTaken, SeriesRecord, SeriesState
 from dicom_node.membership import IDENTITY, Member, Membership, members
 from dicom_node.outbox import DeliveryState, Outbox
 from dicom_node.pacs import Pacs
 from dicom_node.page.board import Lookout
 from dicom_node.postgres import Address, in_postgres
-from dicom_node.register import without_result
+from dicom_node.register import Register, without_result
 from dicom_node.scanner import push
 from dicom_node.schema import VERSIONS
+from dicom_node.sections import Destination
 from dicom_node.spool import Spool
 from dicom_node.trial import Item
 from tests.dicom_node.conftest import Pushable, config_for, running, wait_until
@@ -383,6 +386,21 @@ def test_a_result_that_two_nodes_have_made_is_a_result_of_each(postgres: Server,
             execute("DELETE FROM outbox")
             execute("DELETE FROM series")
         assert journals[0].twins() == []
+
+
+def test_a_notice_that_two_nodes_have_made_is_one_s_and_covers_both(postgres: Server):
+    """For the second it is no news, and the same all the same."""
+    address = postgres.database()
+    pacs = Destination(name="pacs", ae_title="PACS", host="127.0.0.1", port=104)
+    notice = Result(SeriesState.NOT_ANALYSED, "no CT", files=(ResultFile("notice", Path("/x"), "1.2.3", "9.1"),))
+    with contextlib.ExitStack() as stack:
+        for node in ("a", "b"):
+            journal = stack.enter_context(contextlib.closing(Journal(address, node=node)))
+            assembly = Assembly("1", "1.1", 1, 0.0, {Path("1"): None})
+            Register(journal, Outbox(journal), Ledger(journal)).record(assembly, notice, [pacs])
+        assert [(one.revision, one.node) for one in journal.series()] == [(1, "a")]
+        assert [one.node for one in journal.twins()] == ["b"]
+        assert len(Outbox(journal).items()) == 1
 
 
 def test_both_parts_of_a_series_that_two_nodes_have_got_are_told(
