@@ -10,13 +10,15 @@ import sqlite3
 import tempfile
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dicom_node import trial
 from dicom_node.codes import CodeError, check_names
 from dicom_node.database import EmptyJournal, JournalError
 from dicom_node.lock import is_locked
-from dicom_node.postgres import Address, Postgres
+from dicom_node.membership import known_token, require_name
+from dicom_node.postgres import Postgres
 from dicom_node.receiver import PORT_REMEDIES
 from dicom_node.serving import servers
 from dicom_node.trial import KINDS, Item
@@ -26,10 +28,11 @@ from runtime.triage import RuleError, check_rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from dicom_node.config import Config
+    from dicom_node.database import Execute
     from dicom_node.mistakes import Mistake
+    from dicom_node.postgres import Address
     from dicom_node.sections import Node
     from runtime.bundle import Bundle
 
@@ -56,8 +59,7 @@ def check(config: Config, mistakes: Sequence[Mistake] = ()) -> list[Item]:
     if is_sound("node.folder"):
         items.append(_folder(node))
     if is_sound("node.folder", "journal"):
-        place = config.journal_place
-        items += [_database(place)] if isinstance(place, Address) else _journal(place)
+        items += _journal(config, is_sound)
     if is_sound("node.folder", "node.free_floor_gb"):
         items.append(_disk(node))
     items += [
@@ -105,7 +107,15 @@ def _folder(node: Node) -> Item:
     return Item("folder", True, "environment", f"{node.folder}: {state}")
 
 
-def _journal(path: Path) -> Iterator[Item]:
+def _journal(config: Config, is_sound: Callable[..., bool]) -> Iterator[Item]:
+    place = config.journal_place
+    if isinstance(place, Path):
+        yield from _file(place)
+    elif is_sound("node.name", "node.ae_title"):
+        yield _database(place, config.node.folder, config.node_name)
+
+
+def _file(path: Path) -> Iterator[Item]:
     """Look whether a journal that is there is one; read-only, and a node that runs on it is not disturbed."""
     try:
         if not path.exists():
@@ -127,15 +137,23 @@ def _journal(path: Path) -> Iterator[Item]:
     yield Item("journal", True, "environment", f"{path}: can be read")
 
 
-def _database(address: Address) -> Item:
-    """Look whether a database can be used; nothing is written there."""
+def _database(address: Address, folder: Path, name: str) -> Item:
+    """Do with a database what a node does that starts, and undo it; nothing stays there."""
+    state = "can be used"
+
+    def join(execute: Execute) -> None:
+        require_name(execute, Postgres.clock, name, known_token(folder, name) or "")
+        execute("UPDATE node SET seen = seen WHERE name = ?", (name,))  # whether it may write
+
     try:
-        Postgres(address, read_only=True).close()
-    except EmptyJournal:
-        return Item("journal", True, "environment", f"{address}: can be reached; empty, the node makes its tables")
+        try:
+            Postgres(address, read_only=True).close()
+        except EmptyJournal:
+            state = "can be reached; empty, the node makes its tables"
+        Postgres(address, read_only=False, rehearsal=join).close()
     except JournalError as error:
         return _fault("journal", error)
-    return Item("journal", True, "environment", f"{address}: can be read")
+    return Item("journal", True, "environment", f"{address}: {state}")
 
 
 def _disk(node: Node) -> Item:

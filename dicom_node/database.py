@@ -183,4 +183,6 @@ class Sqlite:
 def require_known(name: str, version: int) -> None:
     """Refuse a journal that only a newer scanside understands."""
     if version > len(VERSIONS):
-        raise JournalError(f"{name}: written by a newer scanside (schema {version}, this one knows {len(VERSIONS)})")
+        raise JournalError(
+            f"{name}: written by a newer scanside (schema {version}, this one knows {len(VERSIONS)}): update this node"
+        )

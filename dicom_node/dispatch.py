@@ -12,6 +12,7 @@ import json
 import shutil
 import time
 from collections import Counter, deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
@@ -281,6 +282,7 @@ class Dispatch:
         lost = [f"{n} image{'s' * (n > 1)} not analysed: {Reason.LETHAL.value}" for n in [len(assembly.set_aside)] if n]
         return {
             "do": "close",
+            "arrived": _arrived(assembly),
             "closed": time.time(),
             "series": assembly.name,
             "revision": assembly.revision,
@@ -290,6 +292,13 @@ class Dispatch:
             "given_up": assembly.given_up,
             "paths": [str(path) for path in assembly.paths] if assembly.given_up else [],
         }
+
+
+def _arrived(assembly: Assembly) -> float | None:
+    """When the first slice came, in seconds since the epoch; None where it is gone."""
+    with suppress(OSError):
+        return next(iter(assembly.paths)).stat().st_mtime
+    return None
 
 
 def _last_report(folder: Path) -> str | None:

@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 # in the order of sending: what a reader needs first, and the largest last
 Role = Literal["notice", "sr", "sc", "pdf", "seg"]
 
+TWINS_SINCE = 8  # version of the journal
+# results that a node has made, too, as its own records
+_TWINS = (
+    "SELECT study_uid, series_uid, revision, state, reason, twin.slices, report_json, twin.recorded, twin.node"
+    " FROM twin JOIN series USING (study_uid, series_uid, revision)"
+)
+
 
 class RevisionTaken(JournalError):
     """Another node has recorded another result under the same revision of a series."""
@@ -144,7 +151,8 @@ class Journal:
 
         Returns
         -------
-        False where this revision was recorded before; then nothing changes, whatever the arguments
+        False where this revision was recorded before; then nothing changes, whatever the arguments, but that it is a
+        result of this node, too
 
         Raises
         ------
@@ -162,7 +170,7 @@ class Journal:
                 (*series, SeriesState(state).value, reason, slices, report_json, now, self.node),
             ).rowcount
             if not written:
-                self._require_same(execute, series, files)
+                self._note_twin(execute, series, files, (slices, now))
                 return False
             for file in in_order:
                 what = (file.role, str(file.path), file.sop_class_uid, file.sop_uid)
@@ -177,8 +185,10 @@ class Journal:
                 also(execute)
             return True
 
-    def _require_same(self, execute: Execute, series: tuple[str, str, int], files: Sequence[ResultFile]) -> None:
-        """Refuse to take another node's result for this one's; what is made of the same has the same UIDs."""
+    def _note_twin(
+        self, execute: Execute, series: tuple[str, str, int], files: Sequence[ResultFile], made: tuple[int, float]
+    ) -> None:
+        """Take another node's result for this one's, too, if it is made of the same: then it has the same UIDs."""
         which = "study_uid = ? AND series_uid = ? AND revision = ?"
         (node,) = execute(f"SELECT node FROM series WHERE {which}", series).fetchone()  # noqa: S608 (a constant)
         if not self.database.has_others or node == self.node:
@@ -186,22 +196,26 @@ class Journal:
         rows = execute(f"SELECT sop_uid FROM outbox WHERE {which}", series).fetchall()  # noqa: S608
         if not {file.sop_uid for file in files} & {row[0] for row in rows}:
             raise RevisionTaken(f"revision {series[2]} of series {series[1]} is one of node {node}")
+        execute(
+            "INSERT INTO twin (study_uid, series_uid, revision, node, slices, recorded) VALUES (?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT DO NOTHING",
+            (*series, self.node, *made),
+        )
 
     def latest(self, study_uid: str, series_uid: str, *, of: str | None = None) -> SeriesRecord | None:
         """The highest revision of a series, None for a series without a result.
 
         Parameters
         ----------
-        of : the node whose results count; None: all
+        of : the node whose results count, those among them that another has recorded and it has made, too; None: all
 
         """
-        whose = "" if of is None or not self.database.has_others else "AND node = ?"
-        values = (study_uid, series_uid, *[of] * bool(whose))
+        found, values = "SELECT * FROM series WHERE study_uid = ? AND series_uid = ?", (study_uid, series_uid)
+        if of is not None and self.database.has_others:
+            found = f"{found} AND node = ? UNION ALL {_TWINS} WHERE study_uid = ? AND series_uid = ? AND twin.node = ?"
+            values = (*values, of) * 2
         with self.statements() as execute:
-            row = execute(
-                f"SELECT * FROM series WHERE study_uid = ? AND series_uid = ? {whose} ORDER BY revision DESC LIMIT 1",  # noqa: S608
-                values,
-            ).fetchone()
+            row = execute(f"{found} ORDER BY revision DESC LIMIT 1", values).fetchone()
         return _series_record(row) if row else None
 
     def reported_elsewhere(self, execute: Execute, study_uid: str, series_uid: str) -> int:
@@ -246,6 +260,13 @@ class Journal:
                 _series_record(row)
                 for row in execute("SELECT * FROM series ORDER BY recorded, study_uid, series_uid, revision")
             ]
+
+    def twins(self) -> list[SeriesRecord]:
+        """Results that a node has made and another has recorded, as if the first had."""
+        with self.statements() as execute:
+            if not self.database.has_others or self.database.version(execute) < TWINS_SINCE:
+                return []
+            return [_series_record(row) for row in execute(_TWINS)]
 
     def forget(self, before: float, studies_here: Collection[str]) -> None:
         """Remove what nobody needs any more.

@@ -33,6 +33,7 @@ from dicom_node.spool import Outcome, Spool
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from dicom_node.database import Execute, Row
     from dicom_node.journal import Journal
     from dicom_node.spool import Instance
 
@@ -111,21 +112,10 @@ class Membership:
         clock = self._journal.database.clock
         with self._journal.transaction() as execute:
             self._journal.database.alone(execute)
-            row = execute(
-                f"SELECT token, folder, keeper, emptied, expires > {clock} AS lives FROM node WHERE name = ?",  # noqa: S608 (a constant)
-                (self._journal.node,),
-            ).fetchone()
-            if row and row["lives"] and row["keeper"]:
-                raise JournalError(f"node {row['keeper']} takes over what this one has left: start it in a moment")
-            if row and row["token"] != self._token:
-                if row["lives"]:
-                    raise JournalError(
-                        f"another node of this database is called {self._journal.node} (its folder is {row['folder']}):"
-                        " set node.name to a name of its own"
-                    )
-                if not row["emptied"]:
-                    remedy = "slices there without a result are nobody's from now on: send them again"
-                    log.warning("dead_node_replaced", node=self._journal.node, folder=row["folder"], remedy=remedy)
+            row = require_name(execute, clock, self._journal.node, self._token)
+            if row and row["token"] != self._token and not row["emptied"]:
+                remedy = "slices there without a result are nobody's from now on: send them again"
+                log.warning("dead_node_replaced", node=self._journal.node, folder=row["folder"], remedy=remedy)
             execute(
                 "INSERT INTO node (name, token, folder, shared, seen, expires)"  # noqa: S608
                 f" VALUES (:name, :token, :folder, :shared, {clock}, {clock} + :lease)"
@@ -235,6 +225,28 @@ class Membership:
         return bool(changed)
 
 
+def require_name(execute: Execute, clock: str, name: str, token: str) -> Row | None:
+    """The row of a name, as it was, if the node with this token may have it.
+
+    Raises
+    ------
+    JournalError : it is another living node's, or another takes over what this one has left
+
+    """
+    row = execute(
+        f"SELECT token, folder, keeper, emptied, expires > {clock} AS lives FROM node WHERE name = ?",  # noqa: S608 (a constant)
+        (name,),
+    ).fetchone()
+    if row and row["lives"] and row["keeper"]:
+        raise JournalError(f"node {row['keeper']} takes over what this one has left: start it in a moment")
+    if row and row["lives"] and row["token"] != token:
+        raise JournalError(
+            f"another node of this database is called {name} (its folder is {row['folder']}):"
+            " set node.name to a name of its own"
+        )
+    return row
+
+
 def members(journal: Journal) -> list[Member]:
     """All nodes that have ever shared a journal; none where it is a file."""
     if not journal.database.has_others:
@@ -254,12 +266,9 @@ def members(journal: Journal) -> list[Member]:
 
 def _identity(folder: Path, name: str) -> str:
     """What tells a folder from all others; made when a node first runs in it, under its name."""
-    path = folder / IDENTITY
-    try:
-        known = json.loads(path.read_text())
-        before, token = str(known["name"]), str(known["token"])
-    except FileNotFoundError:
-        token = uuid4().hex
+    token = known_token(folder, name)
+    if token is None:
+        token, path = uuid4().hex, folder / IDENTITY
         made = path.with_suffix(".new")
         with made.open("w") as file:
             json.dump({"name": name, "token": token}, file)
@@ -267,7 +276,23 @@ def _identity(folder: Path, name: str) -> str:
             os.fsync(file.fileno())
         made.rename(path)
         spools.sync_directory(folder)  # without its name after a power cut, the node would be another
-        return token
+    return token
+
+
+def known_token(folder: Path, name: str) -> str | None:
+    """What tells a folder from all others; None where no node has run in it.
+
+    Raises
+    ------
+    JournalError : it is the folder of a node with another name
+
+    """
+    path = folder / IDENTITY
+    try:
+        known = json.loads(path.read_text())
+        before, token = str(known["name"]), str(known["token"])
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise JournalError(f"{path}: can't be read ({error}): remove it, and the node makes a new one") from error
     if before != name:

@@ -67,8 +67,8 @@ class Register:
             reason=result.reason,
             slices=len(assembly.paths),
             report_json=result.report_json,
-            files=result.files if is_news else (),
-            destinations=receivers,
+            files=result.files,
+            destinations=receivers if is_news else {},
             also=alert,
         )
 

@@ -204,7 +204,7 @@ def whose(header: Dataset) -> dict[str, str]:
         return source.patient(header)
 
 
-def to_json(report: Report, received: int, form: Form = USUAL, **at: float) -> str:
+def to_json(report: Report, received: int, form: Form = USUAL, **at: float | None) -> str:
     """A report as JSON, with when it was composed, what else is told (seconds since the epoch), and how many came.
 
     What each finding is called in the results stands with it: whoever tells of it later says the same.

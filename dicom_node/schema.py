@@ -168,4 +168,19 @@ _NODES = (
     "PRAGMA user_version = 7",
 )
 
-VERSIONS = (_TABLES, _TRIES, _ANNOUNCED, _CONFIRMATION, _AGES, _ALERTS, _NODES)
+# A node that has made the same result as the one that recorded it, of how many slices, and when.
+_TWINS = (
+    """CREATE TABLE twin (
+        study_uid TEXT NOT NULL,
+        series_uid TEXT NOT NULL,
+        revision INTEGER NOT NULL,
+        node TEXT NOT NULL,
+        slices INTEGER NOT NULL,
+        recorded REAL NOT NULL,
+        PRIMARY KEY (study_uid, series_uid, revision, node),
+        FOREIGN KEY (study_uid, series_uid, revision) REFERENCES series ON DELETE CASCADE
+    )""",
+    "PRAGMA user_version = 8",
+)
+
+VERSIONS = (_TABLES, _TRIES, _ANNOUNCED, _CONFIRMATION, _AGES, _ALERTS, _NODES, _TWINS)

@@ -18,13 +18,20 @@ def _legal_address(text: str) -> str:
     return str(Address.parse(text))
 
 
+def _all_different(addresses: tuple[str, ...]) -> tuple[str, ...]:
+    for address in addresses:
+        if addresses.count(address) > 1:
+            raise ValueError(f"has {address} more than once: each replica is a server of its own")
+    return addresses
+
+
 ServerAddress = Annotated[str, StringConstraints(strip_whitespace=True), AfterValidator(_legal_address)]
 
 
 class Triton(Section):
     """Servers that speak KServe v2."""
 
-    servers: tuple[ServerAddress, ...] = Field(
+    servers: Annotated[tuple[ServerAddress, ...], AfterValidator(_all_different)] = Field(
         min_length=1,
         description="Replicas of one model, asked in turn; where one fails, the next is. grpc://HOST:PORT or "
         "http://HOST:PORT; over gRPC a server on this machine shares memory.",

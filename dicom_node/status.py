@@ -49,7 +49,7 @@ class Series:
         multi-frame image is one; but of a series without a report the files are counted
     slices_analysed : how many of them the report rests on; None without one
     engine : which engine answered, with its version; several where one stood in for another; None without a report
-    composed : of the report, in seconds since the epoch; None without one
+    arrived, composed : first slice and report, in seconds since the epoch; None without a report
     node : who has it
     changed : when the last slice came where it is open, otherwise when the result was recorded; likewise
 
@@ -68,6 +68,7 @@ class Series:
     decision: dict[str, str] | None = None
     findings: tuple[dict[str, Any], ...] = ()
     engine: str | None = None
+    arrived: float | None = None
     composed: float | None = None
     node: str = ""
 
@@ -189,14 +190,15 @@ def look(config: Config, days: float = inf) -> Status:
     held = spool.count(config.node.folder / "spool")
     with contextlib.closing(open_journal(config, read_only=True)) as journal:
         records, items = journal.series(), Outbox(journal).items()
+        covering = [*records, *journal.twins()]
         alerts = tuple(_open_alerts(Ledger(journal).alerts()))
         nodes = members(journal)
-    own = [record for record in records if not nodes or record.node == config.node_name]
+    own = [record for record in covering if not nodes or record.node == config.node_name]
     fresh = time.time() - config.series.idle_timeout_s if running else inf
     waiting = [*_without_result(config.node.folder / "spool", held, own, config.node_name, fresh)]
-    waiting += elsewhere(nodes, config.node_name, records)
+    waiting += elsewhere(nodes, config.node_name, covering)
     if config.journal.shared_storage:
-        waiting += _left_behind(nodes, records, config.node_name)
+        waiting += _left_behind(nodes, covering, config.node_name)
     owed = {(item.study_uid, item.series_uid) for item in items if item.state not in DELIVERED}
     told = [one for one in records if _is_recent(one.recorded, days) or (one.study_uid, one.series_uid) in owed]
     free_gb, floor = shutil.disk_usage(config.node.folder).free / 1e9, config.node.free_floor_gb
@@ -354,6 +356,7 @@ def recorded(record: SeriesRecord) -> Series:
                 {"class": finding["name"], "volume_ml": finding["volume_ml"]} for finding in report["findings"]
             ),
             "engine": report["model"]["backend"],
+            "arrived": report.get("arrived"),  # older ones lack it
             "composed": report["composed"],
         }
     return Series(

@@ -16,7 +16,8 @@ series again.
                                          before the answer on the slice that makes the series critical, or urgent
     <- {"is": "slice", "series": ID, "rank": ..., "path": ..., "planes": [{...} or null], "refusals": [[code, why]]}
     -> {"do": "close", "series": ID, "folder": ..., "revision": 1, "missing": [...], "predecessor": path or null,
-        "closed": seconds since the epoch, "given_up": why no more is tried than a notice, or null, "paths": for that}
+        "arrived", "closed": seconds since the epoch, "given_up": why no more is tried than a notice, or null,
+        "paths": for that}
     <- {"is": "no room", "series": ID, "reason": ...}     or, once there is some:
     <- {"is": "result", "series": ID, "state": ..., "reason": ..., "code": ..., "report": ..., "files": [...],
         "patient": {...}}
@@ -53,7 +54,7 @@ from runtime.session import open_session, self_test
 from runtime.triage import LEVELS, Rule, check_rules
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from runtime.bundle import Bundle
     from runtime.session import Session
@@ -176,7 +177,7 @@ def _serve(analyser: Analyser, requests: queue.SimpleQueue[dict[str, Any] | None
             finally:
                 gc.enable()
             del open_series[name]
-            _say(answers, {"is": "result", "series": name, **_outcome(outcome, analyser.form, request["closed"])})
+            _say(answers, {"is": "result", "series": name, **_outcome(outcome, analyser.form, request)})
             continue
         paths = [Path(request["path"])]
         while len(paths) < analyser.max_batch and waiting and waiting[0] and _is_slice(waiting[0], name):
@@ -266,8 +267,9 @@ def _seen(seen: Seen, series: Series) -> dict[str, Any]:
     }
 
 
-def _outcome(outcome: Outcome, form: Form, closed: float) -> dict[str, Any]:
-    report = results.to_json(outcome.report, outcome.received, form, closed=closed) if outcome.report else None
+def _outcome(outcome: Outcome, form: Form, request: Mapping[str, Any]) -> dict[str, Any]:
+    at = {what: request[what] for what in ("arrived", "closed")}
+    report = results.to_json(outcome.report, outcome.received, form, **at) if outcome.report else None
     return {
         "state": outcome.state,
         "reason": outcome.reason,

@@ -88,6 +88,7 @@ class Alert:
     patient : DICOM keywords and values, absent ones left out
     evidence : what the report says (see `evidence`)
     messages : oldest first
+    node : whose series it is; a journal that no node has opened since it was written by an older one lacks it
 
     """
 
@@ -105,6 +106,7 @@ class Alert:
     patient: Mapping[str, str]
     evidence: Mapping[str, Any]
     messages: tuple[Message, ...] = ()
+    node: str = ""
 
     @property
     def is_open(self) -> bool:
@@ -149,6 +151,7 @@ def message_of(row: Row) -> Message:
 
 def alert_of(row: Row, messages: tuple[Message, ...] = (), said: str | None = None) -> Alert:
     """An alert from its row; with `said`, as a message tells it."""
-    values = {name: row[name] for name in Alert.__slots__ if name != "messages"}
+    kept = row.keys()  # of sqlite3's rows `in` would ask the values
+    values = {name: row[name] for name in Alert.__slots__ if name in kept}
     values |= {"patient": json.loads(row["patient"]), "evidence": json.loads(row["evidence"]), "messages": messages}
     return Alert(**values | (json.loads(said) if said else {}))

@@ -9,33 +9,28 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from dicom_node import lock, nameplate, spool, status
-from dicom_node.alerts.ledger import Ledger
 from dicom_node.gate import Reason
-from dicom_node.journal import Journal, JournalError
-from dicom_node.membership import members
-from dicom_node.outbox import DELIVERED, DeliveryState, Outbox
+from dicom_node.journal import JournalError
+from dicom_node.outbox import DELIVERED, DeliveryState
 from dicom_node.page import arrivals, owed, slices
 from dicom_node.page.arrivals import Arrival, Arrivals
+from dicom_node.page.records import Records
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from pathlib import Path
 
     from dicom_node.alerts.alert import Alert
     from dicom_node.config import Config
-    from dicom_node.journal import SeriesRecord
     from dicom_node.membership import Member
-    from dicom_node.outbox import OutboxItem
     from dicom_node.page.owed import Owed
 
 FRESH_S = 0.3  # so long a look is everybody's who asks
-LOCKED_S = 1.0  # a journal that another process has to itself is waited for, and no longer
 SHOWN = 100  # rows, unless all are asked for
 DAY_S = 86400.0
 KNOWN_S = 7 * DAY_S  # results of which nothing else is left are shown for so long
@@ -69,6 +64,7 @@ class Row:
     patient : DICOM keywords and text
     urgency : its place in the list
     folder : of the node that has it, where that can be seen from here; else of this one
+    holder : the node that has its slices, where they can't be seen from here; else empty
 
     """
 
@@ -81,6 +77,7 @@ class Row:
     patient: dict[str, str]
     urgency: Urgency
     folder: Path
+    holder: str
 
     @property
     def level(self) -> str | None:
@@ -99,9 +96,20 @@ class Row:
         return {True: "provisional", False: "final", None: self.told.state.replace("_", " ")}[self.told.provisional]
 
     @property
+    def first(self) -> tuple[str, float]:
+        """What is known to have come first, and when: the first slice, or where nobody kept that, what tells of it."""
+        results = [one.arrived for one in (self.result, self.told) if one and one.arrived]
+        slices = [self.arrival.first] if self.arrival else results
+        if slices:
+            return "first slice", min(slices)
+        told = (self.told.changed, "heard of" if self.told.is_open else "result")
+        raised = [(self.alert.raised, "alert")] if self.alert else []
+        at, what = min([*raised, told])
+        return what, at
+
+    @property
     def since(self) -> float:
-        """When the scan arrived; where its slices are gone, when its result was recorded."""
-        return self.arrival.first if self.arrival else self.told.changed
+        return self.first[1]
 
     @property
     def reason(self) -> str:
@@ -183,8 +191,9 @@ class Lookout:
         self._config = config
         self._spool = config.node.folder / "spool"
         self._arrivals = Arrivals(self._spool)
-        self._records = _Records(config)
+        self._records = Records(config)
         self._patients: dict[tuple[str, str], dict[str, str]] = {}
+        self._heard: dict[tuple[str, str], float] = {}  # when other nodes first told of what is open there
         self._lock = Lock()
         self._board = Board()
         self._looked = -FRESH_S
@@ -218,8 +227,10 @@ class Lookout:
         nodes = self._records.nodes
         others = {
             (spool.file_name(one.study_uid), spool.file_name(one.series_uid)): one
-            for one in status.elsewhere(nodes, self._config.node_name, records)
+            for one in status.elsewhere(nodes, self._config.node_name, [*records, *self._records.twins])
         }
+        self._heard = {key: self._heard.get(key, one.changed) for key, one in others.items()}
+        others = {key: replace(one, changed=self._heard[key]) for key, one in others.items()}
         fresh = time.time() - self._config.series.idle_timeout_s
         rows = [
             self._row(
@@ -275,20 +286,31 @@ class Lookout:
             )
         elif record:
             told = record
-        else:  # an alert of which nothing else is left
-            return None
+        else:  # its node died before it could tell of it
+            told = status.Series(
+                study_uid=alert.study_uid,
+                series_uid=alert.series_uid,
+                revision=alert.revision,
+                state=status.WAITING,
+                slices_received=alert.evidence.get("slices", 0),
+                changed=alert.changed,
+                node=alert.node,
+            )
         if arrival is None and told.changed < time.time() - KNOWN_S and not (alert and alert.is_open):
             return None
         result = record if is_open else None
         folder = self._config.node.folder if arrival else self._folder_of(told.node)
-        patient = self._patient(folder, key, alert)
-        return Row(*key, told, result, alert, arrival, patient, _urgency(told, alert), folder)
+        patient = self._patient(folder or self._config.node.folder, key, alert)
+        return Row(
+            *key, told, result, alert, arrival, patient, _urgency(told, alert), folder or self._config.node.folder,
+            holder="" if folder else told.node,
+        )  # fmt: skip
 
-    def _folder_of(self, name: str) -> Path:
-        if self._config.journal.shared_storage:
-            for member in self._records.nodes:
-                if member.name == name and member.shared:
-                    return member.folder
+    def _folder_of(self, name: str) -> Path | None:
+        """Where a node's slices and results are; None where that can't be seen from here."""
+        for member in self._records.nodes:
+            if member.name == name != self._config.node_name:
+                return member.folder if member.shared and self._config.journal.shared_storage else None
         return self._config.node.folder
 
     def _patient(self, folder: Path, key: tuple[str, str], alert: Alert | None) -> dict[str, str]:
@@ -315,72 +337,6 @@ class Lookout:
                 f"{'themselves' if parked > 1 else 'itself'}: see `scanside outbox list`."
             )
         return found
-
-
-class _Records:
-    """The journal, read again only where another process has written."""
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self._journal: Journal | None = None
-        self._file: tuple[int, int] = (0, 0)
-        self._version: Any = None
-        self._known: dict[tuple[str, str], tuple[SeriesRecord, status.Series]] = {}
-        self._told: tuple[Sequence[status.Series], Sequence[Alert], Sequence[OutboxItem]] = ((), (), ())
-        # of the newest revision of a series that this node has recorded: how many files it rests on, and when that was
-        self.here: dict[tuple[str, str], tuple[int, float]] = {}
-        self.nodes: Sequence[Member] = ()
-
-    def read(self) -> tuple[Sequence[status.Series], Sequence[Alert], Sequence[OutboxItem]]:
-        """The newest revision of each series, all alerts, and all that is owed or was.
-
-        Raises
-        ------
-        JournalError : there is none, or it can't be read
-
-        """
-        place = self._config.journal_place
-        try:
-            file = place.stat() if isinstance(place, Path) else None
-        except OSError as error:
-            self._forget()
-            raise JournalError(f"{place}: {error.strerror}: the node of this configuration has not run yet") from error
-        which = (file.st_dev, file.st_ino) if file else (0, 0)
-        if self._journal is None or which != self._file:
-            self._forget()
-            self._journal = Journal(place, read_only=True, patience_s=LOCKED_S, node=self._config.node_name)
-            self._file = which
-        try:
-            with self._journal.statements() as execute:
-                version = self._journal.database.change(execute)
-            if version != self._version:
-                self._told = self._read(self._journal)
-                self._version = version
-        except JournalError:
-            self._forget()
-            raise
-        return self._told
-
-    def _read(self, journal: Journal) -> tuple[Sequence[status.Series], Sequence[Alert], Sequence[OutboxItem]]:
-        self.nodes = members(journal)
-        newest: dict[tuple[str, str], SeriesRecord] = {}
-        self.here = {}
-        for record in sorted(journal.series(), key=lambda one: one.revision):
-            key = (spool.file_name(record.study_uid), spool.file_name(record.series_uid))
-            newest[key] = record
-            if not self.nodes or record.node == journal.node:
-                self.here[key] = record.slices, record.recorded
-        known = {}
-        for key, record in newest.items():
-            before = self._known.get(key)
-            known[key] = before if before and before[0] == record else (record, status.recorded(record))
-        self._known = known
-        return [told for _, told in known.values()], Ledger(journal).alerts(), Outbox(journal).items()
-
-    def _forget(self) -> None:
-        if self._journal:
-            self._journal.close()
-        self._journal, self._version = None, None
 
 
 def _urgency(told: status.Series, alert: Alert | None) -> Urgency:

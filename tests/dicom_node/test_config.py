@@ -154,6 +154,10 @@ def test_paths_are_relative_to_the_file(write, tmp_path, monkeypatch):
             '[triton]\nservers = ["gpu1:8001"]',
             'triton.servers[0]: "gpu1:8001" is no address of a server: write grpc://',
         ),
+        (
+            '[triton]\nservers = ["grpc://a:1", "grpc://a:1/"]',
+            "has grpc://a:1 more than once: each replica is a server of its own",
+        ),
         ('[triton]\nservers = ["grpc://a:1"]\nfail_over = "triton"', 'triton.fail_over: "triton" is none of'),
         ('[triton]\nservers = ["grpc://a:1"]\ndeadline_s = 0', "triton.deadline_s: 0 is not above 0"),
         ('[triton]\nservers = ["grpc://a:1"]\ndeadline_s = 10', "triton.deadline_s: 10 is above 7.5"),

@@ -219,7 +219,10 @@ def test_findings_are_called_as_the_site_calls_them_before_the_end_and_at_it(pat
     one.feed(series, paths[:7])
     _tell_early(one, "one", series, tmp_path, said)
     outcome = one.close(series, tmp_path / "done", revision=1, missing=[])
-    reports = json.loads(said.getvalue())["report"], _outcome(outcome, one.form, 0.0)["report"]
+    reports = (
+        json.loads(said.getvalue())["report"],
+        _outcome(outcome, one.form, {"arrived": 0.0, "closed": 0.0})["report"],
+    )
     kept = (tmp_path / "done" / "report.json").read_text()
     for report in (*reports, kept):
         (finding,) = json.loads(report)["findings"]
@@ -257,6 +260,7 @@ def test_a_worker_tells_it_before_the_slice_and_again_after_a_restart(paths: lis
         "revision": 1,
         "missing": [],
         "predecessor": None,
+        "arrived": 0.0,
         "closed": 0.0,
         "given_up": None,
         "paths": [],

@@ -21,7 +21,7 @@ from dicom_node.postgres import Address
 
 ALL = ("sr", "sc", "seg")
 PACS = {"pacs": ALL}
-LATER = ("attempt", "message", "acknowledgement", "alert", "node")  # the tables of later schemas
+LATER = ("twin", "attempt", "message", "acknowledgement", "alert", "node")  # the tables of later schemas
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,11 +16,14 @@ import scanside
 from dicom_node import status, toml
 from dicom_node.alerts.ledger import Ledger
 from dicom_node.config import Config
-from dicom_node.journal import Journal
-from dicom_node.membership import Membership
+from dicom_node.journal import Journal, SeriesState
+from dicom_node.membership import Membership, members
+from dicom_node.page.board import Lookout
+from dicom_node.page.views import day
 from dicom_node.postgres import Address
 from dicom_node.spool import Spool
-from tests.dicom_node.page.conftest import Folder, browse
+from tests.dicom_node.conftest import wait_until
+from tests.dicom_node.page.conftest import Folder, Placed, browse
 from tests.dicom_node.servers import Server
 from tests.dicom_node.test_nodes import Desk
 
@@ -64,8 +68,6 @@ def test_each_node_s_page_shows_all_series_and_whose_they_are(pair):
     arriving = {"study_uid": "1.2.3", "series_uid": "1.2.3.1", "revision": 1, "slices_received": 7}
     second.desk.arriving = lambda: [arriving]
     for folder in pair:
-        from tests.dicom_node.conftest import wait_until
-
         wait_until(lambda folder=folder: "1.2.3.1" in browse(folder).get("/").text or folder is second, "it arrives")
         text = browse(folder).get("/").text
         assert re.findall(r"<b>(ct-\d)</b> is heard of", text) == ["ct-1", "ct-2"]
@@ -77,10 +79,55 @@ def test_each_node_s_page_shows_all_series_and_whose_they_are(pair):
     assert ("Doe, John2" in other.text) == first.shared
     picture = browse(first).get("/series/1.2.2/1.2.2.1/slices/1.2.2.1.1/brain.png")
     assert picture.status_code == (200 if first.shared else 404)
+    assert ("The slices lie with node ct-2: its page shows them" in other.text) != first.shared
+    assert "The slices lie with node" not in browse(second).get("/series/1.2.2/1.2.2.1").text
     second.member.stop()
     told = status.look(first.config())
     assert [(one.name, one.lives) for one in told.nodes] == [("ct-1", True), ("ct-2", False)]
     assert {(one.series_uid, one.node) for one in told.series} >= {("1.2.1.1", "ct-1"), ("1.2.2.1", "ct-2")}
+
+
+def test_an_open_alert_is_on_each_page_though_its_node_died_before_it_told_of_the_series(pair):
+    first, second = pair
+    second.desk.arriving = lambda: None  # it has had no time to
+    placed = second.place(2)
+    second.alert(placed, second.report(placed, "critical"), final=False)
+    second.member.stop()
+    page = browse(first)
+    text = page.get("/").text
+    assert 'id="row-1.2.2-1.2.2.1"' in text
+    assert "not acknowledged, alert provisional" in text
+    assert re.search(r'id="row-1\.2\.2-.*?<span class="note">ct-2</span>', text, re.DOTALL)
+    (alert,) = Ledger(first.journal).alerts()
+    address = page.get(f"/alerts/{alert.id}").headers["location"]
+    assert page.get(address).status_code == 200
+    told = page.post(f"/alerts/{alert.id}/acknowledge", data={"by": "Dr A", "level": "critical"})
+    assert told.headers["location"] == address
+    assert "Dr A" in page.get(address).text
+
+
+def test_how_long_a_scan_has_waited_is_the_same_on_each_page(pair, monkeypatch):
+    first, second = pair
+    came = time.time() - 60
+    told = second.report(second.place(2)) | {"arrived": came}
+    second.record(Placed("1.2.2", "1.2.2.1", [Path()] * 12, None, []), SeriesState.ANALYSED, None, report=told)
+    (row,) = Lookout(first.config()).look().rows
+    assert row.first == ("first slice", came)
+    assert f'title="first slice {day(came)}"' in browse(first).get("/").text
+    # an older node has not said it, and what has no result can't: nor is that what is told
+    unknown = second.place(3)
+    second.record(unknown, SeriesState.NOT_ANALYSED, "bad geometry")
+    arriving = {"study_uid": "1.2.4", "series_uid": "1.2.4.1", "revision": 1, "slices_received": 7}
+    second.desk.arriving = lambda: [arriving]
+    lookout = Lookout(first.config())
+    monkeypatch.setattr("dicom_node.page.board.FRESH_S", 0.0)
+    wait_until(lambda: len(lookout.look().rows) == 3, "it arrives")
+    seen = members(first.journal)[1].seen
+    wait_until(lambda: members(first.journal)[1].seen > seen, "it is heard of again")
+    whats = {row.series: row.first for row in lookout.look().rows}
+    assert whats["1.2.3.1"][0] == "result"
+    assert whats["1.2.4.1"][0] == "heard of"
+    assert whats["1.2.4.1"][1] <= seen
 
 
 def test_status_names_the_nodes(pair, tmp_path: Path):

@@ -16,7 +16,7 @@ from dicom_node import results, spool
 from dicom_node.alerts.settings import Hl7
 from dicom_node.journal import ResultFile, SeriesState
 from dicom_node.outbox import Outbox
-from dicom_node.page import board
+from dicom_node.page import board, records
 from dicom_node.page.cache import Cache
 from dicom_node.page.guard import HEADERS
 from dicom_node.page.palette import Palette
@@ -254,7 +254,7 @@ def test_a_journal_that_is_not_there_is_said_loudly(folder: Folder):
 def test_a_journal_that_another_has_to_itself_is_waited_for_shortly(folder: Folder, monkeypatch):
     placed = folder.place(1)
     folder.analyse(placed)
-    monkeypatch.setattr(board, "LOCKED_S", 0.05)
+    monkeypatch.setattr(records, "LOCKED_S", 0.05)
     folder.journal.close()
     holder = sqlite3.connect(folder.path / "journal.sqlite", isolation_level=None)
     holder.execute("PRAGMA locking_mode = EXCLUSIVE")
