@@ -10,6 +10,7 @@ import queue
 import shutil
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
@@ -19,6 +20,7 @@ from dicom_node.alerts.heralds import Heralds
 from dicom_node.alerts.ledger import Ledger
 from dicom_node.announced import Announced
 from dicom_node.assembler import Assembler, Assembly
+from dicom_node.backlog import Backlog
 from dicom_node.commitment import Commitments
 from dicom_node.dispatch import Dispatch
 from dicom_node.gate import Reason
@@ -31,7 +33,7 @@ from dicom_node.opening import limits, opening
 from dicom_node.outbox import DeliveryState, Outbox
 from dicom_node.page.child import Page
 from dicom_node.receiver import Receiver
-from dicom_node.register import Register, without_result
+from dicom_node.register import Register, history, without_result
 from dicom_node.retention import Retention
 from dicom_node.sender import Sender
 from dicom_node.spool import Spool
@@ -42,7 +44,6 @@ from runtime.errors import BackendError, ScansideError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from dicom_node.config import Config
     from dicom_node.dispatch import Result
@@ -83,7 +84,7 @@ class Node:
         self._announced = Announced(self._journal)
         self._assembler = Assembler(
             config.series.idle_timeout_s,
-            self._history,
+            partial(history, self._spool, self._journal),
             self._announced.names,
             min_coverage_mm=config.series.min_coverage_mm,
         )
@@ -102,6 +103,7 @@ class Node:
         self._dispatch = Dispatch(
             self.supervisor, self._assembler, folder / "results", self._record, self.metrics, self._on_early
         )
+        self._backlog = Backlog(self._assembler, self._dispatch.feed, self._later)
         self._commitments = Commitments(
             self._journal, self._spool, self._announced, config.scanners, config.node.ae_title, self._told, identity
         )
@@ -250,7 +252,7 @@ class Node:
         full = f"{free_gb:.1f} GB free, slices are refused below {floor:g}" if free_gb < floor else ""
         worker = "" if self._dispatch.is_ready else "no worker is ready; slices are taken, and wait"
         fault = self._journal.database.fault()
-        journal = f"the database is away ({fault}); slices are taken, and their results wait" if fault else ""
+        journal = f"the database is away ({fault}); slices are taken; new series and results wait" if fault else ""
         stopping = {"node": "is stopping"} if self._is_closed else {}
         return self.health() | {"worker": worker, "journal": journal, "disk": full} | stopping
 
@@ -269,9 +271,11 @@ class Node:
         return f"{where}: {counts}{worker}"
 
     def _gauges(self) -> dict[str, float]:
-        progress = self._ask_desk(self._assembler.progress) or {}
+        told = self._ask_desk(lambda: (self._assembler.progress(), self._backlog.images()))
+        progress, not_noted = told or ({}, 0)
         waiting = sum(here - seen for seen, here in progress.values())
-        return {"series_open": len(progress), "images_waiting": waiting, "worker_ready": self._dispatch.is_ready}
+        images = {"images_waiting": waiting, "images_not_noted": not_noted}
+        return {"series_open": len(progress), **images, "worker_ready": self._dispatch.is_ready}
 
     def _ask_desk(self, question: Callable[[], _T]) -> _T | None:
         """Have the desk answer between two events; None where it does not in time."""
@@ -288,10 +292,10 @@ class Node:
     # what other threads tell the desk
 
     def instance_stored(self, association: str, instance: Instance) -> None:
-        self._events.put(lambda: self._take(association, instance))
+        self._events.put(lambda: self._backlog.stored(association, instance))
 
     def association_ended(self, association: str, *, released: bool) -> None:
-        self._events.put(lambda: self._assembler.ended(association, released=released))
+        self._events.put(lambda: self._backlog.ended(association, released=released))
 
     def _told(self, series_uids: tuple[str, ...]) -> None:
         self._events.put(lambda: self._assembler.announced(series_uids))
@@ -317,7 +321,8 @@ class Node:
                 return
             try:
                 event()
-                for assembly in self._assembler.due(time.monotonic()):
+                # behind an event that took long, at a database that hangs, may be slices of a series that seems quiet
+                for assembly in self._assembler.due(time.monotonic()) if self._events.empty() else ():
                     self.metrics.stage("closing", time.monotonic() - assembly.last_arrival)
                     log.info(
                         "series_closed", series=assembly.name, images=len(assembly.paths), missing=assembly.missing
@@ -326,15 +331,6 @@ class Node:
                 self._dispatch.pump(time.monotonic())
             except Exception:  # one event's failure must not end the desk: every series behind it would wait for ever
                 log.exception("event_failed")
-
-    def _take(self, association: str, instance: Instance) -> None:
-        try:
-            assembly, new = self._assembler.stored(association, instance, time.monotonic())
-        except (JournalError, OSError) as error:  # it was acknowledged: not to be forgotten until the next start
-            log.warning("instance_not_noted", path=str(instance.path), reason=str(error), retry_s=JOURNAL_RETRY_S)
-            self._later(lambda: self._take(association, instance))
-            return
-        self._dispatch.feed(assembly, new)
 
     def _on_early(self, assembly: Assembly, report_json: str, patient: Mapping[str, str]) -> None:
         """Raise an alert before its series ends; what can't be written is tried again, as long as that is so."""
@@ -376,7 +372,7 @@ class Node:
             return
         try:
             assembly = self._assembler.reopen(study_uid, series_uid, time.monotonic())
-        except JournalError:
+        except (JournalError, OSError):
             self._later(lambda: self._feed_again(study_uid, series_uid))
         else:
             self._dispatch.feed(assembly, assembly.paths)
@@ -393,7 +389,3 @@ class Node:
         for study_uid, series_uid, count in without_result(self._spool, self._journal, self._journal.node):
             assembly = self._assembler.reopen(study_uid, series_uid, time.monotonic())
             log.info("series_resumed", series=assembly.name, images=count)
-
-    def _history(self, study_uid: str, series_uid: str) -> tuple[int, list[Path]]:
-        latest = self._journal.latest(study_uid, series_uid)
-        return (latest.revision if latest else 0), self._spool.series(study_uid, series_uid)
