@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dicom_node.spool import Instance
     from runtime.types import Plane
 
-    History = Callable[[str, str], tuple[int, Sequence[Path]]]
+    History = Callable[[str, str], tuple[int, Sequence[Path], bool]]
     Lists = Callable[[str], tuple[frozenset[str], frozenset[str]]]
 
 PATIENCE = 3  # times the longest pause of a series is no end yet
@@ -128,7 +128,8 @@ class Assembler:
     Parameters
     ----------
     idle_timeout_s : close what has been quiet for this long
-    history : for a study and series UID, the last revision that has a result (0: none) and the files on disk
+    history : for a study and series UID, the last revision that has a result (0: none), the files on disk, and whether
+        this node's last result rests on all of them
     lists : for a SeriesInstanceUID, what its step lists and what was asked to be committed, by their names on disk
     min_coverage_mm : slices that cover less are part of a head; the rest is waited for
 
@@ -154,18 +155,24 @@ class Assembler:
         for assembly in self._assemblies.values():
             assembly.forget_partial()
 
-    def stored(self, association: Hashable, instance: Instance, now: float) -> tuple[Assembly, list[Path]]:
+    def stored(self, association: Hashable, instance: Instance, now: float) -> tuple[Assembly, list[Path]] | None:
         """Take note of a new instance.
 
         Returns
         -------
-        its assembly, and the paths the worker has to be told: this one, or all of them when a series (re)opens
+        its assembly, and the paths the worker has to be told: this one, or all of them when a series (re)opens; None
+        where a result has it, or is being made of it: who waited to be noted may have been found on the disk meanwhile
 
         """
         key = (instance.study_uid, instance.series_uid)
         assembly = self._open.get(key)
         if assembly is None:
-            assembly = self.reopen(*key, now)
+            revision, paths, is_reported = self._history(*key)
+            if (instance.path in paths and is_reported) or any(
+                instance.path in one.paths for one in self._revisions(*key)
+            ):
+                return None
+            assembly = self._begin(*key, revision, paths, now)
             new = list(dict.fromkeys([*assembly.paths, instance.path]))
         else:
             new = [] if instance.path in assembly.paths else [instance.path]
@@ -178,10 +185,14 @@ class Assembler:
 
     def reopen(self, study_uid: str, series_uid: str, now: float) -> Assembly:
         """Open a series with what is on disk, as the revision after the last one finished or being closed."""
-        revision, paths = self._history(study_uid, series_uid)
-        closing = [
-            a.revision for a in self._assemblies.values() if (a.study_uid, a.series_uid) == (study_uid, series_uid)
-        ]
+        revision, paths, _ = self._history(study_uid, series_uid)
+        return self._begin(study_uid, series_uid, revision, paths, now)
+
+    def _revisions(self, study_uid: str, series_uid: str) -> list[Assembly]:
+        return [a for a in self._assemblies.values() if (a.study_uid, a.series_uid) == (study_uid, series_uid)]
+
+    def _begin(self, study_uid: str, series_uid: str, revision: int, paths: Sequence[Path], now: float) -> Assembly:
+        closing = [one.revision for one in self._revisions(study_uid, series_uid)]
         assembly = Assembly(study_uid, series_uid, max([revision, *closing]) + 1, now)
         assembly.paths = dict.fromkeys(paths)
         assembly.listed, assembly.committed = self._lists(series_uid)

@@ -10,6 +10,7 @@ import queue
 import shutil
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
@@ -31,7 +32,7 @@ from dicom_node.opening import limits, opening
 from dicom_node.outbox import DeliveryState, Outbox
 from dicom_node.page.child import Page
 from dicom_node.receiver import Receiver
-from dicom_node.register import Register, without_result
+from dicom_node.register import Register, history, without_result
 from dicom_node.retention import Retention
 from dicom_node.sender import Sender
 from dicom_node.spool import Spool
@@ -42,7 +43,6 @@ from runtime.errors import BackendError, ScansideError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from dicom_node.config import Config
     from dicom_node.dispatch import Result
@@ -83,7 +83,7 @@ class Node:
         self._announced = Announced(self._journal)
         self._assembler = Assembler(
             config.series.idle_timeout_s,
-            self._history,
+            partial(history, self._spool, self._journal),
             self._announced.names,
             min_coverage_mm=config.series.min_coverage_mm,
         )
@@ -329,12 +329,13 @@ class Node:
 
     def _take(self, association: str, instance: Instance) -> None:
         try:
-            assembly, new = self._assembler.stored(association, instance, time.monotonic())
+            opened = self._assembler.stored(association, instance, time.monotonic())
         except (JournalError, OSError) as error:  # it was acknowledged: not to be forgotten until the next start
             log.warning("instance_not_noted", path=str(instance.path), reason=str(error), retry_s=JOURNAL_RETRY_S)
             self._later(lambda: self._take(association, instance))
             return
-        self._dispatch.feed(assembly, new)
+        if opened:
+            self._dispatch.feed(*opened)
 
     def _on_early(self, assembly: Assembly, report_json: str, patient: Mapping[str, str]) -> None:
         """Raise an alert before its series ends; what can't be written is tried again, as long as that is so."""
@@ -376,7 +377,7 @@ class Node:
             return
         try:
             assembly = self._assembler.reopen(study_uid, series_uid, time.monotonic())
-        except JournalError:
+        except (JournalError, OSError):
             self._later(lambda: self._feed_again(study_uid, series_uid))
         else:
             self._dispatch.feed(assembly, assembly.paths)
@@ -393,7 +394,3 @@ class Node:
         for study_uid, series_uid, count in without_result(self._spool, self._journal, self._journal.node):
             assembly = self._assembler.reopen(study_uid, series_uid, time.monotonic())
             log.info("series_resumed", series=assembly.name, images=count)
-
-    def _history(self, study_uid: str, series_uid: str) -> tuple[int, list[Path]]:
-        latest = self._journal.latest(study_uid, series_uid)
-        return (latest.revision if latest else 0), self._spool.series(study_uid, series_uid)

@@ -9,12 +9,13 @@ from dicom_node.journal import SeriesState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from dicom_node.alerts.ledger import Ledger
     from dicom_node.assembler import Assembly
     from dicom_node.database import Execute
     from dicom_node.dispatch import Result
-    from dicom_node.journal import Journal, Role
+    from dicom_node.journal import Journal, Role, SeriesRecord
     from dicom_node.outbox import Outbox
     from dicom_node.sections import Destination
     from dicom_node.spool import Spool
@@ -106,6 +107,28 @@ def without_result(spool: Spool, journal: Journal, node: str) -> Iterator[tuple[
     """
     for study_uid, series_uid, count in spool.contents():
         latest = journal.latest(study_uid, series_uid, of=node)
-        again = latest and spool.last_arrival(study_uid, series_uid) > latest.recorded
-        if latest is None or count > latest.slices or again or latest.state is SeriesState.FAILED:
+        if latest is None or latest.state is SeriesState.FAILED or not _rests_on_all(latest, spool, count):
             yield study_uid, series_uid, count
+
+
+def history(spool: Spool, journal: Journal, study_uid: str, series_uid: str) -> tuple[int, list[Path], bool]:
+    """What has become of a series so far.
+
+    Returns
+    -------
+    its last revision that has a result (0: none), its files in order of arrival, and whether the last result of this
+    node rests on all of them
+
+    Raises
+    ------
+    JournalError, OSError
+
+    """
+    latest, files = journal.latest(study_uid, series_uid), spool.series(study_uid, series_uid)
+    own = journal.latest(study_uid, series_uid, of=journal.node) if latest and files else None
+    return latest.revision if latest else 0, files, bool(own) and _rests_on_all(own, spool, len(files))
+
+
+def _rests_on_all(record: SeriesRecord, spool: Spool, count: int) -> bool:
+    """Whether nothing came after it, not even anew after a removal."""
+    return count <= record.slices and spool.last_arrival(record.study_uid, record.series_uid) <= record.recorded

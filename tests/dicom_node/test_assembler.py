@@ -23,10 +23,15 @@ class Bench:
     def __init__(self, min_coverage_mm: float = 0) -> None:
         self.disk: dict[str, list[Path]] = {}
         self.revision: dict[str, int] = {}
+        self.reported: dict[str, list[Path]] = {}
         self.lists: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
         self.assembler = Assembler(
             TIMEOUT_S,
-            lambda _, series: (self.revision.get(series, 0), self.disk.get(series, [])),
+            lambda _, series: (
+                self.revision.get(series, 0),
+                self.disk.get(series, []),
+                self.reported.get(series) == self.disk.get(series),
+            ),
             lambda series: self.lists.get(series, (frozenset(), frozenset())),
             min_coverage_mm=min_coverage_mm,
         )
@@ -249,6 +254,25 @@ def test_a_slice_that_comes_while_the_worker_writes_results_is_the_next_revision
     assert bench.assembler.finished(first.name) is first
     assert bench.assembler.finished(second.name) is second
     assert bench.assembler.next_deadline() is None
+
+
+def test_what_a_result_has_or_will_have_opens_nothing(bench: Bench):
+    """The slices waited to be noted, and were found on the disk by what opened the series meanwhile."""
+    paths = [Path(f"/spool/1.2/{z}.dcm") for z in (0, 5, 10)]
+    instances = [Instance("1", "1.2", "ct", path.stem, "le", path, "hash") for path in paths]
+    bench.disk["1.2"] = paths
+    opened = bench.assembler.reopen("1", "1.2", bench.now)
+    for path in paths:
+        bench.assembler.seen(opened.name, path, (axial(float(path.stem)),))
+    (closed,) = bench.due(TIMEOUT_S)
+    assert bench.assembler.stored("ct", instances[0], bench.now) is None, "its result is being made"
+    bench.assembler.finished(closed.name)
+    bench.revision["1.2"], bench.reported["1.2"] = 1, list(paths)
+    assert [bench.assembler.stored("ct", each, bench.now) for each in instances] == [None] * 3
+    assert bench.assembler.progress() == {}
+    assert len(bench.store(15)) == 4, "what is new opens it"
+    (second,) = bench.due(TIMEOUT_S)
+    assert second.revision == 2
 
 
 def test_images_the_worker_turned_away_close_with_their_association(bench: Bench):
