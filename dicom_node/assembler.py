@@ -168,9 +168,8 @@ class Assembler:
         assembly = self._open.get(key)
         if assembly is None:
             revision, paths, is_reported = self._history(*key)
-            if (instance.path in paths and is_reported) or any(
-                instance.path in one.paths for one in self._revisions(*key)
-            ):
+            is_closing = any(instance.path in one.paths for one in self._revisions(*key))
+            if is_closing or (is_reported and instance.path in paths):
                 return None
             assembly = self._begin(*key, revision, paths, now)
             new = list(dict.fromkeys([*assembly.paths, instance.path]))
@@ -293,5 +292,5 @@ class Assembler:
         if (
             awaited or not released
         ):  # with a clean release only the gap or the coverage is wrong, and the report names it
-            assembly.missing = (f"closed after {patience_s:g} s without a new slice; {why}",)
+            assembly.missing = (f"closed after {round(patience_s, 1):g} s without a new slice; {why}",)
         return True

@@ -20,6 +20,7 @@ from dicom_node.alerts.heralds import Heralds
 from dicom_node.alerts.ledger import Ledger
 from dicom_node.announced import Announced
 from dicom_node.assembler import Assembler, Assembly
+from dicom_node.backlog import Backlog
 from dicom_node.commitment import Commitments
 from dicom_node.dispatch import Dispatch
 from dicom_node.gate import Reason
@@ -102,6 +103,7 @@ class Node:
         self._dispatch = Dispatch(
             self.supervisor, self._assembler, folder / "results", self._record, self.metrics, self._on_early
         )
+        self._backlog = Backlog(self._assembler, self._dispatch.feed, self._later)
         self._commitments = Commitments(
             self._journal, self._spool, self._announced, config.scanners, config.node.ae_title, self._told, identity
         )
@@ -250,7 +252,7 @@ class Node:
         full = f"{free_gb:.1f} GB free, slices are refused below {floor:g}" if free_gb < floor else ""
         worker = "" if self._dispatch.is_ready else "no worker is ready; slices are taken, and wait"
         fault = self._journal.database.fault()
-        journal = f"the database is away ({fault}); slices are taken, and their results wait" if fault else ""
+        journal = f"the database is away ({fault}); slices are taken; new series and results wait" if fault else ""
         stopping = {"node": "is stopping"} if self._is_closed else {}
         return self.health() | {"worker": worker, "journal": journal, "disk": full} | stopping
 
@@ -288,10 +290,10 @@ class Node:
     # what other threads tell the desk
 
     def instance_stored(self, association: str, instance: Instance) -> None:
-        self._events.put(lambda: self._take(association, instance))
+        self._events.put(lambda: self._backlog.stored(association, instance))
 
     def association_ended(self, association: str, *, released: bool) -> None:
-        self._events.put(lambda: self._assembler.ended(association, released=released))
+        self._events.put(lambda: self._backlog.ended(association, released=released))
 
     def _told(self, series_uids: tuple[str, ...]) -> None:
         self._events.put(lambda: self._assembler.announced(series_uids))
@@ -326,16 +328,6 @@ class Node:
                 self._dispatch.pump(time.monotonic())
             except Exception:  # one event's failure must not end the desk: every series behind it would wait for ever
                 log.exception("event_failed")
-
-    def _take(self, association: str, instance: Instance) -> None:
-        try:
-            opened = self._assembler.stored(association, instance, time.monotonic())
-        except (JournalError, OSError) as error:  # it was acknowledged: not to be forgotten until the next start
-            log.warning("instance_not_noted", path=str(instance.path), reason=str(error), retry_s=JOURNAL_RETRY_S)
-            self._later(lambda: self._take(association, instance))
-            return
-        if opened:
-            self._dispatch.feed(*opened)
 
     def _on_early(self, assembly: Assembly, report_json: str, patient: Mapping[str, str]) -> None:
         """Raise an alert before its series ends; what can't be written is tried again, as long as that is so."""

@@ -275,6 +275,14 @@ def test_what_a_result_has_or_will_have_opens_nothing(bench: Bench):
     assert second.revision == 2
 
 
+def test_how_long_nothing_came_is_told_in_tenths_of_a_second(bench: Bench):
+    for z, pause_s in ((0, 4.102846), (5, 0), (10, 0)):
+        bench.store(z)
+        bench.now += pause_s
+    (closed,) = bench.due(2 * TIMEOUT_S)
+    assert closed.missing[0].startswith("closed after 12.3 s without a new slice")
+
+
 def test_images_the_worker_turned_away_close_with_their_association(bench: Bench):
     """A dose report: no planes, no gaps, nothing to wait for."""
     for z in (0, 1):

@@ -777,7 +777,7 @@ def test_while_it_is_away_slices_are_taken_and_results_wait(
     monkeypatch.setattr("dicom_node.answering.SILENCE_S", 2.0)
     config = shared_config(tmp_path / "node", killable.database(), pacs.port)
     web = config.web.model_copy(update={"port": 0})
-    with running(config.model_copy(update={"web": web})) as node:
+    with running(config.model_copy(update={"web": web})) as node, capture_logs() as logs:
         with away(killable):
             sent = []
             push(bleeding.paths, ("127.0.0.1", node.port), calling_ae="CT", called_ae="SCANSIDE", on_slice=sent.append)
@@ -798,6 +798,12 @@ def test_while_it_is_away_slices_are_taken_and_results_wait(
             lambda: [one.slices_analysed for one in look(config)] == [len(bleeding.paths)], "the series is analysed"
         )
         wait_until(lambda: not status.look(config).results_unsent, "and delivered")
+        (only,) = look(config)
+        assert (only.revision, only.provisional) == (1, False), "whole, for it was released in order"
+    told = [
+        (each["event"], each.get("images")) for each in logs if each["event"] in {"series_not_opened", "series_opened"}
+    ]
+    assert told == [("series_not_opened", None), ("series_opened", len(bleeding.paths))]
 
 
 def look(config: Config):
