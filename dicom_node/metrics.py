@@ -131,13 +131,17 @@ class _Gauges(Collector):
         outbox = GaugeMetricFamily(
             "scanside_outbox", "Results on their way, by destination and state.", labels=("destination", "state")
         )
+        journal = GaugeMetricFamily("scanside_journal_up", "Whether the journal can be read.")
         try:
             undelivered = self._outbox.undelivered()
-        except JournalError:
-            return
-        for labels, count in undelivered.items():
-            outbox.add_metric(labels, count)
-        yield outbox
+        except JournalError:  # how much is owed is not known: no sample, and no 0
+            journal.add_metric((), 0)
+        else:
+            journal.add_metric((), 1)
+            for labels, count in undelivered.items():
+                outbox.add_metric(labels, count)
+            yield outbox
+        yield journal
 
 
 class _Alerts(Collector):

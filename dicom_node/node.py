@@ -271,9 +271,11 @@ class Node:
         return f"{where}: {counts}{worker}"
 
     def _gauges(self) -> dict[str, float]:
-        progress = self._ask_desk(self._assembler.progress) or {}
+        told = self._ask_desk(lambda: (self._assembler.progress(), self._backlog.images()))
+        progress, not_noted = told or ({}, 0)
         waiting = sum(here - seen for seen, here in progress.values())
-        return {"series_open": len(progress), "images_waiting": waiting, "worker_ready": self._dispatch.is_ready}
+        images = {"images_waiting": waiting, "images_not_noted": not_noted}
+        return {"series_open": len(progress), **images, "worker_ready": self._dispatch.is_ready}
 
     def _ask_desk(self, question: Callable[[], _T]) -> _T | None:
         """Have the desk answer between two events; None where it does not in time."""

@@ -30,6 +30,7 @@ from dicom_node.config import Config, ConfigError, load
 from dicom_node.database import EmptyJournal, JournalError
 from dicom_node.journal import Journal, ResultFile, RevisionTaken, SeriesRecord, SeriesState
 from dicom_node.membership import IDENTITY, Member, Membership, members
+from dicom_node.node import Node
 from dicom_node.outbox import DeliveryState, Outbox
 from dicom_node.pacs import Pacs
 from dicom_node.postgres import Address, in_postgres
@@ -793,6 +794,7 @@ def test_while_it_is_away_slices_are_taken_and_results_wait(
             with pytest.raises(JournalError, match="can't be reached"):
                 status.look(config)
             assert not any(reason for reason in node.health().values()), "it is well all the same"
+            assert watched(node) == (0, len(bleeding.paths), None)
         wait_until(lambda: not node.readiness()["journal"], "it is back")
         wait_until(
             lambda: [one.slices_analysed for one in look(config)] == [len(bleeding.paths)], "the series is analysed"
@@ -800,10 +802,18 @@ def test_while_it_is_away_slices_are_taken_and_results_wait(
         wait_until(lambda: not status.look(config).results_unsent, "and delivered")
         (only,) = look(config)
         assert (only.revision, only.provisional) == (1, False), "whole, for it was released in order"
+        assert watched(node) == (1, 0, 1)
     told = [
         (each["event"], each.get("images")) for each in logs if each["event"] in {"series_not_opened", "series_opened"}
     ]
     assert told == [("series_not_opened", None), ("series_opened", len(bleeding.paths))]
+
+
+def watched(node: Node) -> tuple[float | None, ...]:
+    """Whether the journal is up, images that wait for it, and how many alerts there are."""
+    value = node.metrics.registry.get_sample_value
+    alerts = value("scanside_alerts", {"level": "critical", "state": "confirmed"})
+    return value("scanside_journal_up"), value("scanside_images_not_noted"), alerts
 
 
 def look(config: Config):

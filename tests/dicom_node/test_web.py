@@ -52,6 +52,7 @@ def test_a_series_is_counted_and_timed_from_its_first_slice_to_the_archive(
         assert (ready.status_code, ready.json()) == (200, well | {"worker": "ok", "journal": "ok", "disk": "ok"})
         before = scraped(url)
         assert before["scanside_worker_ready",] == 1
+        assert before["scanside_journal_up",] == 1
         sent = push(bleeding.paths, ("127.0.0.1", node.port), calling_ae="CT1", called_ae="SCANSIDE")
         assert not sent.failed
         wait_until(lambda: len(Outbox(node._journal).items()) and not pending(node), "results in the archive")
