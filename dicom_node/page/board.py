@@ -134,6 +134,7 @@ class Board:
 
     Attributes
     ----------
+    is_known : the journal could be read; where not, nothing is known of rows, results and alerts
     rows : in order of urgency, then of waiting time
     not_analysed : rows of series that were of no head
     owed, parked, unconfirmed : how many results are not where they belong
@@ -146,6 +147,7 @@ class Board:
 
     """
 
+    is_known: bool = True
     rows: tuple[Row, ...] = ()
     not_analysed: tuple[Row, ...] = ()
     owed: int = 0
@@ -210,9 +212,8 @@ class Lookout:
         try:
             records, alerts, items = self._records.read()
         except JournalError as error:
-            return Board(
-                engine=engine, is_running=is_running, troubles=(f"The list can't be made: {error}",), at=time.time()
-            )
+            told = (f"The list can't be made: {error}",)
+            return Board(is_known=False, engine=engine, is_running=is_running, troubles=told, at=time.time())
         latest = {(spool.file_name(one.study_uid), spool.file_name(one.series_uid)): one for one in records}
         about = {(spool.file_name(one.study_uid), spool.file_name(one.series_uid)): one for one in reversed(alerts)}
         nodes = self._records.nodes

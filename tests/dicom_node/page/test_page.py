@@ -251,6 +251,19 @@ def test_a_journal_that_is_not_there_is_said_loudly(folder: Folder):
     assert browse(folder).get("/series/1.2/1.2.1").status_code == 503
 
 
+def test_what_is_not_known_is_not_called_none(folder: Folder):
+    """A journal that can't be read says nothing of what is owed, not that nothing is."""
+    folder.analyse(folder.place(1))
+    known = browse(folder).get("/board").text
+    (folder.path / "journal.sqlite").rename(folder.path / "elsewhere")
+    unknown = browse(folder).get("/board").text
+    for each in ("to be sent", "parked", "No scan has arrived", "Nothing: no localizer", "data-unseen"):
+        assert each not in unknown
+    assert "Unknown: the journal can't be read." in unknown
+    assert "Unknown" not in known
+    assert "data-unseen" in known
+
+
 def test_a_journal_that_another_has_to_itself_is_waited_for_shortly(folder: Folder, monkeypatch):
     placed = folder.place(1)
     folder.analyse(placed)
