@@ -321,7 +321,8 @@ class Node:
                 return
             try:
                 event()
-                for assembly in self._assembler.due(time.monotonic()):
+                # behind an event that took long, at a database that hangs, may be slices of a series that seems quiet
+                for assembly in self._assembler.due(time.monotonic()) if self._events.empty() else ():
                     self.metrics.stage("closing", time.monotonic() - assembly.last_arrival)
                     log.info(
                         "series_closed", series=assembly.name, images=len(assembly.paths), missing=assembly.missing

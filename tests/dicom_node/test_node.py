@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -396,6 +397,23 @@ def test_slices_that_can_not_be_noted_are_not_forgotten(
     monkeypatch.setattr(Assembler, "stored", stored)
     scan(bleeding.paths, node)
     wait_until(lambda: len(pacs.received) >= 3, "results")
+
+
+def test_a_desk_that_was_kept_waiting_takes_no_series_for_quiet_whose_slices_are_there(
+    bleeding: Pushable, tmp_path: Path, pacs: Pacs
+):
+    """As by a database that hangs: what came meanwhile is noted before anything is closed."""
+    few, timeout_s, everything_sent = 4, 2.0, threading.Event()
+    with running(config_for(tmp_path / "node", pacs.port, idle_timeout_s=timeout_s)) as node:
+        scan(bleeding.paths[:few], node)
+        wait_until(lambda: set(node.progress().values()) == {(few, few)}, "the first slices are analysed")
+        node._events.put(lambda: (everything_sent.wait(60), time.sleep(timeout_s)))
+        scan(bleeding.paths[few:], node)
+        everything_sent.set()
+        wait_until(lambda: _records(node), "a record of the series")
+        wait_until(lambda: node.progress() == {}, "nothing is open")
+        (only,) = _records(node)
+    assert (only.revision, only.slices) == (1, len(bleeding.paths))
 
 
 def test_the_same_push_again_changes_nothing(bleeding: Pushable, node: Node, pacs: Pacs):
