@@ -308,7 +308,7 @@ def test_frames_of_one_file_are_looked_at_batch_by_batch(tmp_path: Path):
 def test_the_desk_hands_it_on_and_times_it():
     heard, metrics = [], Metrics()
     supervisor = SimpleNamespace(pid=1, send=lambda *_, **__: None, kill=lambda: heard.append("killed"))
-    assembler = Assembler(10, lambda *_: (0, []), min_coverage_mm=0)
+    assembler = Assembler(10, lambda *_: (0, [], False), min_coverage_mm=0)
     desk = Dispatch(
         supervisor,
         assembler,

@@ -335,7 +335,7 @@ def test_a_worker_that_goes_on_with_frames_does_not_hang(monkeypatch: pytest.Mon
     monkeypatch.setattr(dispatch, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     supervisor = SimpleNamespace(pid=1, send=lambda *_, **__: None, kill=lambda: kills.append(clock[0]))
     path = Path("/spool/1/1.2/all.dcm")
-    assembler = Assembler(10, lambda *_: (0, []), min_coverage_mm=0)
+    assembler = Assembler(10, lambda *_: (0, [], False), min_coverage_mm=0)
     desk = Dispatch(supervisor, assembler, Path("/results"), lambda *_: None, Metrics())
     desk.hear({"is": "ready", "worker": 1, **dict.fromkeys(("model", "backend", "precision", "why"), "")})
     desk.feed(*assembler.stored("ct", Instance("1", "1.2", "ct", "all", "le", path, "hash"), 0.0))
