@@ -280,7 +280,8 @@ def _gpu(config: Config, bundle: Bundle) -> Iterator[Item]:
 
 def _servers(config: Config, bundle: Bundle) -> Iterator[Item]:
     """Look at each server by itself: a session is content with one, or with none where it may fail over."""
-    from runtime.kserve import Address, Server  # noqa: PLC0415  # as above
+    from runtime.client import Address  # noqa: PLC0415  # as above
+    from runtime.kserve import Server  # noqa: PLC0415  # as above
 
     if config.model.backend != "triton" or config.triton is None:
         return

@@ -7,8 +7,9 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from runtime.client import LONGEST_S, Address, library
 from runtime.errors import BackendError, DeviceLost, InferenceError, NoPlan, ScansideError, SelfTestFailed, ServerLost
-from runtime.kserve import LONGEST_S, MOST_VIEWS, Address, Server, library
+from runtime.kserve import MOST_VIEWS, Server
 from runtime.types import IN_PLACE
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ class TritonSession:
     def __init__(self, bundle: Bundle, precision: str, servers: Servers, local: Session | None = None) -> None:
         self._local = local
         addresses = [Address.parse(one) for one in servers.addresses]
-        for scheme in {one.scheme for one in addresses}:
-            library(scheme)  # what is not installed is no server that is away
+        for one in addresses:
+            library(one)  # what is not installed is no server that is away
         self._least_s, self._next_look = min(servers.deadline_s, MOST_DEADLINE_S), 0.0
         self._replicas = deque(_Replica(one, bundle, precision, servers.deadline_s) for one in addresses)
         opened = [one.server for one in self._replicas if one.open(time.monotonic() + LONGEST_S)]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -22,7 +25,7 @@ from runtime import plans, seal
 from runtime.bundle import SHIPPED, open_bundle
 from runtime.errors import BackendError, NotVerified
 from runtime.geometry import View
-from runtime.kserve import BUNDLE, GRAPH, PRECISION
+from runtime.kserve import BUNDLE, CHECKED, GRAPH, PRECISION
 from runtime.plans import Key, Plan
 
 NUMPY = {"TYPE_INT32": np.int32, "TYPE_UINT8": np.uint8, "TYPE_FP32": np.float32}
@@ -169,6 +172,30 @@ def test_the_python_backend_runs_the_same_graph(tmp_path: Path):
     (tmp_path / "other").mkdir()
     other = triton.write(open_bundle(), "fp32", tmp_path / "other", threads=3)
     assert (folder / "1" / "model.onnx").read_bytes() == (other / "1" / "model.onnx").read_bytes()
+
+
+def test_the_python_backend_loads_no_other_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As a Triton starts it, which hands over the configuration as JSON."""
+
+    class Refused(Exception): ...
+
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", SimpleNamespace(TritonModelException=Refused))
+    folder = triton.write(open_bundle(), "fp32", tmp_path, engine="python", threads=1)
+    other = triton.write(open_bundle(), "int8-cpu", tmp_path)
+    spec = importlib.util.spec_from_file_location("model", folder / "1" / "model.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    parameters = {key: {"string_value": one.string_value} for key, one in parsed(folder).parameters.items()}
+    config = json.dumps({"parameters": parameters})
+    asked = {"model_config": config, "model_repository": str(folder), "model_version": "1"}
+    module.TritonPythonModel().initialize(asked)
+    shutil.copy(other / "1" / "model.onnx", folder / "1" / "model.onnx")
+    with pytest.raises(
+        Refused, match=f"model.onnx is another graph.* says {parameters['sha256 model.onnx']['string_value']}"
+    ):
+        module.TritonPythonModel().initialize(asked)
+    assert parsed(folder).parameters[CHECKED].string_value == "model.py"
+    assert CHECKED not in parsed(other).parameters, "Triton's own backends hash nothing"
 
 
 def test_each_bundle_is_a_model_of_its_own(tmp_path: Path):

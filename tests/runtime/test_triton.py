@@ -20,12 +20,14 @@ import grpc
 import numpy as np
 import pytest
 
-from benchmarks.tritonserver import TritonServer
+from benchmarks.tritonserver import NoTriton, TritonServer
+from calibration.weights import load
 from dicom_node import dispatch
 from runtime import kserve, triton
 from runtime.bundle import open_bundle
+from runtime.client import Address
 from runtime.errors import BackendError, DeviceLost, InferenceError, NoPlan, ServerLost
-from runtime.kserve import BUNDLE, Address, Server
+from runtime.kserve import BUNDLE, CHECKED, GRAPH, PRECISION, Server
 from runtime.session import Session, open_session, self_test, together
 from runtime.triton import Servers
 from tests.runtime.kserve_stub import Stub, serving
@@ -99,7 +101,7 @@ def test_a_triton_answers_as_the_local_engine_does(
         monkeypatch.setattr(Server, "_look", without)
     before = {*kserve.SHARED.iterdir()}
     with closing(opened(server.http if way.startswith("HTTP") else server.grpc)) as session:
-        assert f", {way}; hashes as the bundle says" in session.why
+        assert f", {way}; hashes as the bundle says, the graph's by its file" in session.why
         assert session.identity.backend == "triton 2.51.0 python"
         assert session.identity.digest == BUNDLE_THAT_SHIPS.digest
         assert self_test(session, BUNDLE_THAT_SHIPS) == self_test(local, BUNDLE_THAT_SHIPS)
@@ -163,6 +165,29 @@ def test_a_model_of_another_bundle_is_refused_and_both_hashes_are_named(
                 assert "f" * 64 in failed_over.why
                 assert failed_over.identity.backend.endswith("CPUExecutionProvider in place of triton")
         session.close()
+
+
+def test_a_graph_that_is_not_the_configuration_s_is_not_loaded(models: Path, tmp_path: Path):
+    other = shutil.copytree(models, tmp_path / "other")
+    (graph,) = other.glob("*/1/model.onnx")
+    graph.write_bytes(load(BUNDLE_THAT_SHIPS.graph("int8-cpu")).SerializeToString())
+    with pytest.raises(NoTriton), started(other, tmp_path / "one"):
+        pass
+    assert "model.onnx is another graph: its SHA-256 is" in (tmp_path / "one" / "tritonserver.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({CHECKED: "model.py"}, "hashes as the bundle says, the graph's by its file"),
+        ({}, "its configuration says the bundle's hashes, which nobody holds against the files"),
+    ],
+)
+def test_what_a_configuration_alone_says_is_not_called_proved(stub: Stub, more: dict[str, str], words: str):
+    bundle = BUNDLE_THAT_SHIPS
+    stub.parameters = {BUNDLE: bundle.digest, GRAPH: bundle.sha256("fp32"), PRECISION: "fp32"} | more
+    with serving(stub) as address, closing(opened(address)) as session:
+        assert session.why == f"{address}, gRPC; {words}"
 
 
 def test_a_server_that_is_killed_is_stood_in_for_until_it_is_back(
