@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 LONGEST_S = 60.0  # for an answer, whoever is asked for it: the node takes a worker that says nothing for 120 s for hung
 HEALTH_S = 2.0  # for an answer that needs no inference
 REFUSED = {"StatusCode.INVALID_ARGUMENT", "400"}
+CHANNEL = (  # in place of tritonclient's own, which are the two lengths and no keep-alive
+    ("grpc.enable_http_proxy", 0),  # of the environment: pixels go to the servers that are configured, and nowhere else
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,7 @@ def connect(address: Address) -> Any:
     """
     client = library(address).InferenceServerClient
     if address.scheme == "grpc":
-        return client(address.place)
+        return client(address.place, channel_args=CHANNEL)
     return client(address.place, connection_timeout=HEALTH_S, network_timeout=LONGEST_S)
 
 

@@ -525,6 +525,18 @@ def test_what_is_no_server_is_told_in_time(scheme: str, behaviour):
         assert time.monotonic() - began < PATIENCE_S
 
 
+@pytest.mark.parametrize("name", ["http_proxy", "https_proxy", "grpc_proxy"])
+def test_a_proxy_of_the_environment_gets_nothing(stub: Stub, name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    for each in (name, name.upper()):
+        monkeypatch.setenv(each, "http://127.0.0.1:9")
+    with serving(stub) as address, closing(opened(address)) as session:
+        assert session.identity.backend == "stub 1 onnx"
+    with talking(_other_json) as port, pytest.raises(BackendError, match="an answer that is none of KServe v2"):
+        opened(f"http://127.0.0.1:{port}")  # which it has got, then
+
+
 def test_nobody_there_is_told(local: Session):
     address = f"grpc://127.0.0.1:{free_port()}"
     with pytest.raises(BackendError, match=f"no server has the model: {address}"):
