@@ -70,7 +70,8 @@ def library(address: Address) -> ModuleType:
         else:
             import tritonclient.http as found  # noqa: PLC0415
     except (ImportError, RuntimeError) as error:  # tritonclient makes the second of the first
-        raise BackendError(f"{address.scheme}://: {error}: pip install 'scanside[triton]'") from None
+        remedy = "in scanside's checkout, pip install '.[triton]'"
+        raise BackendError(f"{address}: tritonclient is missing ({error}): {remedy}") from None
     return found
 
 

@@ -554,8 +554,9 @@ def test_without_servers_there_is_no_session():
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
 def test_without_tritonclient_its_extra_is_named(scheme: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, f"tritonclient.{scheme}", None)
-    with pytest.raises(BackendError, match=r"pip install 'scanside\[triton\]'"):
-        opened(f"{scheme}://127.0.0.1:1", fail_over="onnxruntime")
+    address, remedy = f"{scheme}://127.0.0.1:1", r"in scanside's checkout, pip install '\.\[triton\]'"
+    with pytest.raises(BackendError, match=rf"^{address}: tritonclient is missing \(.*\): {remedy}$"):
+        opened(address, fail_over="onnxruntime")
 
 
 @pytest.mark.parametrize(
