@@ -235,7 +235,7 @@ def test_a_server_that_hangs_is_given_up_in_time(models: Path, tmp_path: Path, w
             began = time.monotonic()
             with pytest.raises(ServerLost, match=address):
                 session.infer(HU[:1])
-            with pytest.raises(BackendError, match="no server has the model"):
+            with pytest.raises(BackendError, match="no server can be used"):
                 opened(address)
             assert time.monotonic() - began < PATIENCE_S
             server.signal(signal.SIGCONT)
@@ -333,6 +333,19 @@ def test_a_lost_server_is_not_asked_with_each_slice(stub: Stub, local: Session):
         for _ in range(3):
             assert same(session.infer(HU[:1]), local.infer(HU[:1]))
         assert len(stub.asked) == asked
+
+
+def test_of_two_servers_the_one_that_is_lost_is_known(stub: Stub, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(triton, "RETRY_S", 0.0)
+    monkeypatch.setattr(triton, "COST", 0)
+    with serving(stub) as lost, serving(Stub(BUNDLE_THAT_SHIPS)) as well, closing(opened(lost, well)) as session:
+        assert session.servers == {lost: "", well: ""}
+        stub.status = grpc.StatusCode.INTERNAL, "the GPU is gone"
+        session.infer(HU[:1])
+        assert session.servers == {lost: f"{lost}: the GPU is gone", well: ""}
+        stub.status = None
+        session.infer(HU[:1])
+        assert session.servers == {lost: "", well: ""}
 
 
 def test_a_slow_answer_is_given_up_in_time(stub: Stub):
@@ -539,7 +552,7 @@ def test_a_proxy_of_the_environment_gets_nothing(stub: Stub, name: str, monkeypa
 
 def test_nobody_there_is_told(local: Session):
     address = f"grpc://127.0.0.1:{free_port()}"
-    with pytest.raises(BackendError, match=f"no server has the model: {address}"):
+    with pytest.raises(BackendError, match=f"no server can be used: {address}"):
         opened(address)
     with closing(opened(address, fail_over="onnxruntime")) as session:
         assert session.why.startswith(f"fail-over: {address}")
