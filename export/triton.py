@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from export.graph import ExportError
+from export.errors import ExportError
 from runtime import plans
 from runtime.kserve import BUNDLE, CHECKED, GRAPH, PRECISION, model_name
 from runtime.manifest import PROCESSOR

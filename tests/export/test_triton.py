@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from tritonclient.grpc import model_config_pb2
 
 from calibration.verify import logits
 from export import triton
-from export.graph import ExportError
+from export.errors import ExportError
 from runtime import plans, seal
 from runtime.bundle import SHIPPED, open_bundle
 from runtime.errors import BackendError, NotVerified
@@ -196,6 +197,31 @@ def test_the_python_backend_loads_no_other_graph(tmp_path: Path, monkeypatch: py
         module.TritonPythonModel().initialize(asked)
     assert parsed(folder).parameters[CHECKED].string_value == "model.py"
     assert CHECKED not in parsed(other).parameters, "Triton's own backends hash nothing"
+
+
+WITHOUT = """
+import sys
+for name in {lost}: sys.modules[name] = None
+import scanside
+sys.argv = ["scanside", "bundle", "triton", "--out", {out!r}]
+scanside.main()
+"""
+
+
+def test_it_takes_onnx_and_no_torch(tmp_path: Path):
+    """What the `triton` extra installs; of the bundle that ships where none is named."""
+
+    def written(*lost: str) -> subprocess.CompletedProcess[str]:
+        code = WITHOUT.format(lost=lost, out=str(tmp_path / "repository"))
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    told = written("onnx", "torch")
+    assert (told.returncode, told.stdout) == (3, "")
+    assert "onnx is not installed: in scanside's checkout, pip install '.[triton]'" in told.stderr
+    assert not (tmp_path / "repository").exists()
+    told = written("torch", "onnxscript", "matplotlib", "tritonclient")
+    assert told.returncode == 0, told.stderr
+    assert [path.name for path in (tmp_path / "repository").glob("*/1/model.onnx")] == ["model.onnx"]
 
 
 def test_each_bundle_is_a_model_of_its_own(tmp_path: Path):
