@@ -263,7 +263,8 @@ class Server:
         if self._memory is None or self._memory.size < size:
             old, self._memory = self._memory, None
             if old:
-                self._call("unregister_system_shared_memory", old.name)
+                with suppress(InferenceError):  # "in use": Triton answers before it lets go; it keeps these few MB then
+                    self._call("unregister_system_shared_memory", old.name)
                 old.close()
             memory = _Shared(size)
             try:

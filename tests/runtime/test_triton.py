@@ -134,6 +134,24 @@ def test_without_room_for_what_is_shared_it_goes_the_other_way(
     assert {*kserve.SHARED.iterdir()} <= before
 
 
+def test_memory_that_the_server_does_not_let_go_yet_is_no_fault(
+    server: TritonServer, local: Session, monkeypatch: pytest.MonkeyPatch
+):
+    genuine, refused = Server._call, []
+
+    def in_use(self: Server, name: str, *arguments, **options):
+        if name == "unregister_system_shared_memory":
+            refused.append(arguments)
+            raise ServerLost("Cannot unregister shared memory region, it is currently in use.")
+        return genuine(self, name, *arguments, **options)
+
+    monkeypatch.setattr(Server, "_call", in_use)
+    with closing(opened(server.grpc)) as session:
+        assert refused
+        assert "with shared memory" in session.why
+        assert same(session.infer(HU), local.infer(HU))
+
+
 def test_memory_that_the_server_can_not_open_is_not_shared(
     server: TritonServer, local: Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
