@@ -37,7 +37,7 @@ bench: $(TEST_VENV)/installed
 	$(BENCH) ingest --out $(RECORDS)/ingest.json
 	$(BENCH) growth --slices 20,80,320,2000 --out $(RECORDS)/growth.json
 	$(TEST_VENV)/bin/python -m benchmarks.page
-	$(TEST_VENV)/bin/python -m benchmarks.capacity
+	$(TEST_VENV)/bin/python -m benchmarks.capacity --page docs/scale.md
 
 bench-triton: triton
 	$(BENCH) triton --seconds 60 --out $(RECORDS)/triton.json

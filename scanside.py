@@ -873,8 +873,8 @@ def bundle_verify(
 
 @bundles.command("triton")
 def bundle_triton(
-    bundle: Path,
     repository: Annotated[Path, typer.Option("--out", help="Model repository; the model gets a folder in it.")],
+    bundle: BundleArgument = None,
     precision: Annotated[str, typer.Option(help="fp32, or one that `scanside verify` has passed.")] = "fp32",
     engine: Annotated[
         str,
@@ -887,7 +887,7 @@ def bundle_triton(
     folder: Annotated[Path | None, typer.Option("--plans", help="With tensorrt. Default: the user's cache.")] = None,
     size: Annotated[str, typer.Option(help="With tensorrt: rows x columns of the slices.")] = "512x512",
 ) -> None:
-    """Write a model repository for NVIDIA Triton (needs the `export` extra)."""
+    """Write a model repository for NVIDIA Triton (needs the `triton` extra)."""
     from export import triton
     from runtime.bundle import open_bundle
 
@@ -896,7 +896,11 @@ def bundle_triton(
     height, width = _numbers("--size", size, "x", 2)
     opened = open_bundle(bundle)
     how = {"engine": engine, "threads": threads, "folder": folder, "size": (height, width)}
-    out.print(f"{triton.write(opened, precision, repository, **how)}", highlight=False)
+    try:
+        written = triton.write(opened, precision, repository, **how)
+    except ModuleNotFoundError as error:
+        end(f"{error.name} is not installed: in scanside's checkout, pip install '.[triton]'", 3)
+    out.print(f"{written}", highlight=False)
 
 
 # how things are shown

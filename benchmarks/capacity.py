@@ -1,8 +1,9 @@
-"""How far a node goes, and how many it takes: from the committed records to docs/scale.md.
+"""How far a node goes, and how many it takes, from the committed records.
 
 ::
 
-    python -m benchmarks.capacity            (--gpu-ms 2 --exams-per-hour 4 ...: every assumption is an option)
+    python -m benchmarks.capacity --scanners 7         (--gpu-ms 2 --exams-per-hour 4 ...: each assumption is an option)
+    python -m benchmarks.capacity --page docs/scale.md (writes it, and its picture)
 
 What a part of the way costs was measured (`benchmarks.costs`); who is busiest follows from that
 (`benchmarks.stations`); how long it then takes is simulated (`benchmarks.node_simulation`), and the simulation is held
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from benchmarks.record import Record
     from benchmarks.stations import Engine, Load
 
-RESULTS, PAGE, PICTURE = Path("benchmarks/results"), Path("docs/scale.md"), Path("docs/scale.png")
+RESULTS = Path("benchmarks/results")
 ENGINES: tuple[Engine, ...] = ("processor", "gpu")
 SITES = {  # how many, and the scanners of each
     "hospital, 1 scanner": (1, 1),
@@ -82,12 +83,20 @@ class Capacity:
     seed: int
 
 
-def compute(records: Mapping[str, Record], assumed: Assumptions, *, exams: int, seed: int) -> Capacity:
+def compute(
+    records: Mapping[str, Record],
+    assumed: Assumptions,
+    *,
+    exams: int,
+    seed: int,
+    asked: Mapping[str, tuple[int, int]] | None = None,
+) -> Capacity:
     """All of it, from the records.
 
     Parameters
     ----------
     exams : examinations of each simulated node
+    asked : sites, as `SITES` has them, which are the default
 
     Raises
     ------
@@ -108,11 +117,12 @@ def compute(records: Mapping[str, Record], assumed: Assumptions, *, exams: int, 
         return Point(scanners, nodes, gpus, run.busy("worker"), *spread)
 
     curves: dict[Engine, list[Point]] = {}
-    sites: dict[str, dict[Engine, Point]] = {name: {} for name in SITES}
+    asked = asked or SITES
+    sites: dict[str, dict[Engine, Point]] = {name: {} for name in asked}
     for engine in ENGINES:
         counts = sorted({max(1, round(share * full[engine])) for share in SHARES})
         curves[engine] = [point(engine, count, 1, int(engine == "gpu")) for count in counts]
-        for name, (count, each) in SITES.items():
+        for name, (count, each) in asked.items():
             scanners, nodes = count * each, count * stations.nodes_needed(each, loads[engine], assumed)
             gpus = stations.gpus_needed(scanners, loads[engine], assumed) if engine == "gpu" else 0
             sites[name][engine] = point(engine, scanners, nodes, gpus)
@@ -127,28 +137,62 @@ def options() -> argparse.ArgumentParser:
     for one in fields(Assumptions):
         name = f"--{one.name.replace('_', '-')}"
         if one.name == "exam":
-            parser.add_argument(name, type=_sizes, default=one.default, help="slices of each series: 40,320")
+            parser.add_argument(name, type=_counts, default=one.default, help="slices of each series: 40,320")
         else:
-            parser.add_argument(name, type=_positive, default=one.default, help=f"assumed; default {one.default:g}")
-    parser.add_argument("--exams", type=int, default=120, help="of each simulated node")
-    parser.add_argument("--seed", type=int, default=1)
+            kind = {"pace": _pace, "most_busy": _share}.get(one.name, _positive)
+            parser.add_argument(name, type=kind, default=one.default, help=f"assumed; default {one.default:g}")
+    parser.add_argument("--scanners", type=_counts, help="of one site, several with commas; default: the usual sites")
+    parser.add_argument("--exams", type=_count, default=120, help="of each simulated node")
+    parser.add_argument("--seed", type=_seed, default=1)
     parser.add_argument("--records", type=Path, default=RESULTS, help="folder of the records")
-    parser.add_argument("--page", type=Path, default=PAGE, help="the page; its picture goes beside it")
+    parser.add_argument("--page", type=Path, help="where the page goes, its picture beside it; default: stdout")
     parser.add_argument("--json", action="store_true", help="predictions and errors on stdout, and nothing else")
     return parser
 
 
-def _sizes(text: str) -> tuple[int, ...]:
-    sizes = tuple(int(part) for part in text.split(","))
-    if not sizes or min(sizes) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: write whole numbers with commas between, such as 40,320")
-    return sizes
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text}: write a whole number, 0 or more")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: write a whole number above 0")
+    return int(text)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(_count(part.strip()) for part in text.split(","))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"{text}: write whole numbers above 0 with commas between, such as 40,320"
+        ) from None
+
+
+def _pace(text: str) -> float:
+    """Infinite: all at once."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text}: write a number above 0")
+    return value
 
 
 def _positive(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text}: has to be above 0")
+    value = _pace(text)
+    if math.isinf(value):
+        raise argparse.ArgumentTypeError(f"{text}: write a number that ends")
+    return value
+
+
+def _share(text: str) -> float:
+    value = _positive(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"{text}: write a number between 0 and 1: who is always busy never catches up")
     return value
 
 
@@ -172,16 +216,21 @@ def told(found: Capacity) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     said = vars(options().parse_args(arguments))
     folder, page, exams, seed, as_json = (said.pop(name) for name in ("records", "page", "exams", "seed", "json"))
+    scanners = said.pop("scanners") or ()
+    asked = {f"one site, {count} scanner{'s' * (count != 1)}": (1, count) for count in scanners}
     try:
-        found = compute(costs.load(folder), Assumptions(**said), exams=exams, seed=seed)
+        found = compute(costs.load(folder), Assumptions(**said), exams=exams, seed=seed, asked=asked)
     except RecordError as error:
         print(error, file=sys.stderr)
         return 2
-    command = " ".join(["python -m benchmarks.capacity", *capacity_page.options_said(found.assumed)])
-    picture = page.with_suffix(".png")
-    page.write_text(capacity_page.compose(found, command, picture.name))
-    capacity_pictures.draw(found, picture)
-    print(json.dumps(told(found), indent=2) if as_json else capacity_page.table_of_sites(found))
+    command = " ".join(["python -m benchmarks.capacity", *capacity_page.options_said(found.assumed, scanners)])
+    picture = page and page.with_suffix(".png")
+    text = capacity_page.compose(found, command, picture and picture.name)
+    if page:
+        page.write_text(text)
+        capacity_pictures.draw(found, picture)
+        text = capacity_page.table_of_sites(found)
+    print(json.dumps(told(found), indent=2) if as_json else text)
     return 0
 
 

@@ -48,8 +48,8 @@ SOURCES = {
 ENGINE_WORDS = {"processor": "processor", "gpu": "GPU (assumed)"}
 
 
-def compose(found: Capacity, command: str, picture: str) -> str:
-    """The page."""
+def compose(found: Capacity, command: str, picture: str | None) -> str:
+    """The page; with a picture, if it has a name."""
     machine = found.records["growth"].machine
     where = f"{machine['cpu']}, {machine['threads']} threads, {machine['memory_gb']:g} GB"
     parts = [
@@ -57,7 +57,7 @@ def compose(found: Capacity, command: str, picture: str) -> str:
         "## What it takes\n",
         table_of_sites(found),
         _sentences(found),
-        f"![Latency by scanners of a node, and what limits it]({picture})\n",
+        *([f"![Latency by scanners of a node, and what limits it]({picture})\n"] if picture else ()),
         "## One examination\n",
         _parts(found),
         "## One node as it fills\n",
@@ -86,15 +86,15 @@ slices (decoding is of uncompressed ones), and cores that other programs take.
 """
 
 
-def options_said(assumed: Assumptions) -> list[str]:
+def options_said(assumed: Assumptions, scanners: Sequence[int]) -> list[str]:
     """What was not left as it is by default, as it is typed."""
     default = Assumptions()
     said = []
     for one in fields(Assumptions):
         value = getattr(assumed, one.name)
         if value != getattr(default, one.name):
-            said += [f"--{one.name.replace('_', '-')}", _value(value)]
-    return said
+            said += [f"--{one.name.replace('_', '-')}", _typed(value)]
+    return said + (["--scanners", _typed(scanners)] if scanners else [])
 
 
 def table_of_sites(found: Capacity) -> str:
@@ -241,5 +241,13 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 
 
-def _value(value: float | Sequence[int]) -> str:
+def _typed(value: float | Sequence[int]) -> str:
     return f"{value:g}" if isinstance(value, float | int) else ",".join(map(str, value))
+
+
+def _value(value: float | Sequence[int]) -> str:
+    """For people, to whom 40,320 is forty thousand."""
+    if isinstance(value, float | int):
+        return f"{value:g}"
+    *first, last = map(str, value)
+    return f"{', '.join(first)} and {last}" if first else last

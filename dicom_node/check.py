@@ -298,14 +298,22 @@ def _gpu(config: Config, bundle: Bundle) -> Iterator[Item]:
 
 def _servers(config: Config, bundle: Bundle) -> Iterator[Item]:
     """Look at each server by itself: a session is content with one, or with none where it may fail over."""
-    from runtime.kserve import Address, Server  # noqa: PLC0415  # as above
+    from runtime.client import Address, library  # noqa: PLC0415  # as above
+    from runtime.kserve import Server  # noqa: PLC0415  # as above
 
     if config.model.backend != "triton" or config.triton is None:
         return
     precision = "fp32" if config.model.precision == "auto" else config.model.precision
-    for address in config.triton.servers:
+    addresses = [Address.parse(each) for each in config.triton.servers]
+    try:
+        for address in addresses:
+            library(address)
+    except BackendError as error:  # once: it is no server's fault, and no fail-over makes up for it
+        yield _fault("server", error)
+        return
+    for address in addresses:
         try:
-            server = Server(Address.parse(address), bundle, precision, config.triton.deadline_s)
+            server = Server(address, bundle, precision, config.triton.deadline_s)
         except (BackendError, InferenceError, SelfTestFailed) as error:
             yield replace(_fault("server", error), ok=None if config.triton.fail_over else False)
             continue

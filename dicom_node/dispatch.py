@@ -24,7 +24,7 @@ import structlog
 from dicom_node import nameplate
 from dicom_node.gate import Reason
 from dicom_node.journal import ResultFile, SeriesState
-from runtime.types import Plane
+from runtime.types import IN_PLACE, Plane
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -118,6 +118,8 @@ class Dispatch:
         self._results = results
         self._record, self._metrics, self._on_early = record, metrics, on_early
         self._worker: int | None = None  # which one is ready
+        self._backend = self._fault = ""  # which engine answers; why no worker can open one
+        self._lost: set[str] = set()  # servers
         self._waiting: list[tuple[tuple[float, ...], int, _Request]] = []  # a heap
         self._numbers = count()
         self._owed: deque[_Request] = deque()
@@ -168,10 +170,8 @@ class Dispatch:
         match message["is"]:
             case "ready" | "engine":
                 self._introduce(message)
-            case "died":
-                self._metrics.worker_died()
-                nameplate.write(self._results.parent, None)
-                self._suspect()
+            case "broken" | "died":
+                self._lose_worker(message)
             case "going":
                 self._progress_at = time.monotonic()
             case "early":
@@ -215,12 +215,38 @@ class Dispatch:
         """Say which engine answers from now on, of a new worker or of one that goes on."""
         told = {name: message[name] for name in ("model", "backend", "precision", "why")}
         nameplate.write(self._results.parent, told)
+        self._tell_servers(message["servers"])
+        is_stand_in = IN_PLACE in told["backend"]
+        self._metrics.engine(message["servers"], fail_over=is_stand_in)
+        before, self._backend = self._backend, told["backend"]
         if message["is"] == "engine":
-            log.warning("engine_changed", **told)
+            if before != self._backend:
+                log.warning("engine_changed", **told)
             return
-        log.info("worker_ready", **told, pid=self._supervisor.pid)
+        say = log.warning if is_stand_in else log.info
+        say("worker_ready", **told, pid=self._supervisor.pid)
         self._worker = message["worker"]
         self._start_over()
+
+    def _lose_worker(self, message: dict[str, Any]) -> None:
+        """Say why there is none, as it said itself before it died, if it could."""
+        if message["is"] == "broken":
+            self._fault = message["error"]
+            return
+        self._metrics.worker_died()
+        self._metrics.engine({}, fail_over=False)
+        nameplate.write(self._results.parent, None, self._fault or "the worker ended by itself: see the node's log")
+        self._fault = ""
+        self._suspect()
+
+    def _tell_servers(self, servers: Mapping[str, str]) -> None:
+        """Say once of each that it is lost, and why, and once that it is back; whichever worker has noticed."""
+        for address, fault in servers.items():
+            if fault and address not in self._lost:
+                log.warning("server_lost", server=address, reason=fault)
+            elif not fault and address in self._lost:
+                log.info("server_back", server=address)
+        self._lost = {address for address, fault in servers.items() if fault}
 
     def _answered(self, message: dict[str, Any], path: Path | None) -> _Request:
         """The request that a message answers: the worker works in order."""

@@ -6,14 +6,14 @@ import shutil
 import time
 from typing import TYPE_CHECKING, Literal
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from dicom_node.journal import JournalError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from dicom_node.alerts.alert import Alert, Message
@@ -50,6 +50,12 @@ class Metrics:
         )
         self._rejections = self._counter("rejections", "Peers that were not let in, by reason.", "reason")
         self._deaths = self._counter("worker_deaths", "Worker processes that ended by themselves.")
+        self._fail_over = Gauge(
+            "scanside_fail_over", "Whether a local engine answers in place of servers.", registry=self.registry
+        )
+        self._servers = Gauge(
+            "scanside_server_up", "Whether a server of the model can be asked.", ("server",), registry=self.registry
+        )
         self._alerts = Histogram(
             "scanside_alert_seconds",
             "From an alert to the first channel that was told, and to who acknowledged.",
@@ -77,6 +83,14 @@ class Metrics:
 
     def worker_died(self) -> None:
         self._deaths.inc()
+
+    def engine(self, servers: Mapping[str, str], *, fail_over: bool) -> None:
+        """Who answers now: by address, why a server can't be asked, and whether a local engine stands in for all."""
+        self._fail_over.set(fail_over)
+        if not servers:
+            self._servers.clear()
+        for address, fault in servers.items():
+            self._servers.labels(address).set(not fault)
 
     def audit_lost(self, where: Literal["file", "server"], count: int) -> None:
         self._audit_lost.labels(where).inc(count)

@@ -17,15 +17,16 @@ NAME = "node.json"
 log = structlog.get_logger(__name__)
 
 
-def write(folder: Path, engine: Mapping[str, str] | None) -> None:
+def write(folder: Path, engine: Mapping[str, str] | None, fault: str = "") -> None:
     """Say what a worker that is ready has opened, or that none is. Whole or not at all; a full disk is only logged.
 
     Parameters
     ----------
     engine : ``model``, ``backend``, ``precision`` and ``why``; None where the worker died
+    fault : why there is none
 
     """
-    told = {"worker": "ready" if engine else "none", **(engine or {}), "since": time.time()}
+    told = {"worker": "ready" if engine else "none", **(engine or {"why": fault}), "since": time.time()}
     unfinished = folder / f"{NAME}.tmp"
     try:
         unfinished.write_text(json.dumps(told, indent=2) + "\n")

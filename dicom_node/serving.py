@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, Field, StringConstraints
 
 from dicom_node.sections import Section
-from runtime.kserve import Address
+from runtime.client import Address
 from runtime.triton import MOST_DEADLINE_S, Servers
 
 if TYPE_CHECKING:

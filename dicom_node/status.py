@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydicom.tag import Tag
 
-from dicom_node import lock, part10, spool
+from dicom_node import lock, nameplate, part10, spool
 from dicom_node.alerts.ledger import Ledger
 from dicom_node.gate import MULTI_FRAME
 from dicom_node.journal import Journal, JournalError, SeriesState
@@ -120,6 +120,7 @@ class Status:
     results_unsent, results_parked : what destinations still have to get, and what only a person sends on
     results_unconfirmed : what they have taken, and not said yet that they keep it
     refusing : why slices are refused, if they are
+    idle : why the node that runs has nobody who analyses, if it has not
     series : every revision in the order of recording, then what is open
     alerts : that are open, newest first
     nodes : that share the journal; none where it is a file
@@ -134,6 +135,7 @@ class Status:
     series: tuple[Series, ...]
     alerts: tuple[OpenAlert, ...] = ()
     nodes: tuple[Node, ...] = ()
+    idle: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +215,13 @@ def look(config: Config, days: float = inf) -> Status:
         series=(*map(recorded, told), *sorted(waiting, key=lambda one: one.changed)),
         alerts=alerts,
         nodes=tuple(Node(one.name, one.lives, one.seen) for one in nodes),
+        idle=_idle(config.node.folder) if running else None,
     )
+
+
+def _idle(folder: Path) -> str | None:
+    engine = nameplate.read(folder)
+    return (engine.get("why") or "its log says why") if engine.get("worker") == "none" else None
 
 
 def _without_result(

@@ -48,6 +48,8 @@ def show_status(told: Status, out: Console) -> None:
         _say(out, f"{what}; {state}{untold}", style="" if one.acknowledged else LEVEL_STYLES[one.level])
     if told.refusing:
         _say(out, f"slices are refused: {told.refusing}", style="bold red")
+    if told.idle:
+        _say(out, f"no engine: slices are taken, and wait; {told.idle}", style="bold red")
     newest = {(one.study_uid, one.series_uid): one.revision for one in told.series if not one.is_open}
     # results stand where a later revision has none: what they say must not vanish behind it
     stands = {(one.study_uid, one.series_uid): one.revision for one in told.series if one.decision}

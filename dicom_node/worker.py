@@ -10,7 +10,7 @@ series again.
     <- {"is": "ready", "model": ..., "backend": ...}      or {"is": "broken", "error": ...}, now or later
     -> {"do": "reload", ...}                              as "open"; triage, limits, results and logging change
     -> {"do": "slice", "series": ID, "path": ..., "folder": for its results}
-    <- {"is": "engine", ...}             as "ready", when another engine answers from now on
+    <- {"is": "engine", ...}             as "ready", when another engine answers from now on, a server is lost, or back
     <- {"is": "going", "series": ID}     now and then, before the answer on many frames
     <- {"is": "early", "series": ID, "report": ..., "patient": {...}, "key": ...}
                                          before the answer on the slice that makes the series critical, or urgent
@@ -52,6 +52,7 @@ from runtime.bundle import open_bundle
 from runtime.errors import DeviceLost, ScansideError
 from runtime.session import open_session, self_test
 from runtime.triage import LEVELS, Rule, check_rules
+from runtime.triton import TritonSession
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -104,13 +105,14 @@ def _open(opening: dict[str, Any], answers: IO[str]) -> Analyser:
     return Analyser(bundle, session, rules, **_limits(opening), max_batch=max_batch, form=form)
 
 
-def _engine(bundle: Bundle, session: Session) -> dict[str, str]:
-    """Who answers."""
+def _engine(bundle: Bundle, session: Session) -> dict[str, Any]:
+    """Who answers, and why which of its servers can't be asked."""
     return {
         "model": f"{bundle.name} {bundle.version}",
         "backend": session.identity.backend,
         "precision": session.identity.precision,
         "why": session.why,
+        "servers": session.servers if isinstance(session, TritonSession) else {},
     }
 
 
@@ -194,10 +196,11 @@ def _serve(analyser: Analyser, requests: queue.SimpleQueue[dict[str, Any] | None
             _say(answers, {"is": "slice", "series": name, **_seen(seen, series)})
 
 
-def _tell_engine(analyser: Analyser, told: dict[str, str], answers: IO[str]) -> dict[str, str]:
-    """Tell who answers now, where it is another engine than was told."""
+def _tell_engine(analyser: Analyser, told: dict[str, Any], answers: IO[str]) -> dict[str, Any]:
+    """Tell who answers now, where it is another engine than was told, or other servers are lost."""
     now = _engine(analyser.bundle, analyser.session)
-    if now["backend"] != told["backend"]:
+    lost = [{address for address, fault in each["servers"].items() if fault} for each in (told, now)]
+    if now["backend"] != told["backend"] or lost[0] != lost[1]:
         _say(answers, {"is": "engine", **now})
     return now
 

@@ -17,7 +17,8 @@ from calibration.emulation import rounded_everywhere
 from calibration.half import to_half
 from calibration.weights import FILE as WEIGHTS
 from calibration.weights import rounded, store
-from export.graph import ExportError, to_onnx
+from export.errors import ExportError
+from export.graph import to_onnx
 from runtime import seal
 from runtime.manifest import FILES, FORMAT
 from runtime.verdict import Budget

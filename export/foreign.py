@@ -12,7 +12,8 @@ from onnx import compose, version_converter
 from torch import Tensor, nn
 
 from calibration.lint import OPSET
-from export.graph import ExportError, traced
+from export.errors import ExportError
+from export.graph import traced
 from models.graph import HeadCT
 
 if TYPE_CHECKING:

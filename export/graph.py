@@ -11,7 +11,7 @@ import torch
 from onnx import checker, numpy_helper
 
 from calibration.lint import OPSET
-from runtime.errors import ScansideError
+from export.errors import ExportError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 
 
 TRACED = 2  # views in the batch that is traced
-
-
-class ExportError(ScansideError):
-    """A network that can't become a bundle."""
 
 
 def to_onnx(graph: HeadCT) -> onnx.ModelProto:

@@ -1,10 +1,12 @@
 """A bundle's graph in Triton's Python backend, for servers that have no backend of ONNX Runtime.
 
 Copied into a model repository as ``model.py``; it runs in the server's own Python, which needs numpy and onnxruntime.
+It loads no graph but that of which the configuration has the hash: no node sees the server's files.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -25,7 +27,14 @@ class TritonPythonModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = int(parameters[THREADS]["string_value"])
         graph = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
-        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        content, said = graph.read_bytes(), parameters[f"sha256 {graph.name}"]["string_value"]
+        found = hashlib.sha256(content).hexdigest()
+        if found != said:
+            raise triton.TritonModelException(
+                f"{graph} is another graph: its SHA-256 is {found}, config.pbtxt says {said}: remove the model's "
+                "folder, and write it anew by `scanside bundle triton`"
+            )
+        self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request by itself: one that fails must not take the others with it."""

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from export.graph import ExportError
+from export.errors import ExportError
 from runtime import plans
-from runtime.kserve import BUNDLE, GRAPH, PRECISION, model_name
+from runtime.kserve import BUNDLE, CHECKED, GRAPH, PRECISION, model_name
 from runtime.manifest import PROCESSOR
 
 if TYPE_CHECKING:
@@ -142,6 +142,7 @@ def _of_graph(bundle: Bundle, precision: str, engine: Engine, threads: int) -> _
     model.files["model.onnx"] = load(bundle.graph(precision)).SerializeToString()
     if engine == "python":
         model.files["model.py"] = PYTHON.read_bytes()
+        model.lines.append(_parameter(CHECKED, "model.py"))
     return model
 
 

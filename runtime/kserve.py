@@ -8,7 +8,6 @@ configuration, which carries the hashes; binary tensors over HTTP; and shared me
 
 from __future__ import annotations
 
-import ipaddress
 import itertools
 import mmap
 import os
@@ -16,69 +15,32 @@ import re
 import secrets
 import shlex
 import time
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.errors import BackendError, InferenceError, NoPlan, ScansideError, ServerLost
+from runtime.client import HEALTH_S, LONGEST_S, Address, connect, library, told
+from runtime.errors import BackendError, InferenceError, NoPlan, ServerLost
 from runtime.session import checked, identity, self_test
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import ModuleType
-
     from numpy.typing import NDArray
 
     from runtime.bundle import Bundle
     from runtime.types import SliceLabels
 
 BUNDLE, GRAPH, PRECISION = "bundle_sha256", "graph_sha256", "precision"  # a model's parameters in the repository
+CHECKED = "graph_checked_by"  # and another, where something on the server hashes the file before it runs it
 VERSION = "1"  # of a model in the repository: another bundle has another name
 OUTPUTS = {"labels": np.uint8, "voxels": np.float32, "evidence": np.float32}
 MOST_VIEWS = 4  # in a request; larger batches are the server's to make, of several nodes' requests
 CHECK_S = 10.0  # between looks at a model's hashes: a server may start anew behind a connection that goes on
-LONGEST_S = 60.0  # for an answer, whoever is asked for it: the node takes a worker that says nothing for 120 s for hung
-HEALTH_S = 2.0  # for an answer that needs no inference
 NO_LABEL = 255  # no bundle has so many classes
 SHARED = Path("/dev/shm")  # noqa: S108  # where POSIX shared memory lies on Linux: the server opens it by name
 ALIGNED = 64
-REFUSED = {"StatusCode.INVALID_ARGUMENT", "400"}
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where a server listens: ``grpc://HOST:PORT`` or ``http://HOST:PORT``."""
-
-    scheme: str
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, text: str) -> Address:
-        """Read an address; ValueError says what is wrong with it."""
-        found = re.fullmatch(r"(grpc|http)://(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):(\d{1,5})/?", text.strip())
-        if not found or not 0 < int(found[3]) < 65536:
-            raise ValueError("is no address of a server: write grpc://HOST:PORT or http://HOST:PORT")
-        return cls(found[1], found[2], int(found[3]))
-
-    @property
-    def place(self) -> str:
-        return f"{self.host}:{self.port}"
-
-    @property
-    def is_here(self) -> bool:
-        """Whether it is on this machine, where memory can be shared."""
-        try:
-            return self.host == "localhost" or ipaddress.ip_address(self.host.strip("[]")).is_loopback
-        except ValueError:
-            return False
-
-    def __str__(self) -> str:
-        return f"{self.scheme}://{self.place}"
 
 
 def model_name(bundle: Bundle, precision: str) -> str:
@@ -110,10 +72,10 @@ class Server:
         self._bundle, self._precision = bundle, precision
         self._classes, self._view = len(bundle.classes), bundle.view
         self._memory: _Shared | None = None
-        self._library = library(address.scheme)
-        self._client = self._connected()
+        self._library = library(address)
+        self._client = connect(address)
         try:
-            with _told(address):
+            with told(address):
                 self._open()
             self_test(self, bundle)
         except BaseException:
@@ -132,7 +94,7 @@ class Server:
         """
         if time.monotonic() - self._checked > CHECK_S:
             try:
-                with _told(self._address):
+                with told(self._address):
                     self._check_hashes()
             except BackendError as error:
                 raise ServerLost(str(error)) from None
@@ -155,7 +117,7 @@ class Server:
         """Give back the memory that is shared, and the connection."""
         try:
             if self._memory:
-                with _told(self._address):
+                with told(self._address):
                     self._client.unregister_system_shared_memory(self._memory.name, client_timeout=HEALTH_S)
         except InferenceError:  # it is gone, and its mapping with it
             pass
@@ -179,12 +141,6 @@ class Server:
         self.identity = identity(self._bundle, self._precision, " ".join(engine.split()))
         self.why = f"{address}, {self._way()}"
 
-    def _connected(self) -> Any:
-        if self._address.scheme == "grpc":
-            return self._library.InferenceServerClient(self._address.place)
-        timeouts = {"connection_timeout": HEALTH_S, "network_timeout": LONGEST_S}
-        return self._library.InferenceServerClient(self._address.place, **timeouts)
-
     def _look(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What server and model say of themselves, once they are ready."""
         try:
@@ -204,6 +160,7 @@ class Server:
             return
         config = self._call("get_model_config", self._model, VERSION, **self._as_json)
         parameters = config.get("config", config).get("parameters", {})
+        self._is_checked = CHECKED in parameters
         graph = self._bundle.sha256(self._precision)
         for key, ours in ((BUNDLE, self._bundle.digest), (GRAPH, graph), (PRECISION, self._precision)):
             theirs = parameters.get(key, {}).get("string_value")
@@ -248,8 +205,11 @@ class Server:
                 way += f", no shared memory ({error})"
             else:
                 way += " with shared memory"
-        proof = "hashes as the bundle says" if self._tells_hashes else "known by its name: it tells no hashes"
-        return f"{way}; {proof}"
+        if not self._tells_hashes:
+            return f"{way}; known by its name: it tells no hashes"
+        if self._is_checked:
+            return f"{way}; hashes as the bundle says, the graph's by its file"
+        return f"{way}; its configuration says the bundle's hashes, which nobody holds against the files"
 
     # a request
 
@@ -267,7 +227,7 @@ class Server:
         request.set_data_from_numpy(np.ascontiguousarray(views, dtype=np.int32), **binary)
         wanted = [self._library.InferRequestedOutput(name, **binary) for name in OUTPUTS]
         result = self._call("infer", self._model, [request], VERSION, outputs=wanted, seconds=seconds)
-        with _told(self._address):
+        with told(self._address):
             arrays = [result.as_numpy(name) for name in OUTPUTS]
         return self._of_kinds(arrays)
 
@@ -303,7 +263,8 @@ class Server:
         if self._memory is None or self._memory.size < size:
             old, self._memory = self._memory, None
             if old:
-                self._call("unregister_system_shared_memory", old.name)
+                with suppress(InferenceError):  # "in use": Triton answers before it lets go; it keeps these few MB then
+                    self._call("unregister_system_shared_memory", old.name)
                 old.close()
             memory = _Shared(size)
             try:
@@ -328,7 +289,7 @@ class Server:
         if seconds <= 0:
             raise ServerLost(f"{self._address}: no time was left to ask it")
         method = getattr(self._client, name)
-        with _told(self._address):
+        with told(self._address):
             if self._address.scheme == "grpc":
                 return method(*arguments, client_timeout=seconds, **options)
             from gevent import Timeout  # noqa: PLC0415  # of tritonclient's HTTP, whose timeouts are each read's
@@ -362,39 +323,3 @@ class _Shared:
     def close(self) -> None:
         with suppress(BufferError):  # arrays of a request that failed: it goes with them
             self._map.close()
-
-
-def library(scheme: str) -> ModuleType:
-    """Tritonclient's half for a scheme.
-
-    Raises
-    ------
-    BackendError : it is not installed
-
-    """
-    try:
-        if scheme == "grpc":
-            import tritonclient.grpc as found  # noqa: PLC0415  # an extra, of which each half is slow to load
-        else:
-            import tritonclient.http as found  # noqa: PLC0415
-    except (ImportError, RuntimeError) as error:  # tritonclient makes the second of the first
-        raise BackendError(f"{scheme}://: {error}: pip install 'scanside[triton]'") from None
-    return found
-
-
-@contextmanager
-def _told(address: Address) -> Iterator[None]:
-    """Tell what the client raises in our words: whether the server is lost, or has refused or garbled this one call."""
-    from tritonclient.utils import InferenceServerException  # noqa: PLC0415  # as in `library`
-
-    try:
-        yield
-    except ScansideError:
-        raise
-    except InferenceServerException as error:
-        kind = InferenceError if error.status() in REFUSED else ServerLost
-        raise kind(f"{address}: {' '.join(str(error.message()).split())}") from None
-    except OSError as error:  # HTTP's; a timeout among them
-        raise ServerLost(f"{address}: {error}") from None
-    except Exception as error:  # what the clients make of a garbled answer shares no base class below Exception
-        raise InferenceError(f"{address}: an answer that is none of KServe v2: {error}") from error

@@ -7,8 +7,9 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from runtime.client import LONGEST_S, Address, library
 from runtime.errors import BackendError, DeviceLost, InferenceError, NoPlan, ScansideError, SelfTestFailed, ServerLost
-from runtime.kserve import LONGEST_S, MOST_VIEWS, Address, Server, library
+from runtime.kserve import MOST_VIEWS, Server
 from runtime.types import IN_PLACE
 
 if TYPE_CHECKING:
@@ -50,20 +51,20 @@ class TritonSession:
 
     Raises
     ------
-    BackendError : no tritonclient; or no server has the model, and there is nobody else
+    BackendError : no tritonclient; or no server can be used, and there is nobody else
 
     """
 
     def __init__(self, bundle: Bundle, precision: str, servers: Servers, local: Session | None = None) -> None:
         self._local = local
         addresses = [Address.parse(one) for one in servers.addresses]
-        for scheme in {one.scheme for one in addresses}:
-            library(scheme)  # what is not installed is no server that is away
+        for one in addresses:
+            library(one)  # what is not installed is no server that is away
         self._least_s, self._next_look = min(servers.deadline_s, MOST_DEADLINE_S), 0.0
         self._replicas = deque(_Replica(one, bundle, precision, servers.deadline_s) for one in addresses)
         opened = [one.server for one in self._replicas if one.open(time.monotonic() + LONGEST_S)]
         if not opened and local is None:
-            raise BackendError(f"no server has the model: {self._faults()}")
+            raise BackendError(f"no server can be used: {self._faults()}")
         first = opened[0] if opened else local
         self.sizes, self.max_batch = first.sizes, first.max_batch
         self._say(opened[0] if opened else None)
@@ -120,6 +121,11 @@ class TritonSession:
         if self._local is not None:
             self._local.close()
 
+    @property
+    def servers(self) -> dict[str, str]:
+        """Why each can't be asked now, by its address; empty where it can, as far as the last slices have told."""
+        return {str(one.address): one.fault for one in self._replicas}
+
     def _say(self, server: Server | None, refusal: InferenceError | None = None) -> None:
         """Say who has answered, or would."""
         self.identity: ModelIdentity
@@ -138,7 +144,7 @@ class _Replica:
     """A server that may be away for a while."""
 
     def __init__(self, address: Address, bundle: Bundle, precision: str, deadline_s: float) -> None:
-        self._opening = address, bundle, precision, deadline_s
+        self.address, self._opening = address, (address, bundle, precision, deadline_s)
         self.server: Server | None = None
         self.fault = ""  # why there is none
         self._wait_s, self.next_try = RETRY_S, 0.0

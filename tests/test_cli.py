@@ -449,7 +449,7 @@ def test_a_bundle_is_calibrated_verified_signed_and_served_in_8_bits(samples: Pa
             "there are onnxruntime, python, tensorrt",
         ),
         (["bundle", "triton", SHIPPED, "--engine", "tensorrt", "--plans", "p", "--out", "t"], 2, "no fp32 plan of"),
-        (["bench", "latency", "--backend", "triton", "--servers", "grpc://127.0.0.1:1"], 3, "no server has the model"),
+        (["bench", "latency", "--backend", "triton", "--servers", "grpc://127.0.0.1:1"], 3, "no server can be used"),
         (["bundle", "operate", SHIPPED, "--version", "9"], 2, "give one of them"),
         (
             ["bundle", "operate", SHIPPED, "--version", "9", "--minimum-slices", 2, "--class", "sdh"],

@@ -244,6 +244,7 @@ def test_the_page_says_what_is_assumed_and_what_is_measured(
     assert "There is no record of a GPU" in page.replace("\n", " ")
     assert "`python -m benchmarks.capacity --gpu-ms 3.5`" in page
     assert "| a GPU's time for one slice, ms | 3.5 | `--gpu-ms` |" in page
+    assert "| slices of the series of one examination | 40 and 320 | `--exam` |" in page
     for site, of in told["sites"].items():
         assert f"| {site} |" in page
         assert of["processor"]["gpus"] == 0
@@ -286,12 +287,53 @@ def test_series_at_once_without_a_single_one_are_refused(folder: Path, measured:
         capacity_checks.sender_s(growth, measured)
 
 
-@pytest.mark.parametrize("wrong", [["--gpu-ms", "0"], ["--exam", "40,-1"], ["--exam", ""], ["--pace", "fast"]])
-def test_assumptions_that_make_no_sense_are_refused(wrong: list[str], capsys):
+def test_without_a_page_everything_is_told_and_nothing_written(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(capacity_checks, "CUSTOMERS", 20)
+    monkeypatch.setattr(capacity, "SHARES", (0.1,))
+    (tmp_path / "docs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert capacity.main(["--records", str(folder), "--exams", "2", "--scanners", "7,1", "--exam", "20,40,320"]) == 0
+    page = capsys.readouterr().out
+    assert "Made by `python -m benchmarks.capacity --exam 20,40,320 --scanners 7,1`" in page
+    assert "| one site, 7 scanners | 28 |" in page
+    assert "| one site, 1 scanner | 4 |" in page
+    assert "hospital, 4 scanners" not in page
+    assert "| slices of the series of one examination | 20, 40 and 320 | `--exam` |" in page
+    assert ".png" not in page
+    assert [path.name for path in tmp_path.rglob("*")] == ["docs"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--gpu-ms", "0", "write a number above 0"),
+        ("--gpu-ms", "nan", "write a number above 0"),
+        ("--pace", "fast", "fast: write a number above 0"),
+        ("--days", "inf", "inf: write a number that ends"),
+        ("--most-busy", "2", "2: write a number between 0 and 1"),
+        ("--most-busy", "1", "1: write a number between 0 and 1"),
+        ("--most-busy", "0", "write a number above 0"),
+        ("--exam", "40,-1", "write whole numbers above 0 with commas between"),
+        ("--exam", "", "write whole numbers above 0 with commas between"),
+        ("--exam", "foo", "foo: write whole numbers above 0 with commas between"),
+        ("--scanners", "0", "write whole numbers above 0 with commas between"),
+        ("--seed", "-1", "-1: write a whole number, 0 or more"),
+        ("--exams", "0", "0: write a whole number above 0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_with_what_would(option: str, value: str, words: str, capsys):
     with pytest.raises(SystemExit) as ended:
-        capacity.main(wrong)
+        capacity.main([f"{option}={value}"])
     assert ended.value.code == 2
-    assert wrong[0] in capsys.readouterr().err
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"argument {option}: " in said
+    assert words in said
+
+
+def test_all_slices_at_once_are_a_pace():
+    assert math.isinf(capacity.options().parse_args(["--pace", "inf"]).pace)
 
 
 def test_a_run_without_series_takes_no_time():

@@ -8,6 +8,7 @@ import shutil
 import socket
 import sqlite3
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -487,6 +488,19 @@ def test_a_page_without_its_users_is_a_fault_and_an_open_one_a_warning(tmp_path)
     assert (unsafe.name, unsafe.ok) == ("page", None)
     assert "unencrypted" in unsafe.message
     assert list(trial.page(Config())) == []
+
+
+@pytest.mark.parametrize("fail_over", [None, "onnxruntime"])
+def test_without_tritonclient_it_is_said_once(tmp_path: Path, fail_over: str | None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)
+    config = Config(
+        node=Node(folder=tmp_path / "data", port=0),
+        model=Model(backend="triton", threads=1),
+        triton=Triton(servers=("grpc://127.0.0.1:1", "grpc://127.0.0.1:2"), fail_over=fail_over),
+    )
+    told = [item for item in check(config) if "tritonclient is missing" in item.message]
+    assert [(item.name, item.ok) for item in told] == [("server", False)]
+    assert told[0].message.startswith("grpc://127.0.0.1:1: ")
 
 
 @pytest.mark.parametrize(("fail_over", "ok"), [(None, False), ("onnxruntime", None)])

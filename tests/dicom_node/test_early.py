@@ -317,7 +317,9 @@ def test_the_desk_hands_it_on_and_times_it():
         metrics,
         lambda *told: heard.append(told),
     )
-    desk.hear({"is": "ready", "worker": 1, **dict.fromkeys(("model", "backend", "precision", "why"), "")})
+    desk.hear(
+        {"is": "ready", "worker": 1, "servers": {}, **dict.fromkeys(("model", "backend", "precision", "why"), "")}
+    )
     path = Path("/spool/1/1.2/one.dcm")
     desk.feed(*assembler.stored("ct", Instance("1", "1.2", "ct", "one", "le", path, "hash"), 0.0))
     desk.pump(0.0)

@@ -337,7 +337,9 @@ def test_a_worker_that_goes_on_with_frames_does_not_hang(monkeypatch: pytest.Mon
     path = Path("/spool/1/1.2/all.dcm")
     assembler = Assembler(10, lambda *_: (0, [], False), min_coverage_mm=0)
     desk = Dispatch(supervisor, assembler, Path("/results"), lambda *_: None, Metrics())
-    desk.hear({"is": "ready", "worker": 1, **dict.fromkeys(("model", "backend", "precision", "why"), "")})
+    desk.hear(
+        {"is": "ready", "worker": 1, "servers": {}, **dict.fromkeys(("model", "backend", "precision", "why"), "")}
+    )
     desk.feed(*assembler.stored("ct", Instance("1", "1.2", "ct", "all", "le", path, "hash"), 0.0))
     for _ in range(5):
         desk.pump(clock[0])

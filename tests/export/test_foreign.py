@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from export import bundle as bundles
+from export.errors import ExportError
 from export.foreign import surround
-from export.graph import ExportError
 from models.graph import HeadCT
 from runtime.bundle import open_bundle
 from runtime.errors import NotVerified

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from calibration import lint
 from calibration.weights import rounded
-from export.graph import OPSET, ExportError, to_onnx
+from export.errors import ExportError
+from export.graph import OPSET, to_onnx
 from models import catalogue
 from models.graph import HeadCT
 

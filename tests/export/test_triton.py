@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -17,12 +21,12 @@ from tritonclient.grpc import model_config_pb2
 
 from calibration.verify import logits
 from export import triton
-from export.graph import ExportError
+from export.errors import ExportError
 from runtime import plans, seal
 from runtime.bundle import SHIPPED, open_bundle
 from runtime.errors import BackendError, NotVerified
 from runtime.geometry import View
-from runtime.kserve import BUNDLE, GRAPH, PRECISION
+from runtime.kserve import BUNDLE, CHECKED, GRAPH, PRECISION
 from runtime.plans import Key, Plan
 
 NUMPY = {"TYPE_INT32": np.int32, "TYPE_UINT8": np.uint8, "TYPE_FP32": np.float32}
@@ -169,6 +173,55 @@ def test_the_python_backend_runs_the_same_graph(tmp_path: Path):
     (tmp_path / "other").mkdir()
     other = triton.write(open_bundle(), "fp32", tmp_path / "other", threads=3)
     assert (folder / "1" / "model.onnx").read_bytes() == (other / "1" / "model.onnx").read_bytes()
+
+
+def test_the_python_backend_loads_no_other_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As a Triton starts it, which hands over the configuration as JSON."""
+
+    class Refused(Exception): ...
+
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", SimpleNamespace(TritonModelException=Refused))
+    folder = triton.write(open_bundle(), "fp32", tmp_path, engine="python", threads=1)
+    other = triton.write(open_bundle(), "int8-cpu", tmp_path)
+    spec = importlib.util.spec_from_file_location("model", folder / "1" / "model.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    parameters = {key: {"string_value": one.string_value} for key, one in parsed(folder).parameters.items()}
+    config = json.dumps({"parameters": parameters})
+    asked = {"model_config": config, "model_repository": str(folder), "model_version": "1"}
+    module.TritonPythonModel().initialize(asked)
+    shutil.copy(other / "1" / "model.onnx", folder / "1" / "model.onnx")
+    with pytest.raises(
+        Refused, match=f"model.onnx is another graph.* says {parameters['sha256 model.onnx']['string_value']}"
+    ):
+        module.TritonPythonModel().initialize(asked)
+    assert parsed(folder).parameters[CHECKED].string_value == "model.py"
+    assert CHECKED not in parsed(other).parameters, "Triton's own backends hash nothing"
+
+
+WITHOUT = """
+import sys
+for name in {lost}: sys.modules[name] = None
+import scanside
+sys.argv = ["scanside", "bundle", "triton", "--out", {out!r}]
+scanside.main()
+"""
+
+
+def test_it_takes_onnx_and_no_torch(tmp_path: Path):
+    """What the `triton` extra installs; of the bundle that ships where none is named."""
+
+    def written(*lost: str) -> subprocess.CompletedProcess[str]:
+        code = WITHOUT.format(lost=lost, out=str(tmp_path / "repository"))
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    told = written("onnx", "torch")
+    assert (told.returncode, told.stdout) == (3, "")
+    assert "onnx is not installed: in scanside's checkout, pip install '.[triton]'" in told.stderr
+    assert not (tmp_path / "repository").exists()
+    told = written("torch", "onnxscript", "matplotlib", "tritonclient")
+    assert told.returncode == 0, told.stderr
+    assert [path.name for path in (tmp_path / "repository").glob("*/1/model.onnx")] == ["model.onnx"]
 
 
 def test_each_bundle_is_a_model_of_its_own(tmp_path: Path):

@@ -129,10 +129,13 @@ def test_files_that_it_mounts_are_there_and_secrets_are_not():
     assert json.loads((PACKAGING / "compose/orthanc.json").read_text())["DicomAet"] == "ORTHANC"
 
 
-def test_only_the_scanners_port_is_open_to_the_network():
-    for name, service in composed("cpu")["services"].items():
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_port_is_open_to_the_network_until_somebody_says_so(kind: str):
+    for name, service in composed(kind)["services"].items():
         for port in service.get("ports", ()):
-            assert port.startswith("127.0.0.1:") or (name, port) == ("node", "11112:11112"), (name, port)
+            assert port.startswith("127.0.0.1:"), (name, port)
+    ports = composed(kind, PATH.read_text().replace("SCANSIDE_ADDRESS:-127.0.0.1", "SCANSIDE_ADDRESS:-0.0.0.0"))
+    assert "0.0.0.0:11112:11112" in ports["services"]["node"]["ports"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -148,3 +151,6 @@ def test_the_node_takes_its_configuration(kind: str, monkeypatch: pytest.MonkeyP
     assert archive["DicomModalities"]["scanside"] == [read.node.ae_title, "node", read.node.port]
     assert {destination.host, "database", "triton"} <= set(told["services"])
     assert Path(read.journal.password) == Path("/run/secrets/database-password")
+    assert read.node.allowed_calling_aes, "whoever gets in by the network is not known yet"
+    assert f"127.0.0.1:{read.page.port}:{read.page.port}" in told["services"]["node"]["ports"]
+    assert Path(read.page.users).name in told["services"]["node"]["secrets"]

@@ -23,7 +23,21 @@ def test_hadolint_is_not_content_with_everything(tmp_path: Path):
     assert "DL3007" in run([found("hadolint", INSTALL), path]).stdout
 
 
+def copied() -> set[str]:
+    """What it takes from the folder that it is built in."""
+    lines = re.findall(r"^COPY (?!--from)(.*) \S+$", PATH.read_text(), re.MULTILINE)
+    return {each for line in lines for each in line.split()}
+
+
+def test_the_builder_sees_what_is_copied_and_nothing_else():
+    """Secrets and environments lie in the folder, too."""
+    lines = (PACKAGING.parent / ".dockerignore").read_text().splitlines()
+    rules = [line for line in lines if line and not line.startswith("#")]
+    assert rules[0] == "*"
+    assert {rule[1:] for rule in rules if rule.startswith("!")} == copied()
+    assert not copied() & {"packaging", ".venv", "."}
+
+
 def test_it_copies_what_the_wheel_is_made_of():
     project = tomllib.loads((PACKAGING.parent / "pyproject.toml").read_text())
-    copied = " ".join(re.findall(r"^COPY (.*)$", PATH.read_text(), re.MULTILINE)).split()
-    assert set(project["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]) <= set(copied)
+    assert set(project["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]) <= copied()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -138,10 +139,26 @@ def test_each_node_takes_the_configuration_under_its_own_title(monkeypatch: pyte
         read = config.load(KUBERNETES / "node.toml")
         assert read.node.ae_title == f"scanside-{number}"
     ports = {each["name"]: each["containerPort"] for each in node["ports"]}
-    assert ports == {"dicom": read.node.port, "web": read.web.port}
+    assert ports == {"dicom": read.node.port, "web": read.web.port, "page": read.page.port}
+    assert read.page.users
+    assert not read.page.open_to_all
+    assert "sslmode=verify-full" in read.journal.database
+    (mounted,) = (each["mountPath"] for each in node["volumeMounts"] if each["name"] == "secrets")
+    files = [read.page.users, read.journal.password, read.journal.database.partition("sslrootcert=")[2]]
+    assert {str(Path(file).parent) for file in files} == {mounted}
     assert str(read.node.folder) in {each["mountPath"] for each in node["volumeMounts"]}
     (triton,) = (one for one in MANIFESTS if one["kind"] == "Service" and one["metadata"]["name"] == "triton")
     assert read.triton.servers == (f"grpc://triton:{triton['spec']['ports'][0]['port']}",)
+
+
+def test_what_nodes_may_reach_is_where_their_configuration_usually_leads():
+    """And the page is reached by the Ingress alone."""
+    spec = named("NetworkPolicy", "nodes")["spec"]
+    reached = {each["port"] for rule in spec["egress"] for each in rule["ports"]}
+    destination = config.load(KUBERNETES / "node.toml").destinations[0].port
+    assert reached >= {destination, 11112, 4242, 5432, 2575, 443, 587, 465, 25, 6514, 514}
+    (page,) = (rule for rule in spec["ingress"] if {"port": "page"} in rule["ports"])
+    assert [list(one) for one in page["from"]] == [["namespaceSelector"]]
 
 
 def test_a_wrong_configuration_is_refused(tmp_path: Any):

@@ -67,7 +67,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     for each in vars(metrics).values():  # what has not been counted yet has no sample
         if names := getattr(each, "_labelnames", None):
             for told in each.describe():
-                ends = ("_total",) if told.type == "counter" else ("_bucket", "_count", "_sum")
+                ends = {"counter": ("_total",), "gauge": ("",)}.get(told.type, ("_bucket", "_count", "_sum"))
                 found |= {told.name + end: set(names) for end in ends}
     return found
 

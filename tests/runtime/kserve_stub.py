@@ -30,6 +30,7 @@ class Stub(GRPCInferenceServiceServicer):
     status : that it answers with instead, and its words
     shape : of the input, as the model's metadata tell it
     asked : shapes of the requests
+    parameters : of the model's configuration, which it tells only where there are any
 
     """
 
@@ -42,6 +43,7 @@ class Stub(GRPCInferenceServiceServicer):
         self.status: tuple[grpc.StatusCode, str] | None = None
         self.is_ready = True
         self.asked: list[tuple[int, ...]] = []
+        self.parameters: dict[str, str] = {}
 
     def ServerLive(self, request: Any, context: Any) -> Any:
         return messages.ServerLiveResponse(live=True)
@@ -53,7 +55,14 @@ class Stub(GRPCInferenceServiceServicer):
         return messages.ModelReadyResponse(ready=(request.name, request.version) == (self._name, VERSION))
 
     def ServerMetadata(self, request: Any, context: Any) -> Any:
-        return messages.ServerMetadataResponse(name="stub", version="1")
+        extensions = ["model_configuration"] if self.parameters else []
+        return messages.ServerMetadataResponse(name="stub", version="1", extensions=extensions)
+
+    def ModelConfig(self, request: Any, context: Any) -> Any:
+        told = messages.ModelConfigResponse()
+        for key, value in self.parameters.items():
+            told.config.parameters[key].string_value = value
+        return told
 
     def ModelMetadata(self, request: Any, context: Any) -> Any:
         told = messages.ModelMetadataResponse(name=self._name, versions=[VERSION], platform="onnx")

@@ -20,12 +20,14 @@ import grpc
 import numpy as np
 import pytest
 
-from benchmarks.tritonserver import TritonServer
+from benchmarks.tritonserver import NoTriton, TritonServer
+from calibration.weights import load
 from dicom_node import dispatch
 from runtime import kserve, triton
 from runtime.bundle import open_bundle
+from runtime.client import Address
 from runtime.errors import BackendError, DeviceLost, InferenceError, NoPlan, ServerLost
-from runtime.kserve import BUNDLE, Address, Server
+from runtime.kserve import BUNDLE, CHECKED, GRAPH, PRECISION, Server
 from runtime.session import Session, open_session, self_test, together
 from runtime.triton import Servers
 from tests.runtime.kserve_stub import Stub, serving
@@ -99,7 +101,7 @@ def test_a_triton_answers_as_the_local_engine_does(
         monkeypatch.setattr(Server, "_look", without)
     before = {*kserve.SHARED.iterdir()}
     with closing(opened(server.http if way.startswith("HTTP") else server.grpc)) as session:
-        assert f", {way}; hashes as the bundle says" in session.why
+        assert f", {way}; hashes as the bundle says, the graph's by its file" in session.why
         assert session.identity.backend == "triton 2.51.0 python"
         assert session.identity.digest == BUNDLE_THAT_SHIPS.digest
         assert self_test(session, BUNDLE_THAT_SHIPS) == self_test(local, BUNDLE_THAT_SHIPS)
@@ -130,6 +132,24 @@ def test_without_room_for_what_is_shared_it_goes_the_other_way(
         assert same(session.infer(HU), local.infer(HU))
     monkeypatch.undo()
     assert {*kserve.SHARED.iterdir()} <= before
+
+
+def test_memory_that_the_server_does_not_let_go_yet_is_no_fault(
+    server: TritonServer, local: Session, monkeypatch: pytest.MonkeyPatch
+):
+    genuine, refused = Server._call, []
+
+    def in_use(self: Server, name: str, *arguments, **options):
+        if name == "unregister_system_shared_memory":
+            refused.append(arguments)
+            raise ServerLost("Cannot unregister shared memory region, it is currently in use.")
+        return genuine(self, name, *arguments, **options)
+
+    monkeypatch.setattr(Server, "_call", in_use)
+    with closing(opened(server.grpc)) as session:
+        assert refused
+        assert "with shared memory" in session.why
+        assert same(session.infer(HU), local.infer(HU))
 
 
 def test_memory_that_the_server_can_not_open_is_not_shared(
@@ -163,6 +183,29 @@ def test_a_model_of_another_bundle_is_refused_and_both_hashes_are_named(
                 assert "f" * 64 in failed_over.why
                 assert failed_over.identity.backend.endswith("CPUExecutionProvider in place of triton")
         session.close()
+
+
+def test_a_graph_that_is_not_the_configuration_s_is_not_loaded(models: Path, tmp_path: Path):
+    other = shutil.copytree(models, tmp_path / "other")
+    (graph,) = other.glob("*/1/model.onnx")
+    graph.write_bytes(load(BUNDLE_THAT_SHIPS.graph("int8-cpu")).SerializeToString())
+    with pytest.raises(NoTriton), started(other, tmp_path / "one"):
+        pass
+    assert "model.onnx is another graph: its SHA-256 is" in (tmp_path / "one" / "tritonserver.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({CHECKED: "model.py"}, "hashes as the bundle says, the graph's by its file"),
+        ({}, "its configuration says the bundle's hashes, which nobody holds against the files"),
+    ],
+)
+def test_what_a_configuration_alone_says_is_not_called_proved(stub: Stub, more: dict[str, str], words: str):
+    bundle = BUNDLE_THAT_SHIPS
+    stub.parameters = {BUNDLE: bundle.digest, GRAPH: bundle.sha256("fp32"), PRECISION: "fp32"} | more
+    with serving(stub) as address, closing(opened(address)) as session:
+        assert session.why == f"{address}, gRPC; {words}"
 
 
 def test_a_server_that_is_killed_is_stood_in_for_until_it_is_back(
@@ -210,7 +253,7 @@ def test_a_server_that_hangs_is_given_up_in_time(models: Path, tmp_path: Path, w
             began = time.monotonic()
             with pytest.raises(ServerLost, match=address):
                 session.infer(HU[:1])
-            with pytest.raises(BackendError, match="no server has the model"):
+            with pytest.raises(BackendError, match="no server can be used"):
                 opened(address)
             assert time.monotonic() - began < PATIENCE_S
             server.signal(signal.SIGCONT)
@@ -308,6 +351,19 @@ def test_a_lost_server_is_not_asked_with_each_slice(stub: Stub, local: Session):
         for _ in range(3):
             assert same(session.infer(HU[:1]), local.infer(HU[:1]))
         assert len(stub.asked) == asked
+
+
+def test_of_two_servers_the_one_that_is_lost_is_known(stub: Stub, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(triton, "RETRY_S", 0.0)
+    monkeypatch.setattr(triton, "COST", 0)
+    with serving(stub) as lost, serving(Stub(BUNDLE_THAT_SHIPS)) as well, closing(opened(lost, well)) as session:
+        assert session.servers == {lost: "", well: ""}
+        stub.status = grpc.StatusCode.INTERNAL, "the GPU is gone"
+        session.infer(HU[:1])
+        assert session.servers == {lost: f"{lost}: the GPU is gone", well: ""}
+        stub.status = None
+        session.infer(HU[:1])
+        assert session.servers == {lost: "", well: ""}
 
 
 def test_a_slow_answer_is_given_up_in_time(stub: Stub):
@@ -500,9 +556,21 @@ def test_what_is_no_server_is_told_in_time(scheme: str, behaviour):
         assert time.monotonic() - began < PATIENCE_S
 
 
+@pytest.mark.parametrize("name", ["http_proxy", "https_proxy", "grpc_proxy"])
+def test_a_proxy_of_the_environment_gets_nothing(stub: Stub, name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    for each in (name, name.upper()):
+        monkeypatch.setenv(each, "http://127.0.0.1:9")
+    with serving(stub) as address, closing(opened(address)) as session:
+        assert session.identity.backend == "stub 1 onnx"
+    with talking(_other_json) as port, pytest.raises(BackendError, match="an answer that is none of KServe v2"):
+        opened(f"http://127.0.0.1:{port}")  # which it has got, then
+
+
 def test_nobody_there_is_told(local: Session):
     address = f"grpc://127.0.0.1:{free_port()}"
-    with pytest.raises(BackendError, match=f"no server has the model: {address}"):
+    with pytest.raises(BackendError, match=f"no server can be used: {address}"):
         opened(address)
     with closing(opened(address, fail_over="onnxruntime")) as session:
         assert session.why.startswith(f"fail-over: {address}")
@@ -517,8 +585,9 @@ def test_without_servers_there_is_no_session():
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
 def test_without_tritonclient_its_extra_is_named(scheme: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, f"tritonclient.{scheme}", None)
-    with pytest.raises(BackendError, match=r"pip install 'scanside\[triton\]'"):
-        opened(f"{scheme}://127.0.0.1:1", fail_over="onnxruntime")
+    address, remedy = f"{scheme}://127.0.0.1:1", r"in scanside's checkout, pip install '\.\[triton\]'"
+    with pytest.raises(BackendError, match=rf"^{address}: tritonclient is missing \(.*\): {remedy}$"):
+        opened(address, fail_over="onnxruntime")
 
 
 @pytest.mark.parametrize(

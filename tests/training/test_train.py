@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from export import bundle as bundles
-from export.graph import ExportError
+from export.errors import ExportError
 from models import catalogue
 from runtime import seal
 from runtime.bundle import open_bundle
