@@ -89,6 +89,7 @@ class Node:
             min_coverage_mm=config.series.min_coverage_mm,
         )
         self._events: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._is_to_close = False  # an event that waits will look for what is due
         self._desk = threading.Thread(target=self._run, name="desk", daemon=True)
         self.metrics = Metrics()
         identity = Identity(config.tls) if config.tls else None
@@ -321,16 +322,24 @@ class Node:
                 return
             try:
                 event()
-                # behind an event that took long, at a database that hangs, may be slices of a series that seems quiet
-                for assembly in self._assembler.due(time.monotonic()) if self._events.empty() else ():
-                    self.metrics.stage("closing", time.monotonic() - assembly.last_arrival)
-                    log.info(
-                        "series_closed", series=assembly.name, images=len(assembly.paths), missing=assembly.missing
-                    )
-                    self._dispatch.close(assembly)
+                if self._events.empty():
+                    self._close_due(time.monotonic())
+                elif not self._is_to_close:
+                    # behind an event that took long, at a database that hangs, may be slices of a series that seems
+                    # quiet: it is looked for when all that waits now has been heard
+                    self._is_to_close = True
+                    self._events.put(partial(self._close_due, time.monotonic()))
                 self._dispatch.pump(time.monotonic())
             except Exception:  # one event's failure must not end the desk: every series behind it would wait for ever
                 log.exception("event_failed")
+
+    def _close_due(self, heard_until: float) -> None:
+        """Close what is due by all that had been told by then."""
+        self._is_to_close = False
+        for assembly in self._assembler.due(heard_until):
+            self.metrics.stage("closing", time.monotonic() - assembly.last_arrival)
+            log.info("series_closed", series=assembly.name, images=len(assembly.paths), missing=assembly.missing)
+            self._dispatch.close(assembly)
 
     def _on_early(self, assembly: Assembly, report_json: str, patient: Mapping[str, str]) -> None:
         """Raise an alert before its series ends; what can't be written is tried again, as long as that is so."""

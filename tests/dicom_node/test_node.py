@@ -416,6 +416,22 @@ def test_a_desk_that_was_kept_waiting_takes_no_series_for_quiet_whose_slices_are
     assert (only.revision, only.slices) == (1, len(bleeding.paths))
 
 
+def test_a_desk_that_always_has_something_to_hear_closes_series_all_the_same(bleeding: Pushable, node: Node):
+    enough = threading.Event()
+
+    def again() -> None:
+        if not enough.wait(0.001):
+            node._events.put(again)
+
+    for _ in range(2):
+        node._events.put(again)
+    try:
+        scan(bleeding.paths, node)
+        wait_until(lambda: _records(node), "a record of the series")
+    finally:
+        enough.set()
+
+
 def test_the_same_push_again_changes_nothing(bleeding: Pushable, node: Node, pacs: Pacs):
     scan(bleeding.paths, node)
     result(pacs)

@@ -830,6 +830,31 @@ def test_a_message_goes_from_one_node_at_a_time(postgres: Server, tmp_path: Path
         assert ledgers[0].claim("ed", time.time())[0].control_id == message.control_id
 
 
+@pytest.mark.parametrize("late", ["unreachable", "refused"])
+def test_who_was_taken_for_dead_does_not_take_back_what_another_node_has_told(
+    postgres: Server, tmp_path: Path, late: str
+):
+    from tests.dicom_node.alerts.made import Channel, note, report
+
+    address = postgres.database()
+    with (
+        member(address, tmp_path / "a", "a"),
+        member(address, tmp_path / "b", "b"),
+        contextlib.closing(Journal(address, node="a")) as first,
+        contextlib.closing(Journal(address, node="b")) as second,
+    ):
+        ledgers = [Ledger(journal, [Channel()]) for journal in (first, second)]
+        note(ledgers[0], report(), series="1.1")
+        message, _ = ledgers[0].claim("ed", time.time())
+        postgres.execute("UPDATE node SET expires = 0 WHERE name = 'a'", name_of(address))
+        again, _ = ledgers[1].claim("ed", time.time())
+        assert again.control_id == message.control_id
+        ledgers[1].sent(again, "AA")
+        getattr(ledgers[0], late)(message, "no answer", 1.0)
+        (kept,) = ledgers[0].alerts()[0].messages
+        assert (kept.state, kept.last_error) == ("sent", None)
+
+
 def test_nobody_waits_behind_what_a_crash_left(postgres: Server, tmp_path: Path):
     """Also where the node that lives again has neither channel nor destination any more."""
     from tests.dicom_node.alerts.made import Channel, note, report
