@@ -179,7 +179,7 @@ class Assembler:
         assembly.feeding.add(association)
         assembly.brought.setdefault(association, []).append(instance.path)
         assembly.longest_pause_s = max(assembly.longest_pause_s, now - assembly.last_arrival)
-        assembly.last_arrival = now
+        assembly.last_arrival = max(assembly.last_arrival, now)  # who waited for the journal came before
         return assembly, new
 
     def reopen(self, study_uid: str, series_uid: str, now: float) -> Assembly:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -79,7 +80,8 @@ class Backlog:
         held.senders.add(association)
         held.images += 1
         if self._assembler.is_open(*key):  # for another reason, such as a result that failed
-            self._replay(key)
+            with suppress(JournalError):
+                self._replay(key)
         self._call_later()
 
     def ended(self, association: Hashable, *, released: bool) -> None:
@@ -90,6 +92,13 @@ class Backlog:
             if association in held.senders:
                 held.events.append(event)
 
+    def announced(self, series_uids: tuple[str, ...]) -> None:
+        """Take note that there are new lists of series, now or when that can be done."""
+        try:
+            self._assembler.announced(series_uids)
+        except JournalError:
+            self._later(partial(self.announced, series_uids))
+
     def _note(self, association: Hashable, instance: Instance, at: float) -> None:
         if opened := self._assembler.stored(association, instance, at):
             self._feed(*opened)
@@ -99,6 +108,8 @@ class Backlog:
         try:
             for key in list(self._held):
                 self._replay(key)
+        except JournalError:  # it would keep the desk waiting once more for each series
+            pass
         finally:
             self._call_later()
 
@@ -108,7 +119,10 @@ class Backlog:
             event = held.events.popleft()
             try:
                 event()
-            except (JournalError, OSError):
+            except JournalError:
+                held.events.appendleft(event)
+                raise
+            except OSError:  # of this series' files
                 held.events.appendleft(event)
                 return
         del self._held[key]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
-from dicom_node import commitment, mpps
+from dicom_node import commitment, mpps, nameplate
 from dicom_node.alerts.heralds import Heralds
 from dicom_node.alerts.ledger import Ledger
 from dicom_node.announced import Announced
@@ -179,6 +179,7 @@ class Node:
             raise
 
     def _open_engine(self) -> None:
+        nameplate.write(self.config.node.folder, None, "it is being opened")
         self.supervisor.start()
         answer = self._first_answer.get()
         if answer["is"] != "ready":
@@ -260,7 +261,7 @@ class Node:
     def summary(self) -> str:
         """Where it listens and what waits, in a line for people."""
         gauges, node = self._gauges(), self.config.node
-        counts = f"{gauges['series_open']} series open, {gauges['images_waiting']} images to analyse"
+        counts = f"{gauges.get('series_open', '?')} series open, {gauges.get('images_waiting', '?')} images to analyse"
         try:
             undelivered = self._outbox.undelivered()
         except JournalError as error:
@@ -272,11 +273,11 @@ class Node:
         return f"{where}: {counts}{worker}"
 
     def _gauges(self) -> dict[str, float]:
-        told = self._ask_desk(lambda: (self._assembler.progress(), self._backlog.images()))
-        progress, not_noted = told or ({}, 0)
-        waiting = sum(here - seen for seen, here in progress.values())
-        images = {"images_waiting": waiting, "images_not_noted": not_noted}
-        return {"series_open": len(progress), **images, "worker_ready": self._dispatch.is_ready}
+        gauges = {"worker_ready": self._dispatch.is_ready}
+        if told := self._ask_desk(lambda: (self._assembler.progress(), self._backlog.images())):  # else all is unknown
+            waiting = sum(here - seen for seen, here in told[0].values())
+            gauges |= {"series_open": len(told[0]), "images_waiting": waiting, "images_not_noted": told[1]}
+        return gauges
 
     def _ask_desk(self, question: Callable[[], _T]) -> _T | None:
         """Have the desk answer between two events; None where it does not in time."""
@@ -299,7 +300,7 @@ class Node:
         self._events.put(lambda: self._backlog.ended(association, released=released))
 
     def _told(self, series_uids: tuple[str, ...]) -> None:
-        self._events.put(lambda: self._assembler.announced(series_uids))
+        self._events.put(lambda: self._backlog.announced(series_uids))
 
     def _on_worker(self, message: dict[str, Any]) -> None:
         if message["worker"] == 1 and message["is"] in ("ready", "broken", "died"):
@@ -325,8 +326,7 @@ class Node:
                 if self._events.empty():
                     self._close_due(time.monotonic())
                 elif not self._is_to_close:
-                    # behind an event that took long, at a database that hangs, may be slices of a series that seems
-                    # quiet: it is looked for when all that waits now has been heard
+                    # behind what took long may be slices of a series that seems quiet: what waits now is heard first
                     self._is_to_close = True
                     self._events.put(partial(self._close_due, time.monotonic()))
                 self._dispatch.pump(time.monotonic())

@@ -342,9 +342,9 @@ class Ledger:
             yield execute
 
     def _end(self, message: Message, outcome: str, detail: str, values: dict[str, Any]) -> None:
-        """Note how an attempt ended; one that did not get there says nothing of what another node has sent since."""
+        """Note how an attempt ended; one that did not get there takes back nothing that another node has told."""
         with self._transaction() as execute:
-            is_ours = f"SELECT 1 FROM message WHERE id = ? AND {self._journal.free}"  # noqa: S608 (a constant)
+            is_ours = f"SELECT 1 FROM message WHERE id = ? AND state = 'sending' AND {self._journal.free}"  # noqa: S608
             if outcome != "taken" and not execute(is_ours, (message.id,)).fetchone():
                 return
             execute(

@@ -204,3 +204,46 @@ def test_whether_a_result_has_all_there_is_comes_from_journal_and_disk(tmp_path:
     assert history(spool, journal, *key)[2] is False, "it has come anew after a removal"
     assert history(spool, journal, "9", "9") == (0, [], False)
     journal.close()
+
+
+def test_the_desk_waits_for_a_slow_journal_once_and_not_for_each_series(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    bench.fault = JournalError("locked")
+    for series_uid in ("1.1", "1.2", "1.3"):
+        bench.store(0, series_uid)
+    asked = []
+    monkeypatch.setattr(bench.assembler, "_history", lambda *key: asked.append(key) or bench.history(*key))
+    bench.retry()
+    assert len(asked) == 1
+    assert bench.backlog.images() == 3
+    bench.fault = None
+    bench.retry()
+    assert [series_uid for series_uid, _ in bench.fed] == ["1.1", "1.2", "1.3"]
+
+
+def test_new_lists_are_looked_up_when_the_journal_is_back(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    bench.store(0)
+    (assembly,) = bench.assembler._open.values()
+
+    def lists(_: str) -> tuple[set[str], bool]:
+        if bench.fault:
+            raise bench.fault
+        return {"1.2.0", "1.2.5"}, True
+
+    monkeypatch.setattr(bench.assembler, "_lists", lists)
+    bench.fault = JournalError("away")
+    bench.backlog.announced(("1.2",))
+    bench.fault = None
+    assert not assembly.committed
+    bench.retry()
+    assert (assembly.listed, assembly.committed) == ({"1.2.0", "1.2.5"}, True)
+
+
+def test_who_waited_for_the_journal_makes_no_series_older(bench: Bench):
+    bench.fault = JournalError("away")
+    bench.store(0)
+    bench.now = 100.0
+    bench.fault = None
+    bench.assembler.reopen("1", "1.2", bench.now)
+    bench.retry()
+    (assembly,) = bench.assembler._open.values()
+    assert assembly.last_arrival == 100.0

@@ -831,9 +831,8 @@ def test_a_message_goes_from_one_node_at_a_time(postgres: Server, tmp_path: Path
 
 
 @pytest.mark.parametrize("late", ["unreachable", "refused"])
-def test_who_was_taken_for_dead_does_not_take_back_what_another_node_has_told(
-    postgres: Server, tmp_path: Path, late: str
-):
+@pytest.mark.parametrize("told", [0, 1], ids=["told by the dead", "told by the heir"])
+def test_what_one_node_has_told_no_other_s_attempt_takes_back(postgres: Server, tmp_path: Path, told: int, late: str):
     from tests.dicom_node.alerts.made import Channel, note, report
 
     address = postgres.database()
@@ -849,8 +848,9 @@ def test_who_was_taken_for_dead_does_not_take_back_what_another_node_has_told(
         postgres.execute("UPDATE node SET expires = 0 WHERE name = 'a'", name_of(address))
         again, _ = ledgers[1].claim("ed", time.time())
         assert again.control_id == message.control_id
-        ledgers[1].sent(again, "AA")
-        getattr(ledgers[0], late)(message, "no answer", 1.0)
+        attempts = [message, again]
+        ledgers[told].sent(attempts[told], "AA")
+        getattr(ledgers[1 - told], late)(attempts[1 - told], "no answer", 1.0)
         (kept,) = ledgers[0].alerts()[0].messages
         assert (kept.state, kept.last_error) == ("sent", None)
 
