@@ -114,7 +114,7 @@ def test_a_node_s_life_is_told(bleeding: Pushable, tmp_path: Path, pacs: Pacs):
         assert not push(bleeding.paths, ("127.0.0.1", node.port), calling_ae="CT1", called_ae="SCANSIDE").failed
         stranger = AE("CT9")
         stranger.add_requested_context(Verification)
-        assert stranger.associate("127.0.0.1", node.port).is_rejected
+        assert not stranger.associate("127.0.0.1", node.port).is_established
         wait_until(lambda: [told(one)[0] for one in messages(file)].count("110104") == 2, "both transfers")
         wanted, changed, _ = reload.merge(node.config, config.model_copy(update={"triage": ()}))
         node.reload(wanted)
@@ -257,7 +257,7 @@ def test_who_may_not_get_in_is_an_alert_and_who_finds_no_place_is_none(tmp_path:
             one.add_requested_context(Verification)
             other.add_requested_context(Verification)
             first = one.associate("127.0.0.1", receiver.port)
-            assert other.associate("127.0.0.1", receiver.port).is_rejected
+            assert not other.associate("127.0.0.1", receiver.port).is_established
             wait_until(lambda: rejections(metrics, "limit") == 1, "the refusal for want of a place")
             first.release()
     alerts = [one for one in messages(file) if told(one)[0] == "110113"]
