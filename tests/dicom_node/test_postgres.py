@@ -104,6 +104,18 @@ def may_not_write(server: Server, address: Address) -> Address:
     return guest
 
 
+def may_not_insert(server: Server, address: Address) -> Address:
+    guest = may_not_write(server, address)
+    server.execute("GRANT UPDATE ON ALL TABLES IN SCHEMA public TO PUBLIC", name_of(address))
+    return guest
+
+
+def may_not_send(server: Server, address: Address) -> Address:
+    guest = may_not_write(server, address)
+    server.execute("GRANT INSERT, UPDATE ON node TO PUBLIC", name_of(address))
+    return guest
+
+
 def takes_no_writes(server: Server, address: Address) -> Address:
     return Address(f"{address.url}?options=-cdefault_transaction_read_only%3Don", address.password)
 
@@ -153,6 +165,8 @@ STARTS_NO_NODE = [
         r"guest_journal_\d+ may make no tables in schema public: .*GRANT CREATE ON SCHEMA public TO guest",
     ),
     (may_not_write, r"permission denied for table node; its tables have to be those of the role"),
+    (may_not_insert, "permission denied for table node"),
+    (may_not_send, "permission denied for table outbox"),
     (takes_no_writes, "read-only transaction; name the server that takes writes"),
 ]
 
