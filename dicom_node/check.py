@@ -17,7 +17,7 @@ from dicom_node import trial
 from dicom_node.codes import CodeError, check_names
 from dicom_node.database import EmptyJournal, JournalError
 from dicom_node.lock import is_locked
-from dicom_node.membership import known_token, require_name
+from dicom_node.membership import known_token, take_name
 from dicom_node.postgres import Postgres
 from dicom_node.receiver import PORT_REMEDIES
 from dicom_node.serving import servers
@@ -112,7 +112,7 @@ def _journal(config: Config, is_sound: Callable[..., bool]) -> Iterator[Item]:
     if isinstance(place, Path):
         yield from _file(place)
     elif is_sound("node.name", "node.ae_title"):
-        yield _database(place, config.node.folder, config.node_name)
+        yield _database(place, config.node.folder, config.node_name, shared=config.journal.shared_storage)
 
 
 def _file(path: Path) -> Iterator[Item]:
@@ -137,13 +137,12 @@ def _file(path: Path) -> Iterator[Item]:
     yield Item("journal", True, "environment", f"{path}: can be read")
 
 
-def _database(address: Address, folder: Path, name: str) -> Item:
+def _database(address: Address, folder: Path, name: str, *, shared: bool) -> Item:
     """Do with a database what a node does that starts, and undo it; nothing stays there."""
     state = "can be used"
 
     def join(execute: Execute) -> None:
-        require_name(execute, Postgres.clock, name, known_token(folder, name) or "")
-        execute("UPDATE node SET seen = seen WHERE name = ?", (name,))  # whether it may write
+        take_name(execute, Postgres.clock, name, known_token(folder, name) or "", folder, shared)
 
     try:
         try:

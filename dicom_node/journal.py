@@ -273,7 +273,7 @@ class Journal:
 
         That is what scanners announced and asked for; and of studies that are not here any more what was delivered, the
         reports, and all revisions but the last. The last one stays for ever: a series that is sent again must not give
-        new results the UIDs of old ones.
+        new results the UIDs of old ones. What is a result of another node, too, stays as long as that one needs it.
 
         Parameters
         ----------
@@ -283,23 +283,27 @@ class Journal:
         """
         said = {"before": before, "here": self.database.packed(studies_here)}
         gone = f"study_uid NOT IN ({self.database.members('here')}) AND {self.own}"
+        which = "(study_uid, series_uid, revision) = (series.study_uid, series.series_uid, series.revision)"
+        alone = f"NOT EXISTS (SELECT 1 FROM twin WHERE {which})"  # noqa: S608 (constants, as below)
         with self.transaction() as execute:
             for table, since in (("announced", "announced"), ("step", "changed"), ("commitment", "created")):
-                execute(f"DELETE FROM {table} WHERE {since} < :before", said)  # noqa: S608 (constants, as below)
+                execute(f"DELETE FROM {table} WHERE {since} < :before", said)  # noqa: S608
+            execute(f"DELETE FROM twin WHERE recorded < :before AND {gone}", said)  # noqa: S608
             execute(
                 f"DELETE FROM outbox WHERE created < :before AND {gone} AND study_uid NOT IN"  # noqa: S608
                 " (SELECT study_uid FROM outbox WHERE state NOT IN ('sent', 'confirmed'))",
                 said,
             )
             execute(
-                f"DELETE FROM series WHERE recorded < :before AND {gone} AND NOT EXISTS (SELECT 1 FROM outbox"  # noqa: S608
-                " WHERE (study_uid, series_uid, revision) = (series.study_uid, series.series_uid, series.revision))"
+                f"DELETE FROM series WHERE recorded < :before AND {gone} AND {alone}"  # noqa: S608
+                f" AND NOT EXISTS (SELECT 1 FROM outbox WHERE {which})"
                 " AND revision < (SELECT MAX(revision) FROM series AS every"
                 " WHERE (every.study_uid, every.series_uid) = (series.study_uid, series.series_uid))",
                 said,
             )
             execute(
-                f"UPDATE series SET report_json = NULL WHERE recorded < :before AND report_json IS NOT NULL AND {gone}",  # noqa: S608
+                f"UPDATE series SET report_json = NULL WHERE recorded < :before AND report_json IS NOT NULL AND {gone}"  # noqa: S608
+                f" AND {alone}",
                 said,
             )
 

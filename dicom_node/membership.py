@@ -109,32 +109,13 @@ class Membership:
         if not self._journal.database.has_others:
             return
         self._token = _identity(self._folder, self._journal.node)
-        clock = self._journal.database.clock
         with self._journal.transaction() as execute:
             self._journal.database.alone(execute)
-            row = require_name(execute, clock, self._journal.node, self._token)
-            if row and row["token"] != self._token and not row["emptied"]:
-                remedy = "slices there without a result are nobody's from now on: send them again"
-                log.warning("dead_node_replaced", node=self._journal.node, folder=row["folder"], remedy=remedy)
-            execute(
-                "INSERT INTO node (name, token, folder, shared, seen, expires)"  # noqa: S608
-                f" VALUES (:name, :token, :folder, :shared, {clock}, {clock} + :lease)"
-                " ON CONFLICT (name) DO UPDATE SET token = :token, folder = :folder, shared = :shared,"
-                f" seen = {clock}, expires = {clock} + :lease, keeper = NULL, emptied = NULL, open = '[]'",
-                {
-                    "name": self._journal.node,
-                    "token": self._token,
-                    "folder": str(self._folder),
-                    "shared": int(self._shares_storage),
-                    "lease": LEASE_S,
-                },
-            )
-            # a crash left them; this node may not even have their destination any more, and others would wait behind it
-            for table in ("outbox", "message"):
-                execute(
-                    f"UPDATE {table} SET sender = NULL WHERE sender = ? AND state IN ('sending', 'unconfirmed')",  # noqa: S608
-                    (self._journal.node,),
-                )
+            place = self._folder, self._shares_storage
+            row = take_name(execute, self._journal.database.clock, self._journal.node, self._token, *place)
+        if row and row["token"] != self._token and not row["emptied"]:
+            remedy = "slices there without a result are nobody's from now on: send them again"
+            log.warning("dead_node_replaced", node=self._journal.node, folder=row["folder"], remedy=remedy)
         carry_over(self._journal, self._folder / "journal.sqlite")
         self._thread.start()
 
@@ -225,8 +206,12 @@ class Membership:
         return bool(changed)
 
 
-def require_name(execute: Execute, clock: str, name: str, token: str) -> Row | None:
-    """The row of a name, as it was, if the node with this token may have it.
+def take_name(execute: Execute, clock: str, name: str, token: str, folder: Path, shared: bool) -> Row | None:
+    """Make a name that of the node with this token, and what it was sending when it ended nobody's.
+
+    Returns
+    -------
+    the row of the name as it was, None where there was none
 
     Raises
     ------
@@ -243,6 +228,19 @@ def require_name(execute: Execute, clock: str, name: str, token: str) -> Row | N
         raise JournalError(
             f"another node of this database is called {name} (its folder is {row['folder']}):"
             " set node.name to a name of its own"
+        )
+    execute(
+        "INSERT INTO node (name, token, folder, shared, seen, expires)"  # noqa: S608
+        f" VALUES (:name, :token, :folder, :shared, {clock}, {clock} + :lease)"
+        " ON CONFLICT (name) DO UPDATE SET token = :token, folder = :folder, shared = :shared,"
+        f" seen = {clock}, expires = {clock} + :lease, keeper = NULL, emptied = NULL, open = '[]'",
+        {"name": name, "token": token, "folder": str(folder), "shared": int(shared), "lease": LEASE_S},
+    )
+    # a crash left them; this node may not even have their destination any more, and others would wait behind it
+    for table in ("outbox", "message"):
+        execute(
+            f"UPDATE {table} SET sender = NULL WHERE sender = ? AND state IN ('sending', 'unconfirmed')",  # noqa: S608
+            (name,),
         )
     return row
 

@@ -72,7 +72,7 @@ class Records:
         self.nodes, self.twins = members(journal), journal.twins()
         newest: dict[tuple[str, str], SeriesRecord] = {}
         self.here = {}
-        # of one revision what another has recorded comes last: what is shown is that
+        # twins first: of one revision the row of the node that recorded it wins
         for record in sorted([*self.twins, *journal.series()], key=lambda one: one.revision):
             key = (spool.file_name(record.study_uid), spool.file_name(record.series_uid))
             newest[key] = record

@@ -104,6 +104,18 @@ def may_not_write(server: Server, address: Address) -> Address:
     return guest
 
 
+def may_not_insert(server: Server, address: Address) -> Address:
+    guest = may_not_write(server, address)
+    server.execute("GRANT UPDATE ON ALL TABLES IN SCHEMA public TO PUBLIC", name_of(address))
+    return guest
+
+
+def may_not_send(server: Server, address: Address) -> Address:
+    guest = may_not_write(server, address)
+    server.execute("GRANT INSERT, UPDATE ON node TO PUBLIC", name_of(address))
+    return guest
+
+
 def takes_no_writes(server: Server, address: Address) -> Address:
     return Address(f"{address.url}?options=-cdefault_transaction_read_only%3Don", address.password)
 
@@ -153,6 +165,8 @@ STARTS_NO_NODE = [
         r"guest_journal_\d+ may make no tables in schema public: .*GRANT CREATE ON SCHEMA public TO guest",
     ),
     (may_not_write, r"permission denied for table node; its tables have to be those of the role"),
+    (may_not_insert, "permission denied for table node"),
+    (may_not_send, "permission denied for table outbox"),
     (takes_no_writes, "read-only transaction; name the server that takes writes"),
 ]
 
@@ -387,6 +401,27 @@ def test_a_result_that_two_nodes_have_made_is_a_result_of_each(postgres: Server,
             execute("DELETE FROM outbox")
             execute("DELETE FROM series")
         assert journals[0].twins() == []
+
+
+def test_what_a_second_node_rests_on_is_not_forgotten_by_the_first(postgres: Server):
+    """The first has a later revision and has removed the study; the second still has it, and its slices are covered."""
+    address, late = postgres.database(), time.time() + 60
+    with contextlib.ExitStack() as stack:
+        first, second = (stack.enter_context(contextlib.closing(Journal(address, node=node))) for node in ("a", "b"))
+        for number, journal in ((1, first), (1, second), (2, first)):
+            record(journal, revision=number)
+        for item in Outbox(first).items():
+            Outbox(first).mark_sent(item.id)
+        first.forget(late, [])
+        assert [(one.revision, one.report_json is None) for one in first.series()] == [(1, False), (2, True)]
+        assert second.latest("1", "1.1", of="b").revision == 1
+        second.forget(0, [])
+        second.forget(late, ["1"])
+        assert len(second.twins()) == 1, "young, or in its spool"
+        second.forget(late, [])
+        assert (second.twins(), second.latest("1", "1.1", of="b")) == ([], None)
+        first.forget(late, [])
+        assert [one.revision for one in first.series()] == [2], "nobody needs it any more"
 
 
 def test_a_notice_that_two_nodes_have_made_is_one_s_and_covers_both(postgres: Server):
