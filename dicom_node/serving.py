@@ -41,7 +41,7 @@ class Triton(Section):
         gt=0,
         le=MOST_DEADLINE_S,
         description="For the answer to a slice; a server that takes longer is lost for a while. All servers together "
-        "get a minute, in which another has to be asked after one that hangs.",
+        "get a minute, one request half of it at most, so that another can be asked after one that hangs.",
     )
     fail_over: Literal["auto", "tensorrt", "onnxruntime", "onnxruntime-cuda"] | None = Field(
         None,

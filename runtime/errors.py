@@ -13,6 +13,7 @@
     │   ├── NoPlan            slices of a size that no plan is for
     │   └── DeviceLost        a GPU that failed or hangs: only a new process helps
     │       └── ServerLost    no server answers, and no local engine may: a new process waits for one
+    │           └── OutOfTime no answer in what others had left of the time, which says nothing about the server
     └── SelfTestFailed        an engine whose answers on the golden slices are not the bundle's
 
 Each message names the thing, the reason and the remedy. `exit_code` is what the command line ends with: 1 where a
@@ -80,6 +81,10 @@ class DeviceLost(InferenceError):
 
 class ServerLost(DeviceLost):
     """No server that has the model answers: nothing is wrong with the slices, which the next process gets again."""
+
+
+class OutOfTime(ServerLost):
+    """A server gave no answer in less time than it has: others took the rest, and it may well be in good health."""
 
 
 class SelfTestFailed(ScansideError):

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.client import HEALTH_S, LONGEST_S, Address, connect, library, told
-from runtime.errors import BackendError, InferenceError, NoPlan, ServerLost
+from runtime.errors import BackendError, InferenceError, NoPlan, OutOfTime, ServerLost
 from runtime.session import checked, identity, self_test
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ class Server:
 
     Parameters
     ----------
-    deadline_s : for each slice of a request; the answer that takes longer is given up, after a minute in any case
+    deadline_s : for each slice of a request, padding included; the answer that takes longer is given up, and so is
+        one that takes longer than half of `LONGEST_S`
     until : clock (`time.monotonic`) at which whatever is asked is given up; as an attribute it can be set anew
 
     Raises
@@ -88,6 +89,7 @@ class Server:
         Raises
         ------
         ServerLost : no answer in time, no connection, or a server that can't go on
+        OutOfTime : one of these, which `until` gave less time than the server has
         NoPlan : the model is of slices of another size
         InferenceError : the server refuses the request, or its answer is not valid
 
@@ -112,6 +114,11 @@ class Server:
             answers += checked(*(array[:slices] for array in arrays), self._classes, (slices, *size))
             self._has_answered = True
         return answers
+
+    def reconnect(self) -> None:
+        """Go on by another connection and other memory: what was given up may still come by those there are."""
+        self.close()
+        self._client, self._checked = connect(self._address), -inf
 
     def close(self) -> None:
         """Give back the memory that is shared, and the connection."""
@@ -150,6 +157,8 @@ class Server:
             if not self._call("is_model_ready", self._model, VERSION):
                 raise BackendError(f"{self._address}: no model {self._model} that is ready: {self._remedy}")
             return server, self._call("get_model_metadata", self._model, VERSION, **self._as_json)
+        except OutOfTime as error:
+            raise BackendError(str(error)) from None
         except InferenceError as error:
             raise BackendError(f"{error}: does a server that speaks KServe v2 run there?") from None
 
@@ -216,7 +225,7 @@ class Server:
     def _ask(self, views: NDArray[np.int16] | NDArray[np.int32], shape: tuple[int, ...]) -> list[NDArray[Any]]:
         """Answers to a batch as arrays: labels of this shape, voxels, evidence."""
         request = self._library.InferInput("hu", list(views.shape), "INT32")
-        seconds = min(self._deadline_s * shape[0], LONGEST_S)
+        seconds = min(self._deadline_s * shape[0], LONGEST_S / 2)  # however large: another server has to have time left
         if self._shares:
             try:
                 return self._ask_shared(request, views, shape, seconds)
@@ -282,12 +291,20 @@ class Server:
 
         Raises
         ------
-        ServerLost, InferenceError : as of `infer`
+        ServerLost, OutOfTime, InferenceError : as of `infer`
 
         """
-        seconds = min(seconds, self.until - time.monotonic())
-        if seconds <= 0:
-            raise ServerLost(f"{self._address}: no time was left to ask it")
+        left = self.until - time.monotonic()
+        if left <= 0:
+            raise OutOfTime(f"{self._address}: no time was left to ask it")
+        try:
+            return self._call_within(min(seconds, left), name, *arguments, **options)
+        except ServerLost as error:
+            if left < seconds:
+                raise OutOfTime(f"{error} ({left:.1f} s were left for it)") from None
+            raise
+
+    def _call_within(self, seconds: float, name: str, *arguments: Any, **options: Any) -> Any:
         method = getattr(self._client, name)
         with told(self._address):
             if self._address.scheme == "grpc":

@@ -8,7 +8,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from runtime.client import LONGEST_S, Address, library
-from runtime.errors import BackendError, DeviceLost, InferenceError, NoPlan, ScansideError, SelfTestFailed, ServerLost
+from runtime.errors import (
+    BackendError,
+    DeviceLost,
+    InferenceError,
+    NoPlan,
+    OutOfTime,
+    ScansideError,
+    SelfTestFailed,
+    ServerLost,
+)
 from runtime.kserve import MOST_VIEWS, Server
 from runtime.types import IN_PLACE
 
@@ -20,7 +29,7 @@ if TYPE_CHECKING:
     from runtime.session import Session
     from runtime.types import ModelIdentity, SliceLabels
 
-MOST_DEADLINE_S = LONGEST_S / (2 * MOST_VIEWS)  # for a slice: a full request to one that hangs leaves time for another
+MOST_DEADLINE_S = LONGEST_S / (2 * MOST_VIEWS)  # for a slice: so many take half of the time, and more of them no longer
 RETRY_S, LONGEST_RETRY_S = 1.0, 30.0  # before a replica that failed is asked again; doubled each time
 COST = 10  # and, up to the longest, so many times as long as slices waited for it in vain
 
@@ -32,7 +41,7 @@ class Servers:
     Attributes
     ----------
     addresses : of replicas of one model: ``grpc://HOST:PORT`` or ``http://HOST:PORT``
-    deadline_s : for a slice, of which there may be several in a request
+    deadline_s : for a slice, of which there may be several in a request; all of one get half of `LONGEST_S` at most
     fail_over : the local backend that answers when none of them does; None: nobody does
 
     """
@@ -74,7 +83,8 @@ class TritonSession:
     def infer(self, hu: NDArray[np.int16] | NDArray[np.int32]) -> list[SliceLabels]:
         """Labels of the slices that N views answer, from HU ``(N, shown, H, W)``, of the next server that is well.
 
-        However many there are, all of them together get `LONGEST_S`, with all that is asked of them.
+        However many there are, all of them together get `LONGEST_S`, with all that is asked of them. One that hangs
+        takes half of it at most, and looking for those that are lost a quarter: the rest is for one that is well.
 
         Raises
         ------
@@ -82,8 +92,9 @@ class TritonSession:
         InferenceError : of a request that a well server refuses, or the local engine's
 
         """
-        refusal, until = None, time.monotonic() + LONGEST_S
-        self._look_for_lost(until)
+        refusal, late, began = None, "", time.monotonic()
+        until = began + LONGEST_S
+        self._look_for_lost(began + LONGEST_S / 4)
         for _ in range(len(self._replicas)):
             if until - time.monotonic() < self._least_s:  # too little to tell one that is well from one that hangs
                 break
@@ -93,6 +104,9 @@ class TritonSession:
                 continue
             try:
                 answers = replica.infer(hu, until)
+            except OutOfTime as error:
+                late = str(error)
+                continue
             except DeviceLost:
                 continue
             except InferenceError as error:
@@ -104,10 +118,10 @@ class TritonSession:
             answers = self._local.infer(hu)
             self._say(None, refusal)
             return answers
-        raise refusal or ServerLost(f"no server answers: {self._faults()}")
+        raise refusal or ServerLost(f"no server answers: {'; '.join(filter(None, (self._faults(), late)))}")
 
     def _look_for_lost(self, until: float) -> None:
-        """Look for servers whose time has come, the longest due first; one that lets slices wait in vain is enough."""
+        """Look until then for servers whose time has come, the longest due first; one waited for in vain is enough."""
         for replica in sorted((one for one in self._replicas if one.server is None), key=lambda one: one.next_try):
             began = time.monotonic()
             if began < max(replica.next_try, self._next_look):
@@ -164,6 +178,7 @@ class _Replica:
         Raises
         ------
         ServerLost : the server
+        OutOfTime : neither, as far as can be told
         InferenceError : the request
 
         """
@@ -181,6 +196,9 @@ class _Replica:
         began, self.server.until = time.monotonic(), until
         try:
             answers = self.server.infer(hu)
+        except OutOfTime:  # others took what it would have had: it is not lost for that
+            self.server.reconnect()
+            raise
         except DeviceLost as error:
             self.close()
             self._lose(error, began)

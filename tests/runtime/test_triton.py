@@ -26,7 +26,7 @@ from dicom_node import dispatch
 from runtime import kserve, triton
 from runtime.bundle import open_bundle
 from runtime.client import Address
-from runtime.errors import BackendError, DeviceLost, InferenceError, NoPlan, ServerLost
+from runtime.errors import BackendError, DeviceLost, InferenceError, NoPlan, OutOfTime, ServerLost
 from runtime.kserve import BUNDLE, CHECKED, GRAPH, PRECISION, Server
 from runtime.session import Session, open_session, self_test, together
 from runtime.triton import Servers
@@ -392,11 +392,53 @@ def test_however_many_servers_hang_they_get_one_minute_together(local: Session, 
         monkeypatch.setattr(triton, "LONGEST_S", 0.0)
         with closing(opened(addresses[2], fail_over="onnxruntime")) as without_time:
             assert "no time was left to ask it" in without_time.why
+            assert "does a server" not in without_time.why, "nobody knows"
 
 
 def test_two_of_the_longest_requests_fit_into_what_the_node_waits():
     assert 2 * kserve.LONGEST_S <= dispatch.HANG_S, "and the local engine has as long again"
     assert 2 * triton.MOST_DEADLINE_S * kserve.MOST_VIEWS <= kserve.LONGEST_S
+
+
+def test_large_requests_to_servers_that_hang_leave_time_for_one_that_is_well(
+    local: Session, monkeypatch: pytest.MonkeyPatch
+):
+    stubs = [Stub(BUNDLE_THAT_SHIPS) for _ in range(3)]
+    with contextlib.ExitStack() as stack:
+        for one in stubs:
+            one.shape = (4, 1, *HU.shape[2:])
+        addresses = [stack.enter_context(serving(one)) for one in stubs]
+        session = stack.enter_context(closing(opened(*addresses, deadline_s=1.75)))
+        for module in (kserve, triton):
+            monkeypatch.setattr(module, "LONGEST_S", 8.0)  # a full request alone would have seven of them
+        stubs[0].slow_s = 9.0
+        assert same(session.infer(HU[:1]), local.infer(HU[:1]))
+        assert session.why.startswith(addresses[1])
+        session._replicas.rotate(1)  # whose turn was the third's is the second's again
+        session._replicas[-1].next_try = session._next_look = 0.0
+        stubs[1].slow_s = 9.0
+        lost = [address for address, fault in session.servers.items() if fault]
+        assert lost == addresses[:1]
+        assert same(session.infer(HU[:1]), local.infer(HU[:1]))
+        assert session.why.startswith(addresses[2]), "after a search and a request that both came to nothing"
+
+
+def test_a_server_is_not_lost_for_the_time_that_others_took(stub: Stub, local: Session):
+    with serving(stub) as address, closing(opened(address)) as session:
+        (replica,) = session._replicas
+        before = replica.server._client
+        replica.server._memory = kserve._Shared(1)
+        replica.server._memory.unlink()
+        stub.slow_s = 2.0
+        with pytest.raises(OutOfTime, match=rf"{address}: .*Deadline Exceeded.* \(0\.\d s were left for it\)"):
+            replica.infer(HU[:1], time.monotonic() + 0.5)
+        with pytest.raises(OutOfTime, match=f"{address}: no time was left to ask it"):
+            replica.infer(HU[:1], time.monotonic())
+        assert session.servers == {address: ""}
+        assert replica.server._client is not before, "the late answer comes by the old connection"
+        assert replica.server._memory is None, "or is written into the old memory"
+        stub.slow_s = 0.0
+        assert same(session.infer(HU[:1]), local.infer(HU[:1]))
 
 
 def test_what_a_server_is_asked_anew_ends_with_the_slice_s_time(stub: Stub):
