@@ -57,7 +57,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     ledger.acknowledgements.return_value = []
     ledger.counts.return_value = ({("urgent", "confirmed"): 1}, {("hl7", "sent"): 1})
     outbox.undelivered.return_value.items.return_value = [(("pacs", "parked"), 1)]
-    now = Node._gauges(MagicMock(_ask_desk=lambda _: {}))
+    now = Node._gauges(MagicMock(_ask_desk=lambda _: ({}, 0)))
     metrics.watch(outbox, ledger, tmp_path_factory.mktemp("disk"), lambda: now)
     found: dict[str, set[str]] = {}
     for family in metrics.registry.collect():
@@ -86,6 +86,10 @@ def faults(expression: str, known: dict[str, set[str]]) -> list[str]:
             if values and not set(value.split("|")) <= values:
                 told.append(f"{name}: {label} is never {value}")
     return told
+
+
+def test_what_the_desk_does_not_say_in_time_is_no_zero():
+    assert Node._gauges(MagicMock(_ask_desk=lambda _: None)).keys() == {"worker_ready"}
 
 
 @pytest.mark.parametrize(("where", "expression"), EXPRESSIONS, ids=lambda one: one[:40])
