@@ -147,7 +147,7 @@ def _measured(records: Mapping[str, Record]) -> Iterator[tuple[str, float, float
             yield "the same in INT8, ms", 1000.0, peers.median("scanside_int8_results_ms")
     if own := records.get("att-focus-net"):
         for grid in own.asked["grids"]:
-            what = f"{own.asked['slices']} slices by AttFocusNet in INT8 on a grid of {grid}, ms"
+            what = f"{own.asked['slices']} slices from files to labels by AttFocusNet in INT8, grid {grid}, ms"
             yield what, 5600.0, own.median(f"grid_{grid}_int8_series_ms")
     if peers and whole and "40_all_ms" in whole.samples:
         shortest = min(record for name, record in _waits(peers).items())

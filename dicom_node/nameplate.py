@@ -22,7 +22,7 @@ def write(folder: Path, engine: Mapping[str, str] | None, fault: str = "") -> No
 
     Parameters
     ----------
-    engine : ``model``, ``backend``, ``precision`` and ``why``; None where the worker died
+    engine : ``model``, ``backend``, ``precision`` and ``why``; None while there is none
     fault : why there is none
 
     """

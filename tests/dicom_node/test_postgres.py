@@ -843,17 +843,25 @@ def test_a_node_that_records_at_the_same_moment_is_seen(postgres: Server, monkey
         assert [(one.state, one.level) for one in Ledger(journal).alerts()] == [("confirmed", "urgent")]
 
 
-def test_a_message_goes_from_one_node_at_a_time(postgres: Server, tmp_path: Path):
-    from tests.dicom_node.alerts.made import Channel, note, report
+@contextlib.contextmanager
+def two_ledgers(address: Address, folder: Path) -> Iterator[list[Ledger]]:
+    """Those of nodes a and b, which live."""
+    from tests.dicom_node.alerts.made import Channel
 
-    address = postgres.database()
     with (
-        member(address, tmp_path / "a", "a"),
-        member(address, tmp_path / "b", "b"),
+        member(address, folder / "a", "a"),
+        member(address, folder / "b", "b"),
         contextlib.closing(Journal(address, node="a")) as first,
         contextlib.closing(Journal(address, node="b")) as second,
     ):
-        ledgers = [Ledger(journal, [Channel()]) for journal in (first, second)]
+        yield [Ledger(journal, [Channel()]) for journal in (first, second)]
+
+
+def test_a_message_goes_from_one_node_at_a_time(postgres: Server, tmp_path: Path):
+    from tests.dicom_node.alerts.made import note, report
+
+    address = postgres.database()
+    with two_ledgers(address, tmp_path) as ledgers:
         note(ledgers[0], report(), series="1.1")
         note(ledgers[1], report(), series="1.2")
         message, _ = ledgers[0].claim("ed", time.time())
@@ -868,16 +876,10 @@ def test_a_message_goes_from_one_node_at_a_time(postgres: Server, tmp_path: Path
 @pytest.mark.parametrize("late", ["unreachable", "refused"])
 @pytest.mark.parametrize("told", [0, 1], ids=["told by the dead", "told by the heir"])
 def test_what_one_node_has_told_no_other_s_attempt_takes_back(postgres: Server, tmp_path: Path, told: int, late: str):
-    from tests.dicom_node.alerts.made import Channel, note, report
+    from tests.dicom_node.alerts.made import note, report
 
     address = postgres.database()
-    with (
-        member(address, tmp_path / "a", "a"),
-        member(address, tmp_path / "b", "b"),
-        contextlib.closing(Journal(address, node="a")) as first,
-        contextlib.closing(Journal(address, node="b")) as second,
-    ):
-        ledgers = [Ledger(journal, [Channel()]) for journal in (first, second)]
+    with two_ledgers(address, tmp_path) as ledgers:
         note(ledgers[0], report(), series="1.1")
         message, _ = ledgers[0].claim("ed", time.time())
         postgres.execute("UPDATE node SET expires = 0 WHERE name = 'a'", name_of(address))
