@@ -71,8 +71,8 @@ def build(
     report: Report,
     issue: Issue,
     predecessor: Dataset | None = None,
-) -> Comprehensive3DSR:
-    """Report of what was found and of what was looked for and not found.
+) -> Dataset:
+    """Report of what was found and of what was looked for and not found: a Comprehensive 3D SR.
 
     Parameters
     ----------
@@ -89,10 +89,12 @@ def build(
         procedure_reported=codes.CT_PROCEDURE,
         imaging_measurements=groups or [_negative(report, issue)],
     )
-    content[0].ContentSequence.append(_qualitative_evaluations(report, issue))
-    return Comprehensive3DSR(
+    root = content[0]
+    items = [*root.ContentSequence, _qualitative_evaluations(report, issue)]
+    root.ContentSequence = items[:1]  # highdicom copies what it gets and looks through it twice: half of its time
+    document = Comprehensive3DSR(
         evidence=[*sources, *([segmentation] if segmentation else [])],
-        content=content[0],
+        content=root,
         is_complete=True,
         is_final=not report.provisional,
         is_verified=False,
@@ -104,6 +106,8 @@ def build(
         ],
         **issue.attributes("SR", "sr", number=issue.revision),
     )
+    document.ContentSequence = items
+    return document
 
 
 def _observer(issue: Issue) -> ObserverContext:
