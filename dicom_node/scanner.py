@@ -6,7 +6,6 @@ import struct
 import sys
 import time
 from dataclasses import dataclass
-from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +15,6 @@ from pydicom.errors import InvalidDicomError
 from pydicom.tag import Tag
 from pydicom.uid import UID, MediaStorageDirectoryStorage
 from pynetdicom import build_context
-from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import split_dataset
 from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS, code_to_category
 
@@ -24,6 +22,7 @@ from dicom_node.mistakes import mistake
 from dicom_node.part10 import DataSetUnreadable, read_head
 from dicom_node.sections import Destination
 from dicom_node.sender import associate
+from dicom_node.wire import accepted, store
 from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
@@ -232,14 +231,7 @@ def _number(data_set: bytes, transfer_syntax_uid: UID) -> int:
 
 
 def _send(association: Association, file: _File, message_id: int) -> Sent:
-    context_id = next(
-        (
-            context.context_id
-            for context in association.accepted_contexts
-            if context.abstract_syntax == file.sop_class_uid and context.transfer_syntax[0] == file.transfer_syntax_uid
-        ),
-        None,
-    )
+    context_id = accepted(association, file.sop_class_uid, file.transfer_syntax_uid)
     if context_id is None:
         wanted = f"{file.sop_class_uid.name} in {file.transfer_syntax_uid.name}"
         return Sent(file.path, file.sop_uid, None, f"the peer does not accept {wanted}")
@@ -250,7 +242,14 @@ def _send(association: Association, file: _File, message_id: int) -> Sent:
         opened.seek(file.offset)
         data_set = opened.read()
     start = time.perf_counter()
-    response = _c_store(association, context_id, message_id, file, data_set)
+    response = store(
+        association,
+        context_id,
+        data_set,
+        sop_class_uid=file.sop_class_uid,
+        sop_uid=file.sop_uid,
+        message_id=message_id,
+    )
     if response is None:
         return Sent(file.path, file.sop_uid, None, "no answer: the peer ended the association or is too slow")
     category, meaning = STORAGE_SERVICE_CLASS_STATUS.get(response.Status, (code_to_category(response.Status), ""))
@@ -263,25 +262,3 @@ def _send(association: Association, file: _File, message_id: int) -> Sent:
         response_ms=(time.perf_counter() - start) * 1e3,
         acknowledged=time.time(),
     )
-
-
-def _c_store(
-    association: Association, context_id: int, message_id: int, file: _File, data_set: bytes
-) -> C_STORE | None:
-    """C-STORE of an encoded data set; None without an answer.
-
-    Association.send_c_store would decode and encode it, which drops group lengths, changes the lengths of sequences and
-    refuses malformed files that scanners do send. Its switch for sending files as they are
-    (_config.STORE_SEND_CHUNKED_DATASET) is one for the whole process, and the sender of results needs it off.
-    """
-    request = C_STORE()
-    request.MessageID = message_id
-    request.Priority = 0
-    request.AffectedSOPClassUID = file.sop_class_uid
-    request.AffectedSOPInstanceUID = file.sop_uid
-    request.DataSet = BytesIO(data_set)
-    association.dimse.send_msg(request, context_id)
-    _, response = association.dimse.get_msg(block=True)
-    if response is None and association.is_established:
-        association.abort()  # the answer may still come, and would be taken for the next one's
-    return response

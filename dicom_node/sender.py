@@ -15,7 +15,6 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, ClassVar
 
 import structlog
-from pydicom import dcmread
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom import AE, build_context, evt
@@ -27,7 +26,7 @@ from dicom_node.journal import JournalError
 from dicom_node.outbox import back_off_s
 from dicom_node.silence import explain
 from dicom_node.trail import Trail
-from dicom_node.wire import Answers, PromptSocket
+from dicom_node.wire import Answers, PromptSocket, store_file
 from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
@@ -271,7 +270,7 @@ class _Courier(Thread):
     def _store(self, association: Association, item: OutboxItem) -> bool:
         """Send one object; True where the peer has it now."""
         try:
-            status = association.send_c_store(dcmread(item.path)).get("Status")
+            status = store_file(association, item.path)
         except Exception as error:  # noqa: BLE001 (as above; ValueError where the peer does not accept the context)
             if association.is_established:
                 self._outbox.refused(item, f"{item.path}: {error}")

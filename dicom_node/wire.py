@@ -6,10 +6,18 @@ import queue
 import socket
 import ssl
 from contextlib import suppress
-from typing import Any
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
 
-from pydicom import uid
+from pydicom import dcmread, uid
 from pynetdicom import sop_class as sop
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.dsutils import split_dataset
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pynetdicom.association import Association
 
 # Of several proposed for one context the first of these is taken: what needs no decoder, then what loses nothing.
 TRANSFER_SYNTAXES = (
@@ -104,3 +112,57 @@ class Answers(queue.Queue):
         if not block:  # the loop; whoever sent something waits
             raise queue.Empty
         return super().get(block, timeout)
+
+
+def store_file(association: Association, path: Path) -> int | None:
+    """Store a file's object, as it is where the peer takes its transfer syntax; the status, None without an answer.
+
+    Raises
+    ------
+    ValueError : the peer accepts nothing that it could be sent in, or the file holds another object than it says;
+        besides, all that pydicom raises of a damaged file
+
+    """
+    meta, offset = split_dataset(path)
+    head = dcmread(path, stop_before_pixels=True)
+    sop_class_uid, sop_uid = head.SOPClassUID, head.SOPInstanceUID
+    if (sop_class_uid, sop_uid) != (meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID):
+        raise ValueError(f"holds {sop_class_uid} {sop_uid}, not {meta.MediaStorageSOPInstanceUID} as its head says")
+    context_id = accepted(association, sop_class_uid, meta.TransferSyntaxUID)
+    if context_id is None:
+        return association.send_c_store(dcmread(path)).get("Status")
+    with path.open("rb") as file:
+        file.seek(offset)
+        data_set = file.read()
+    response = store(association, context_id, data_set, sop_class_uid=sop_class_uid, sop_uid=sop_uid)
+    return response.Status if response else None
+
+
+def accepted(association: Association, sop_class_uid: str, transfer_syntax_uid: str) -> int | None:
+    """ID of the presentation context in which a peer takes a class in a transfer syntax; None where it does not."""
+    for context in association.accepted_contexts:
+        if (context.abstract_syntax, context.transfer_syntax[0]) == (sop_class_uid, transfer_syntax_uid):
+            return context.context_id
+    return None
+
+
+def store(
+    association: Association, context_id: int, data_set: bytes, *, sop_class_uid: str, sop_uid: str, message_id: int = 1
+) -> C_STORE | None:
+    """C-STORE of an encoded data set; None without an answer.
+
+    Association.send_c_store would decode and encode it, which takes longer than to send it, drops group lengths,
+    changes the lengths of sequences and refuses malformed files that scanners do send. Its switch for sending files as
+    they are (_config.STORE_SEND_CHUNKED_DATASET) is one for the whole process, and converts for no peer.
+    """
+    request = C_STORE()
+    request.MessageID, request.Priority = message_id, 0
+    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = sop_class_uid, sop_uid
+    request.DataSet = BytesIO(data_set)
+    association.dimse.send_msg(request, context_id)
+    _, response = association.dimse.get_msg(block=True)
+    if response is not None and response.is_valid_response:
+        return response
+    if association.is_established:
+        association.abort()  # the answer may still come, and would be taken for the next one's
+    return None
