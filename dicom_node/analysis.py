@@ -17,7 +17,7 @@ import numpy as np
 import structlog
 from pydicom import dcmread
 
-from dicom_node import decode, kernel, montage, results
+from dicom_node import decode, kernel, montage, painter, results
 from dicom_node.gate import NotAnalysed, Reason
 from dicom_node.journal import ResultFile, Role, SeriesState
 from dicom_node.series import Seen, Series
@@ -30,7 +30,6 @@ from runtime.triage import is_higher
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
     from runtime.bundle import Bundle
@@ -80,6 +79,7 @@ class Analyser:
     max_lossy_ratio : images that were compressed lossily by more are turned away
     bone_kernels : regular expressions for the ConvolutionKernel of series for bone
     form : what results look like
+    draw : as of `dicom_node.results.build`
 
     """
 
@@ -95,8 +95,9 @@ class Analyser:
         max_lossy_ratio: float = 1.0,
         bone_kernels: Sequence[str] = kernel.BONE_KERNELS,
         form: results.Form = results.USUAL,
+        draw: painter.Draw = painter.draw,
     ) -> None:
-        self.bundle, self.session, self.max_batch = bundle, session, max_batch
+        self.bundle, self.session, self.max_batch, self._draw = bundle, session, max_batch, draw
         self.reload(
             rules,
             min_slices=min_slices,
@@ -342,12 +343,13 @@ class Analyser:
         objects = results.build(
             [series.headers[key] for key in stack.keys],
             [series.labels[key].labels for key in stack.keys],
-            self._pictured(series, stack, report),
+            {key: series.hu(key) for key in montage.pictured(report, stack.keys)},
             report,
             revision=revision,
             started=series.started,
             predecessor=dcmread(prior, stop_before_pixels=True) if prior else None,
             form=self.form,
+            draw=self._draw,
         )
         paths = results.write(objects, folder, results.to_json(report, series.received, self.form))
         files = _result_files(objects, paths)
@@ -371,11 +373,6 @@ class Analyser:
         if len(stack) < self._min_slices:
             raise NotAnalysed(Reason.TOO_FEW_SLICES, f"{len(stack)} in different places, {self._min_slices} needed")
         return stack
-
-    @staticmethod
-    def _pictured(series: Series, stack: SliceStack, report: Report) -> dict[str, NDArray[np.int16]]:
-        """HU of the slices worth a picture."""
-        return {key: series.hu(key) for key in montage.pictured(report, stack.keys)}
 
 
 def _refusals(refused: Sequence[NotAnalysed]) -> tuple[list[str], list[str]]:

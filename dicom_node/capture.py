@@ -5,6 +5,7 @@ The anatomy stays visible: a brain window, thin contours around each class, and 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image, ImageDraw
 from dicom_node.panel import BRAIN, HEIGHT, LARGE, WHITE, WIDTH, font
 from dicom_node.picture import contour, grey
 from dicom_node.sc import A_REVISION, Picture
-from dicom_node.source import direction, frame_number, plane, slice_key
+from dicom_node.source import direction, frame_number, plane
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,6 +32,23 @@ SIDE = HEIGHT  # pixels of the square that holds the slice, left of the panel
 DESCRIPTION = "Brain window with contours of the segmented haemorrhage. Research use only"
 
 _OPPOSITE = dict(zip("LRPAHF", "RLAPFH", strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A slice to picture.
+
+    Attributes
+    ----------
+    source : its normalised header
+    hu : ``(H, W)`` Hounsfield units
+    labels : ``(H, W)``, class index per pixel
+
+    """
+
+    source: Dataset
+    hu: NDArray[np.int16]
+    labels: NDArray[np.uint8]
 
 
 def key_slices(report: Report, keys: Sequence[str]) -> tuple[str, ...]:
@@ -60,30 +78,22 @@ def telling(finding: Finding) -> tuple[str, ...]:
     return tuple(dict.fromkeys([finding.key_slice, *(keys[int(len(keys) * part)] for part in (0.25, 0.75))]))
 
 
-def draw(
-    sources: Sequence[Dataset],
-    labels: Sequence[NDArray[np.uint8]],
-    hu: Mapping[str, NDArray[np.int16]],
-    panel: Panel,
-) -> list[Picture]:
-    """A picture of each key slice whose HU are given.
+def draw(keys: Sequence[str], shown: Mapping[str, Shown], panel: Panel) -> list[Picture]:
+    """A picture of each key slice that is to be shown.
 
     Parameters
     ----------
-    sources : normalised headers in stack order
-    labels : ``(H, W)``, class index per pixel, of each of them
-    hu : ``(H, W)`` Hounsfield units by `dicom_node.source.slice_key`
+    keys : of the whole series, in stack order
+    shown : slices to picture, by key
     panel : of the report
 
     """
-    slices = {slice_key(source): (source, mask) for source, mask in zip(sources, labels, strict=True)}
     pictures = []
-    for key in key_slices(panel.report, list(slices)):
-        if key not in hu:
-            continue
-        source, mask = slices[key]
-        pixels = render(hu[key], mask, panel, key, plane=plane(source), caption=named(source))
-        pictures.append(Picture(pixels, [source], f"sc:{key}", DESCRIPTION))
+    for key in key_slices(panel.report, keys):
+        if one := shown.get(key):
+            source = one.source
+            pixels = render(one.hu, one.labels, panel, key, plane=plane(source), caption=named(source))
+            pictures.append(Picture(pixels, [source], f"sc:{key}", DESCRIPTION))
     return pictures
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
+    from dicom_node.capture import Shown
     from dicom_node.panel import Panel
     from runtime.types import Plane, Report
 
@@ -50,30 +51,20 @@ def pictured(report: Report, keys: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*capture.key_slices(report, keys), *tiles(report, keys))))
 
 
-def draw(
-    sources: Sequence[Dataset],
-    labels: Sequence[NDArray[np.uint8]],
-    hu: Mapping[str, NDArray[np.int16]],
-    panel: Panel,
-) -> list[Picture]:
-    """The overview; none where no slice's HU are given. Parameters are those of `dicom_node.capture.draw`."""
-    slices = {slice_key(source): (source, mask) for source, mask in zip(sources, labels, strict=True)}
-    chosen = [key for key in tiles(panel.report, list(slices)) if key in hu]
+def draw(keys: Sequence[str], shown: Mapping[str, Shown], panel: Panel) -> list[Picture]:
+    """The overview; none where no slice is to be shown. Parameters are those of `dicom_node.capture.draw`."""
+    chosen = [shown[key] for key in tiles(panel.report, keys) if key in shown]
     if not chosen:
         return []
-    pixels = render([(slices[key][0], hu[key], slices[key][1]) for key in chosen], panel)
-    return [Picture(pixels, [slices[key][0] for key in chosen], "overview", DESCRIPTION)]
+    return [Picture(render(chosen, panel), [one.source for one in chosen], "overview", DESCRIPTION)]
 
 
-def render(
-    slices: Sequence[tuple[Dataset, NDArray[np.int16], NDArray[np.uint8]]],
-    panel: Panel,
-) -> NDArray[np.uint8]:
+def render(slices: Sequence[Shown], panel: Panel) -> NDArray[np.uint8]:
     """Tiles beside the panel that the key slices have, too.
 
     Parameters
     ----------
-    slices : header, ``(H, W)`` Hounsfield units and ``(H, W)`` labels of each tile
+    slices : one for each tile
     panel : of the series' report
 
     Returns
@@ -88,17 +79,17 @@ def render(
     large = font(max(NORMAL, side // 9))
     colours = {finding.key_slice: panel.colours[finding.name] for finding in panel.report.findings[::-1]}
     shown: set[str] = set()
-    for number, (source, hu, labels) in enumerate(slices):
+    for number, one in enumerate(slices):
         corner = side * (number % across), side * (number // across)
-        shown |= capture.draw_slice(canvas, corner, side, hu, labels, panel, plane=plane(source))
+        shown |= capture.draw_slice(canvas, corner, side, one.hu, one.labels, panel, plane=plane(one.source))
         edge = (*corner, corner[0] + side - 1, corner[1] + side - 1)
         draw.rectangle(edge, outline=RULE)
-        if colour := colours.get(slice_key(source)):
+        if colour := colours.get(slice_key(one.source)):
             draw.rectangle(edge, outline=colour, width=4)
         place = (corner[0] + 8, corner[1] + 6)
-        draw.text(place, _number(source), colour or WHITE, large, stroke_width=2, stroke_fill=(0, 0, 0))
-        _mark_sides(draw, corner, side, plane(source))
-    caption = _caption(slices[0][0], len(slices), "key ones framed" if colours else "none marked")
+        draw.text(place, _number(one.source), colour or WHITE, large, stroke_width=2, stroke_fill=(0, 0, 0))
+        _mark_sides(draw, corner, side, plane(one.source))
+    caption = _caption(slices[0].source, len(slices), "key ones framed" if colours else "none marked")
     panel.on(canvas, caption, shown=shown)
     return np.asarray(canvas)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dicom_node import phantom
+from dicom_node import painter, phantom
 from dicom_node.analysis import Analyser, Series
 from runtime.geometry import View
 from runtime.triage import Rule
@@ -48,8 +48,8 @@ class _Bleeding:
         """Nothing is open."""
 
 
-def rehearse(bundle: Bundle, session: Session, form: Form) -> bool:
-    """Make results as they will be made of patients; True where it came to an end.
+def rehearse(bundle: Bundle, session: Session, form: Form, draw: painter.Draw = painter.draw) -> bool:
+    """Make results as they will be made of patients; True where it came to an end. Parameters are those of `Analyser`.
 
     Raises
     ------
@@ -59,7 +59,8 @@ def rehearse(bundle: Bundle, session: Session, form: Form) -> bool:
     engine = _Bleeding(session.identity, len(bundle.classes))
     rules = [Rule("critical", ("any",), 0.0)]
     alone = dataclasses.replace(bundle, view=View())
-    analyser = Analyser(alone, engine, rules, min_slices=SLICES, min_coverage_mm=0, max_batch=SLICES, form=form)
+    limits = {"min_slices": SLICES, "min_coverage_mm": 0, "max_batch": SLICES}
+    analyser = Analyser(alone, engine, rules, **limits, form=form, draw=draw)
     with tempfile.TemporaryDirectory(prefix="scanside-") as name:
         folder = Path(name)
         series = Series()

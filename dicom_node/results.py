@@ -20,8 +20,8 @@ import structlog
 from pydicom import dcmwrite
 from pydicom.config import disable_value_validation
 
-from dicom_node import capture, codes, montage, notice, sc, seg, source, sr
-from dicom_node.panel import Panel
+from dicom_node import codes, notice, painter, sc, seg, source, sr
+from dicom_node.capture import Shown
 from dicom_node.uids import Issue
 from runtime.errors import ScansideError
 
@@ -117,6 +117,7 @@ def build(
     started: datetime,
     predecessor: Dataset | None = None,
     form: Form = USUAL,
+    draw: painter.Draw = painter.draw,
 ) -> ResultSet:
     """Build the results of one series.
 
@@ -133,29 +134,35 @@ def build(
     started : when the analysis began
     predecessor : the SR that this revision's replaces
     form : what they are to look like
+    draw : `dicom_node.painter.draw`, or that of a `dicom_node.painter.Painter`, who does it meanwhile
 
     """
     if len(sources) != len(labels):
         raise ValueError(f"{len(sources)} source slices and {len(labels)} label maps: each slice needs its own")
     with _quoting_nobody():
         legal, repairs = source.normalise(sources)
-        first = legal[0]
+        first, keys = legal[0], [source.slice_key(one) for one in legal]
         _log_repairs(str(first.SeriesInstanceUID), repairs)
         issue = Issue.of(
             first,
             report.model,
             revision=revision,
             started=started,
-            content=_content([source.slice_key(one) for one in legal], labels, report, form),
+            content=_content(keys, labels, report, form),
             codes=form.codes,
         )
-        if unknown := ", ".join(sorted(hu.keys() - {source.slice_key(one) for one in legal})):
+        if unknown := ", ".join(sorted(hu.keys() - {*keys})):
             raise ValueError(f"HU of slices that are not of this series: {unknown}")
-        segmentation = seg.build(legal, labels, report, issue, form.segmentation)
-        document = sr.build(legal, segmentation, report, issue, predecessor)
-        panel = Panel(report, form.codes)
-        drawn = [picture for kind in (montage, capture) for picture in kind.draw(legal, labels, hu, panel)]
-        images = sc.build(drawn, issue)
+        shown = {
+            key: Shown(source, hu[key], of_slice)
+            for key, source, of_slice in zip(keys, legal, labels, strict=True)
+            if key in hu
+        }
+        with ThreadPoolExecutor(1, "pictures") as thread:
+            drawn = thread.submit(draw, keys, shown, report, form.codes)
+            segmentation = seg.build(legal, labels, report, issue, form.segmentation)
+            document = sr.build(legal, segmentation, report, issue, predecessor)
+            images = sc.build(drawn.result(), issue)
         page = _print(legal, images, report, issue) if form.pdf else None
     built = ResultSet(seg=segmentation, sr=document, sc=tuple(images), pdf=page)
     for dataset in built.named().values():

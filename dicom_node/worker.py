@@ -44,6 +44,7 @@ from dicom_node import results
 from dicom_node.analysis import Analyser, Outcome
 from dicom_node.gate import NotAnalysed
 from dicom_node.log import configure
+from dicom_node.painter import Painter
 from dicom_node.rehearsal import rehearse
 from dicom_node.results import Form, NoRoom
 from dicom_node.series import Seen, Series
@@ -57,6 +58,7 @@ from runtime.triton import TritonSession
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from dicom_node.painter import Draw
     from runtime.bundle import Bundle
     from runtime.session import Session
 
@@ -98,11 +100,12 @@ def _open(opening: dict[str, Any], answers: IO[str]) -> Analyser:
     disagreement = self_test(session, bundle)
     rules, form = _rules(opening, bundle), _form(opening, bundle)
     _say(answers, {"is": "ready", **_engine(bundle, session), "self_test": disagreement})
-    _rehearse(bundle, session, form)
+    draw = Painter().draw
+    _rehearse(bundle, session, form, draw)
     gc.collect()
     gc.freeze()  # modules and tables live for ever: looking through them again, in the middle of results, takes 0.15 s
     max_batch = opening["max_batch"] or session.max_batch
-    return Analyser(bundle, session, rules, **_limits(opening), max_batch=max_batch, form=form)
+    return Analyser(bundle, session, rules, **_limits(opening), max_batch=max_batch, form=form, draw=draw)
 
 
 def _engine(bundle: Bundle, session: Session) -> dict[str, Any]:
@@ -116,10 +119,10 @@ def _engine(bundle: Bundle, session: Session) -> dict[str, Any]:
     }
 
 
-def _rehearse(bundle: Bundle, session: Session, form: Form) -> None:
+def _rehearse(bundle: Bundle, session: Session, form: Form, draw: Draw) -> None:
     """Be ready for the first patient in earnest; a rehearsal that fails costs nobody anything."""
     try:
-        if not rehearse(bundle, session, form):
+        if not rehearse(bundle, session, form, draw):
             log.error("rehearsal_failed")
     except (OSError, ScansideError) as error:  # a full disk, above all
         log.warning("not_rehearsed", reason=error.strerror if isinstance(error, OSError) else str(error))

@@ -9,6 +9,7 @@ import pydicom
 import pytest
 
 from dicom_node import capture, codes, montage, results, sc
+from dicom_node.capture import Shown
 from dicom_node.panel import Panel
 from tests.dicom_node import ct
 
@@ -28,7 +29,7 @@ def test_it_is_the_first_of_the_series_and_as_large_as_the_others(name: str, tmp
     assert (overview.Rows, overview.Columns) == (key_slice.Rows, key_slice.Columns)
     shown = [item.ReferencedSOPInstanceUID for item in overview.SourceImageSequence]
     assert shown == list(montage.tiles(case.report, case.keys))
-    drawn = [(case.sources[n], case.hu[n], case.labels[n]) for n in map(case.keys.index, shown)]
+    drawn = [Shown(case.sources[n], case.hu[n], case.labels[n]) for n in map(case.keys.index, shown)]
     np.testing.assert_array_equal(overview.pixel_array, montage.render(drawn, Panel(case.report)))
 
 
@@ -48,7 +49,7 @@ def test_tiles_go_through_the_head_in_order_with_every_key_slice(name: str, coun
 def test_the_tile_of_a_key_slice_is_framed_in_its_colour() -> None:
     case = CASES["one finding"]
     (finding,) = case.report.findings
-    drawn = [*zip(case.sources, case.hu, case.labels, strict=True)]
+    drawn = [*map(Shown, case.sources, case.hu, case.labels)]
     picture = montage.render(drawn, Panel(case.report))
     side = capture.SIDE // 4
     colour = np.array(codes.look_up(finding.name).colour)
@@ -60,7 +61,7 @@ def test_the_tile_of_a_key_slice_is_framed_in_its_colour() -> None:
 
 def test_it_shows_what_has_been_found_and_no_other_class() -> None:
     case = CASES["below threshold"]
-    picture = montage.render([*zip(case.sources, case.hu, case.labels, strict=True)], Panel(case.report))
+    picture = montage.render([*map(Shown, case.sources, case.hu, case.labels)], Panel(case.report))
     tiles = picture[:, : capture.SIDE].astype(int)
     for name, is_shown in (("intracerebral", True), ("subdural", False)):
         assert (np.abs(tiles - codes.look_up(name).colour) < 40).all(axis=2).any() == is_shown

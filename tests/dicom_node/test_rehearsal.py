@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from dicom_node import capture, montage, rehearsal, results, sc, seg, sr, worker
+from dicom_node import capture, montage, painter, rehearsal, results, sc, seg, sr, worker
 from runtime.bundle import open_bundle
 from runtime.session import open_session
 
@@ -44,5 +44,5 @@ def test_every_writer_is_used_once_and_nothing_stays(engine, tmp_path: Path, mon
 def test_a_worker_goes_on_where_there_is_no_room_to_rehearse(engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     with capture_logs() as logs:
-        worker._rehearse(*engine, results.USUAL)
+        worker._rehearse(*engine, results.USUAL, painter.draw)
     assert [one["event"] for one in logs] == ["not_rehearsed"]
