@@ -9,8 +9,9 @@ from __future__ import annotations
 import socket
 import struct
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pydicom import dcmread
 from pynetdicom import build_context
@@ -25,12 +26,13 @@ from runtime.session import open_session
 from runtime.triage import Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from runtime.session import Session
 
 RULES = (Rule("critical", ("any",), 30.0), Rule("urgent", ("any",), 0.0))
+T = TypeVar("T")
 REMAINING = ("inference", "compose", "build", "write", "round_trip")  # their sum is the floor of the whole
 
 
@@ -61,31 +63,30 @@ def closing(one: Analyser, paths: Sequence[Path], folder: Path) -> Parts:
     return Parts(ms, sorted(folder.glob("*.dcm")))
 
 
-class _timed:  # noqa: N801  # reads as the context manager that it is
-    """Time the parts of `Analyser.close` while it runs."""
+@contextmanager
+def _timed(ms: dict[str, float]) -> Iterator[None]:
+    """Time the parts of `Analyser.close` while it runs: what comes of them together is made first, and written then."""
+    compose, write = analysis.compose, results.write
 
-    def __init__(self, ms: dict[str, float]) -> None:
-        self._ms, self._before = ms, []
+    def timed_compose(*args: object, **options: object) -> object:
+        return _noted(ms, "compose", lambda: compose(*args, **options))
 
-    def __enter__(self) -> None:
-        for owner, name, called in (
-            (analysis, "compose", "compose"), (results, "build", "build"), (results, "write", "write"),
-        ):  # fmt: skip
-            self._before.append((owner, name, getattr(owner, name)))
-            setattr(owner, name, self._around(getattr(owner, name), called))
+    def timed_write(made: Iterable[object], *args: object, **options: object) -> object:
+        objects = _noted(ms, "build", lambda: list(made))
+        return _noted(ms, "write", lambda: write(objects, *args, **options))
 
-    def __exit__(self, *_: object) -> None:
-        for owner, name, before in self._before:
-            setattr(owner, name, before)
+    analysis.compose, results.write = timed_compose, timed_write
+    try:
+        yield
+    finally:
+        analysis.compose, results.write = compose, write
 
-    def _around(self, work: Callable[..., object], called: str) -> Callable[..., object]:
-        def timed(*args: object, **options: object) -> object:
-            began = time.perf_counter()
-            answer = work(*args, **options)
-            self._ms[called] = self._ms.get(called, 0.0) + 1e3 * (time.perf_counter() - began)
-            return answer
 
-        return timed
+def _noted(ms: dict[str, float], part: str, work: Callable[[], T]) -> T:
+    began = time.perf_counter()
+    answer = work()
+    ms[part] = 1e3 * (time.perf_counter() - began)
+    return answer
 
 
 def round_trip_ms(files: Sequence[Path], port: int) -> float:

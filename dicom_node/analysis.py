@@ -28,7 +28,7 @@ from runtime.session import together
 from runtime.triage import is_higher
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from pydicom.dataset import Dataset
 
@@ -159,7 +159,7 @@ class Analyser:
         if slice_.key in series.paths:
             series.repeated += 1
         else:
-            series.add(seen.path, header, slice_)
+            series.add(seen.path, header, slice_, results.prepare(header))
             series.rank = series.rank or kernel.rank(header, self._bone_kernels)
 
     def _infer_due(self, series: Series, on_more: Callable[[], None]) -> None:
@@ -314,7 +314,7 @@ class Analyser:
                 started=series.started,
                 has_results=predecessor is not None,
             )
-            return _result_files(notice, results.write(notice, folder))
+            return _written(notice, folder)
         except results.NoRoom:
             raise
         except Exception as error:  # noqa: BLE001  # as above: what made the series fail may be in the header
@@ -340,8 +340,8 @@ class Analyser:
             missing=[*missing, *incomplete],
             left_out=left_out,
         )
-        objects = results.build(
-            [series.headers[key] for key in stack.keys],
+        objects = results.make(
+            [series.sources[key] for key in stack.keys],
             [series.labels[key].labels for key in stack.keys],
             {key: series.hu(key) for key in montage.pictured(report, stack.keys)},
             report,
@@ -351,8 +351,7 @@ class Analyser:
             form=self.form,
             draw=self._draw,
         )
-        paths = results.write(objects, folder, results.to_json(report, series.received, self.form))
-        files = _result_files(objects, paths)
+        files = _written(objects, folder, results.to_json(report, series.received, self.form))
         return Outcome(SeriesState.ANALYSED, None, report, files, received=series.received, patient=self.whose(series))
 
     def _stack(self, series: Series) -> SliceStack:
@@ -385,10 +384,17 @@ def _refusals(refused: Sequence[NotAnalysed]) -> tuple[list[str], list[str]]:
     return incomplete, [text for reason, text in sentences if reason.of_another_kind]
 
 
-def _result_files(objects: results.ResultSet, paths: dict[str, Path]) -> tuple[ResultFile, ...]:
-    roles: dict[str, Role] = {name: name.partition("-")[0] for name in paths}
-    files = [
-        ResultFile(roles[name], paths[name], str(dataset.SOPClassUID), str(dataset.SOPInstanceUID))
-        for name, dataset in objects.named().items()
-    ]
+def _written(
+    objects: Iterable[tuple[str, Dataset]], folder: Path, report_json: str | None = None
+) -> tuple[ResultFile, ...]:
+    """Result files, those first that go out first."""
+    uids: dict[str, tuple[str, str]] = {}
+
+    def noted() -> Iterator[tuple[str, Dataset]]:
+        for name, dataset in objects:
+            uids[name] = str(dataset.SOPClassUID), str(dataset.SOPInstanceUID)
+            yield name, dataset
+
+    paths = results.write(noted(), folder, report_json)
+    files = [ResultFile(name.partition("-")[0], path, *uids[name]) for name, path in paths.items()]
     return tuple(sorted(files, key=lambda file: get_args(Role).index(file.role)))

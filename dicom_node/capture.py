@@ -17,7 +17,7 @@ from dicom_node.sc import A_REVISION, Picture
 from dicom_node.source import direction, frame_number, plane
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 
 MAX_IMAGES = A_REVISION - 1  # beside the overview
 ENOUGH = 4  # for the extent of what was found: more would weigh as much in the archive as the scan itself
+SMALLER = (
+    1.3  # times as large as a tile, at least, is a slice that was first made smaller by a whole number: half the time
+)
 SIDE = HEIGHT  # pixels of the square that holds the slice, left of the panel
+PICTURE_B = SIDE * (SIDE + WIDTH) * 3
 
 DESCRIPTION = "Brain window with contours of the segmented haemorrhage. Research use only"
 
@@ -78,7 +82,7 @@ def telling(finding: Finding) -> tuple[str, ...]:
     return tuple(dict.fromkeys([finding.key_slice, *(keys[int(len(keys) * part)] for part in (0.25, 0.75))]))
 
 
-def draw(keys: Sequence[str], shown: Mapping[str, Shown], panel: Panel) -> list[Picture]:
+def draw(keys: Sequence[str], shown: Mapping[str, Shown], panel: Panel) -> Iterator[Picture]:
     """A picture of each key slice that is to be shown.
 
     Parameters
@@ -88,13 +92,11 @@ def draw(keys: Sequence[str], shown: Mapping[str, Shown], panel: Panel) -> list[
     panel : of the report
 
     """
-    pictures = []
     for key in key_slices(panel.report, keys):
         if one := shown.get(key):
             source = one.source
             pixels = render(one.hu, one.labels, panel, key, plane=plane(source), caption=named(source))
-            pictures.append(Picture(pixels, [source], f"sc:{key}", DESCRIPTION))
-    return pictures
+            yield Picture(pixels, [source], f"sc:{key}", DESCRIPTION)
 
 
 def render(
@@ -148,7 +150,8 @@ def draw_slice(
     height, width = hu.shape[0] * rows_mm, hu.shape[1] * columns_mm
     size = round(side * width / max(height, width)), round(side * height / max(height, width))
     left, top = corner[0] + (side - size[0]) // 2, corner[1] + (side - size[1]) // 2
-    canvas.paste(Image.fromarray(grey(hu, BRAIN)).resize(size, Image.Resampling.BICUBIC), (left, top))
+    base = Image.fromarray(grey(hu, BRAIN)).resize(size, Image.Resampling.BICUBIC, reducing_gap=SMALLER)
+    canvas.paste(base, (left, top))
     shown = set()
     for finding in reversed(panel.report.findings):  # the largest last, on top
         mask = labels == finding.label

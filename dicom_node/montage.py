@@ -17,7 +17,7 @@ from dicom_node.sc import Picture
 from dicom_node.source import plane, slice_key
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
@@ -51,12 +51,11 @@ def pictured(report: Report, keys: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*capture.key_slices(report, keys), *tiles(report, keys))))
 
 
-def draw(keys: Sequence[str], shown: Mapping[str, Shown], panel: Panel) -> list[Picture]:
+def draw(keys: Sequence[str], shown: Mapping[str, Shown], panel: Panel) -> Iterator[Picture]:
     """The overview; none where no slice is to be shown. Parameters are those of `dicom_node.capture.draw`."""
     chosen = [shown[key] for key in tiles(panel.report, keys) if key in shown]
-    if not chosen:
-        return []
-    return [Picture(render(chosen, panel), [one.source for one in chosen], "overview", DESCRIPTION)]
+    if chosen:
+        yield Picture(render(chosen, panel), [one.source for one in chosen], "overview", DESCRIPTION)
 
 
 def render(slices: Sequence[Shown], panel: Panel) -> NDArray[np.uint8]:

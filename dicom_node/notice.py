@@ -54,7 +54,7 @@ def build(
     caption = "" if issue.series_number is None else f"Series {issue.series_number}"
     pixels = render(reason, model, caption=caption, has_results=has_results)
     page = Picture(pixels, [shared], "notice", "Notice that the series was not analysed. Research use only")
-    return sc.build([page], issue)[0], repairs
+    return next(sc.build([page], issue)), repairs
 
 
 def render(reason: str, model: ModelIdentity, *, caption: str = "", has_results: bool = False) -> NDArray[np.uint8]:

@@ -26,7 +26,7 @@ from dicom_node.uids import Issue
 from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -100,15 +100,36 @@ class ResultSet:
     pdf: Dataset | None = None
     notice: Dataset | None = None
 
-    def named(self) -> dict[str, Dataset]:
-        """What there is: ``"notice"``, ``"seg"``, ``"sr"``, ``"sc-1"`` and so on."""
+    @classmethod
+    def of(cls, made: Iterable[tuple[str, Dataset]]) -> ResultSet:
+        """What `make` gives."""
+        named = dict(made)
+        pictures = tuple(dataset for name, dataset in named.items() if name.startswith("sc-"))
+        return cls(sc=pictures, **{name: dataset for name, dataset in named.items() if not name.startswith("sc-")})
+
+    def __iter__(self) -> Iterator[tuple[str, Dataset]]:
+        """What there is, by name: ``"notice"``, ``"seg"``, ``"sr"``, ``"sc-1"`` and so on."""
         one_each = {"notice": self.notice, "seg": self.seg, "sr": self.sr, "pdf": self.pdf}
-        pictures = {f"sc-{number}": image for number, image in enumerate(self.sc, start=1)}
-        return {name: dataset for name, dataset in one_each.items() if dataset is not None} | pictures
+        yield from ((name, dataset) for name, dataset in one_each.items() if dataset is not None)
+        yield from ((f"sc-{number}", image) for number, image in enumerate(self.sc, start=1))
 
 
-def build(
-    sources: Sequence[Dataset],
+def prepare(header: Dataset) -> source.Own | Dataset:
+    """What can be settled of a slice before the others are there; the header as it is, where nothing can."""
+    try:
+        with _quoting_nobody():
+            return source.own(header)
+    except Exception:  # noqa: BLE001  # `make` comes upon it again
+        return header
+
+
+def build(*arguments: Any, **options: Any) -> ResultSet:
+    """All that `make` makes of the same arguments."""
+    return ResultSet.of(make(*arguments, **options))
+
+
+def make(
+    sources: Sequence[source.Own | Dataset],
     labels: Sequence[NDArray[np.uint8]],
     hu: Mapping[str, NDArray[np.int16]],
     report: Report,
@@ -118,15 +139,15 @@ def build(
     predecessor: Dataset | None = None,
     form: Form = USUAL,
     draw: painter.Draw = painter.draw,
-) -> ResultSet:
-    """Build the results of one series.
+) -> Iterator[tuple[str, Dataset]]:
+    """Make the results of one series: each with its name, as soon as it is there.
 
-    The same arguments give the same objects, byte for byte: a result that is built again after a crash is the one an
+    The same arguments give the same objects, byte for byte: a result that is made again after a crash is the one an
     archive may already have.
 
     Parameters
     ----------
-    sources : headers of the series without PixelData, in stack order
+    sources : headers of the series without PixelData, in stack order, or what `prepare` made of them
     labels : of each of them ``(H, W)``, class index per pixel
     hu : ``(H, W)`` Hounsfield units of the slices to picture, by key (see `dicom_node.montage.pictured`)
     report : what was found
@@ -151,23 +172,42 @@ def build(
             content=_content(keys, labels, report, form),
             codes=form.codes,
         )
-        if unknown := ", ".join(sorted(hu.keys() - {*keys})):
-            raise ValueError(f"HU of slices that are not of this series: {unknown}")
-        shown = {
-            key: Shown(source, hu[key], of_slice)
-            for key, source, of_slice in zip(keys, legal, labels, strict=True)
-            if key in hu
-        }
-        with ThreadPoolExecutor(1, "pictures") as thread:
-            drawn = thread.submit(draw, keys, shown, report, form.codes)
-            segmentation = seg.build(legal, labels, report, issue, form.segmentation)
-            document = sr.build(legal, segmentation, report, issue, predecessor)
-            images = sc.build(drawn.result(), issue)
-        page = _print(legal, images, report, issue) if form.pdf else None
-    built = ResultSet(seg=segmentation, sr=document, sc=tuple(images), pdf=page)
-    for dataset in built.named().values():
-        _forget_the_clock(dataset)
-    return built
+    if unknown := ", ".join(sorted(hu.keys() - {*keys})):
+        raise ValueError(f"HU of slices that are not of this series: {unknown}")
+    slices = zip(keys, legal, labels, strict=True)
+    shown = {key: Shown(source, hu[key], of_slice) for key, source, of_slice in slices if key in hu}
+    pictures = draw(keys, shown, report, form.codes)
+    made = _made(legal, labels, report, issue, form, predecessor, pictures)
+    while True:
+        with _quoting_nobody():  # and not while whoever gets one is at it
+            one = next(made, None)
+        if one is None:
+            return
+        _forget_the_clock(one[1])
+        yield one
+
+
+def _made(
+    legal: Sequence[Dataset],
+    labels: Sequence[NDArray[np.uint8]],
+    report: Report,
+    issue: Issue,
+    form: Form,
+    predecessor: Dataset | None,
+    pictures: Iterator[sc.Picture],
+) -> Iterator[tuple[str, Dataset]]:
+    with ThreadPoolExecutor(1, "pictures") as thread:
+        drawn = [thread.submit(next, pictures, None) for _ in range(sc.A_REVISION + 1)]  # the last one is None
+        segmentation = seg.build(legal, labels, report, issue, form.segmentation)
+        if segmentation is not None:
+            yield "seg", segmentation
+        yield "sr", sr.build(legal, segmentation, report, issue, predecessor)
+        images = []
+        for image in sc.build(iter(lambda: drawn.pop(0).result(), None), issue):
+            images.append(image)
+            yield f"sc-{len(images)}", image
+    if form.pdf:
+        yield "pdf", _print(legal, images, report, issue)
 
 
 def _print(legal: Sequence[Dataset], images: Sequence[Dataset], report: Report, issue: Issue) -> Dataset:
@@ -226,16 +266,17 @@ def to_json(report: Report, received: int, form: Form = USUAL, **at: float | Non
     return json.dumps(told, indent=2) + "\n"
 
 
-def write(results: ResultSet, folder: Path, report_json: str | None = None) -> dict[str, Path]:
+def write(results: Iterable[tuple[str, Dataset]], folder: Path, report_json: str | None = None) -> dict[str, Path]:
     """Write each result to a file of its own: temporary file, fsync, rename, and one fsync of the folder at the end.
 
     Parameters
     ----------
+    results : a `ResultSet`, or what `make` gives, as it comes
     report_json : goes into ``report.json`` beside them
 
     Returns
     -------
-    paths by the names of `ResultSet.named`
+    paths by name
 
     Raises
     ------
@@ -243,23 +284,25 @@ def write(results: ResultSet, folder: Path, report_json: str | None = None) -> d
 
     """
     try:
-        return _write(results.named(), folder, report_json)
+        return _write(results, folder, report_json)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoRoom(f"{folder}: {error.strerror}: make room") from error
         raise
 
 
-def _write(datasets: Mapping[str, Dataset], folder: Path, report_json: str | None) -> dict[str, Path]:
+def _write(results: Iterable[tuple[str, Dataset]], folder: Path, report_json: str | None) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     if report_json is not None:
         (folder / "report.json").write_text(report_json)
-    paths = {role: folder / f"{role}.dcm" for role in datasets}
-    with _quoting_nobody(), ExitStack() as opened, ThreadPoolExecutor(1, "disk") as disk:
+    paths = {}
+    with ExitStack() as opened, ThreadPoolExecutor(1, "disk") as disk:
         synced = []
-        for role, dataset in datasets.items():
+        for role, dataset in results:
+            paths[role] = folder / f"{role}.dcm"
             file = opened.enter_context((folder / f"{role}.dcm.tmp").open("wb"))
-            dcmwrite(file, dataset, enforce_file_format=True)
+            with _quoting_nobody():
+                dcmwrite(file, dataset, enforce_file_format=True)
             file.flush()
             synced.append(disk.submit(os.fsync, file.fileno()))  # while the next one is encoded
         for one in synced:
@@ -314,6 +357,7 @@ def _quoting_nobody() -> Iterator[None]:
 
 def _forget_the_clock(dataset: Dataset) -> None:
     """Remove the wall-clock times that highdicom adds; ContentDate and ContentTime say when the analysis began."""
-    del dataset.InstanceCreationDate, dataset.InstanceCreationTime
+    dataset.pop("InstanceCreationDate", None)  # a picture that is made of another one has none
+    dataset.pop("InstanceCreationTime", None)
     for equipment in dataset.ContributingEquipmentSequence:
         equipment.pop("ContributionDateTime", None)

@@ -15,7 +15,7 @@ from dicom_node import codes
 from dicom_node.source import directions, instances, reference
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -44,17 +44,18 @@ class Picture:
     description: str
 
 
-def build(pictures: Sequence[Picture], issue: Issue) -> list[Dataset]:
+def build(pictures: Iterable[Picture], issue: Issue) -> Iterator[Dataset]:
     """One object each, in their order, all of one series and one size.
 
     highdicom makes the first. The others differ from it in a handful of elements and share the rest: making each anew
     takes three times as long as drawing it.
     """
-    images: list[Dataset] = []
+    first = None
     for place, picture in enumerate(pictures, start=1):
         number = (issue.revision - 1) * A_REVISION + place
-        images.append(_another(images[0], picture, issue, number) if images else _first(picture, issue, number))
-    return images
+        image = _another(first, picture, issue, number) if first else _first(picture, issue, number)
+        first = first or image
+        yield image
 
 
 def _first(picture: Picture, issue: Issue, number: int) -> SCImage:

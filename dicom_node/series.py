@@ -44,6 +44,7 @@ class Series:
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     paths: dict[str, Path] = field(default_factory=dict)  # by the slices' keys, like all below
     headers: dict[str, Dataset] = field(default_factory=dict)
+    sources: dict[str, source.Own | Dataset] = field(default_factory=dict)  # as `dicom_node.results.make` takes them
     planes: dict[str, Plane] = field(default_factory=dict)
     sizes: set[tuple[int, ...]] = field(default_factory=set)
     order: list[tuple[float, str]] = field(default_factory=list)  # places along the first slice's normal, mm
@@ -59,9 +60,9 @@ class Series:
     told: str | None = None  # the highest level of triage that was told before its end
     next_look: int = 0  # slices that have to be here before there is another look at all of them
 
-    def add(self, path: Path, header: Dataset, slice_: Slice) -> None:
+    def add(self, path: Path, header: Dataset, slice_: Slice, prepared: source.Own | Dataset) -> None:
         """Take a slice in and find its place among the others."""
-        self.paths[slice_.key], self.headers[slice_.key] = path, header
+        self.paths[slice_.key], self.headers[slice_.key], self.sources[slice_.key] = path, header, prepared
         self.planes[slice_.key], self.recent[slice_.key] = slice_.plane, slice_.hu
         self.sizes.add(slice_.hu.shape)
         normal = next(iter(self.planes.values())).normal_lps

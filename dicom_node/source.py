@@ -166,7 +166,31 @@ def patient(header: Dataset) -> dict[str, str]:
     return {keyword: text for keyword, text in told.items() if text}
 
 
-def normalise(sources: Sequence[Dataset]) -> tuple[list[Dataset], Repairs]:
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What a slice's own header settles of its normalised one, before the others are there.
+
+    Attributes
+    ----------
+    header : of the slice
+    copy : small and legal, of what is not all slices'
+    repairs : what had to be repaired in it
+
+    """
+
+    header: Dataset
+    copy: Dataset
+    repairs: Repairs
+
+
+def own(header: Dataset) -> Own:
+    """Copy what is a slice's own, with the attributes of the Image Plane Module (PS3.3 C.7.6.2)."""
+    copy, unreadable = _copy(header, _OF_SLICE)
+    kept = () if _is_legal(copy, "SOPInstanceUID") else ("SOPInstanceUID",)
+    return Own(header, copy, Repairs((*unreadable, *_mend(copy)), kept))
+
+
+def normalise(sources: Sequence[Dataset | Own]) -> tuple[list[Dataset], Repairs]:
     """Small, legal copies of source headers in the same order, and what had to be repaired.
 
     Patient, study, series and equipment are taken from the first slice: one series has one of each. Text is decoded
@@ -174,16 +198,17 @@ def normalise(sources: Sequence[Dataset]) -> tuple[list[Dataset], Repairs]:
 
     Parameters
     ----------
-    sources : headers of one series, in stack order, with the attributes of the Image Plane Module (PS3.3 C.7.6.2)
+    sources : headers of one series, in stack order, or what is settled of them
 
     """
-    shared, repairs = common(sources[0])
-    copied = [_copy(source, _OF_SLICE) for source in sources]
-    copies = [copy for copy, _ in copied]
+    owns = [one if isinstance(one, Own) else own(one) for one in sources]
+    shared, repairs = common(owns[0].header)
     repaired, kept = {*repairs.repaired}, {*repairs.kept}
-    for copy, unreadable in copied:
-        repaired.update(unreadable, _mend(copy))
-        kept.update(["SOPInstanceUID"] * (not _is_legal(copy, "SOPInstanceUID")))
+    copies = []
+    for one in owns:
+        copies.append(Dataset(one.copy))
+        repaired.update(one.repairs.repaired)
+        kept.update(one.repairs.kept)
     if not all("SliceThickness" in copy for copy in copies):
         # PixelMeasures wants one: take what the positions leave to the slice
         repaired.add("SliceThickness")

@@ -150,7 +150,7 @@ def decode(data: bytes) -> None:
         header, slice_ = image
         assert slice_.hu.dtype == np.int16
         assert "PixelData" not in header
-        series.add(path, header, slice_)
+        series.add(path, header, slice_, header)
         series.rank = kernel.rank(header, kernel.BONE_KERNELS)
         seen.images.append(slice_.plane)
     json.dumps(_seen(seen, series), allow_nan=False)

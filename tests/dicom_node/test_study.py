@@ -126,7 +126,7 @@ def test_a_series_for_bone_is_analysed_where_nothing_replaces_it(head: list[Path
     series = Series()
     for path in bone:
         ((header, slice_),) = decode.read(path)
-        series.add(path, header, slice_)
+        series.add(path, header, slice_, header)
     kernel.check_needed(series, [soft], kernel.BONE_KERNELS)
     with pytest.raises(NotAnalysed):
         kernel.check_needed(series, [soft, head], kernel.BONE_KERNELS)
@@ -154,7 +154,7 @@ def test_frames_for_bone_are_not_analysed_where_other_frames_are_for_soft_tissue
     multiframe.changed(bone, sharpen)
     series = Series()
     for header, slice_ in decode.read(bone):
-        series.add(bone, header, slice_)
+        series.add(bone, header, slice_, header)
     kernel.check_needed(series, [[bone]], kernel.BONE_KERNELS)
     with pytest.raises(NotAnalysed, match="a bone kernel"):
         kernel.check_needed(series, [[soft]], kernel.BONE_KERNELS)
