@@ -50,6 +50,7 @@ COMMENT = Code("121106", "DCM", "Comment")
 ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")  # CID 7162
 PROCESSING_EQUIPMENT = Code("109102", "DCM", "Processing Equipment")  # CID 7005
 SOURCE_IMAGE = Code("121322", "DCM", "Source image for image processing operation")  # CID 7202
+SEGMENTATION = Code("113076", "DCM", "Segmentation")  # CID 7203
 DEVICE = Code("121007", "DCM", "Device")  # CID 270
 BEST_ILLUSTRATION = Code("121080", "DCM", "Best illustration of finding")  # CID 6028 and others
 ILLUSTRATION = Code("125201", "DCM", "Illustration of Finding")

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from pydicom.dataelem import RawDataElement
     from pydicom.dataset import Dataset
 
     from runtime.types import ModelIdentity, Report, SliceLabels
@@ -118,7 +119,8 @@ def prepare(header: Dataset) -> source.Own | Dataset:
     """What can be settled of a slice before the others are there; the header as it is, where nothing can."""
     try:
         with _quoting_nobody():
-            return source.own(header)
+            own = source.own(header)
+            return dataclasses.replace(own, groups=seg.own_groups(own.copy))
     except Exception:  # noqa: BLE001  # `make` comes upon it again
         return header
 
@@ -177,7 +179,8 @@ def make(
     slices = zip(keys, legal, labels, strict=True)
     shown = {key: Shown(source, hu[key], of_slice) for key, source, of_slice in slices if key in hu}
     pictures = draw(keys, shown, report, form.codes)
-    made = _made(legal, labels, report, issue, form, predecessor, pictures)
+    own = {key: one.groups for key, one in zip(keys, sources, strict=True) if isinstance(one, source.Own)}
+    made = _made(legal, labels, report, issue, form, predecessor, pictures, own)
     while True:
         with _quoting_nobody():  # and not while whoever gets one is at it
             one = next(made, None)
@@ -195,10 +198,11 @@ def _made(
     form: Form,
     predecessor: Dataset | None,
     pictures: Iterator[sc.Picture],
+    own: Mapping[str, Sequence[RawDataElement]],
 ) -> Iterator[tuple[str, Dataset]]:
     with ThreadPoolExecutor(1, "pictures") as thread:
         drawn = [thread.submit(next, pictures, None) for _ in range(sc.A_REVISION + 1)]  # the last one is None
-        segmentation = seg.build(legal, labels, report, issue, form.segmentation)
+        segmentation = seg.build(legal, labels, report, issue, form.segmentation, own)
         if segmentation is not None:
             yield "seg", segmentation
         yield "sr", sr.build(legal, segmentation, report, issue, predecessor)

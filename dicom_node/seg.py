@@ -13,12 +13,15 @@ share the first slice's plane among all.
 
 from __future__ import annotations
 
+from functools import cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from highdicom.color import CIELabColor
 from highdicom.content import AlgorithmIdentificationSequence
 from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
+from highdicom.sr import CodedConcept
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage
 from pydicom.valuerep import DSfloat, format_number_as_ds
@@ -29,7 +32,7 @@ from dicom_node.source import instances, plane, reference, slice_key
 from dicom_node.uids import MANUFACTURER, long_string
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
     from pydicom.dataelem import RawDataElement
@@ -46,6 +49,7 @@ def build(
     report: Report,
     issue: Issue,
     kind: Literal["binary", "labelmap"] = "binary",
+    own: Mapping[str, Sequence[RawDataElement]] = MappingProxyType({}),
 ) -> Segmentation | None:
     """Segmentation of the classes that the report finds; None where it finds none.
 
@@ -56,6 +60,7 @@ def build(
     report : what was found; its n-th finding becomes segment n
     issue : names the object
     kind : SegmentationType
+    own : `own_groups` of slices, by key, where they are there already
 
     Raises
     ------
@@ -85,7 +90,9 @@ def build(
     segmentation.DimensionOrganizationSequence[0].DimensionOrganizationUID = dimensions
     for index in segmentation.DimensionIndexSequence:
         index.DimensionOrganizationUID = dimensions
-    groups = _groups(segmentation, slices, _even_step_mm(sources))
+    groups = [[*(own.get(key) or own_groups(source))] for key, source in zip(shown, slices, strict=True)]
+    _name_sources(segmentation, reversed(slices))
+    _share_planes(segmentation, slices, _even_step_mm(sources), groups)
     places = dict(zip(shown, range(1, len(shown) + 1), strict=True))
     if kind == "binary":
         frames = [
@@ -144,14 +151,52 @@ def _even_step_mm(sources: Sequence[Dataset]) -> float | None:
     return float(steps.mean()) if len(steps) and np.ptp(steps) < EVEN_STEP_MM else None
 
 
-def _groups(segmentation: Segmentation, slices: Sequence[Dataset], step_mm: float | None) -> list[list[RawDataElement]]:
-    """What each slice's frames say of it: where it lies, and that they are made of it. The sources are named.
+def own_groups(source: Dataset) -> list[RawDataElement]:
+    """Functional groups of a slice's frames, as far as its own header settles them: where it is, and what they show.
 
-    The strings are those of the slice itself. A macro that is alike in all slices goes where all frames share it: it
-    may be shared or per frame, never both (PS3.3 C.7.6.16). The spacing between slices is that of the whole stack,
-    whatever frames are there.
+    Parameters
+    ----------
+    source : normalised, or what `dicom_node.source.own` made of it
+
     """
-    groups = [[encoded("PlanePositionSequence", _copy(source, "ImagePositionPatient"))] for source in slices]
+    purpose, derived = _codes_of_derivation()
+    image = reference(source)
+    image.SpatialLocationsPreserved = "YES"
+    image[purpose.tag] = purpose
+    return [
+        encoded("DerivationImageSequence", item_of(encoded("SourceImageSequence", image), derived)),
+        encoded("PlanePositionSequence", _copy(source, "ImagePositionPatient")),
+    ]
+
+
+@cache
+def _codes_of_derivation() -> tuple[RawDataElement, RawDataElement]:
+    return (
+        encoded("PurposeOfReferenceCodeSequence", CodedConcept.from_code(codes.SOURCE_IMAGE)),
+        encoded("DerivationCodeSequence", CodedConcept.from_code(codes.SEGMENTATION)),
+    )
+
+
+def _name_sources(segmentation: Segmentation, slices: Iterable[Dataset]) -> None:
+    references = [reference(*sources) for sources in instances(slices).values()]
+    segmentation.SourceImageSequence = references
+    segmentation.ReferencedSeriesSequence[0].ReferencedInstanceSequence = [
+        _copy(item, "ReferencedSOPClassUID", "ReferencedSOPInstanceUID") for item in references
+    ]
+
+
+def _share_planes(
+    segmentation: Segmentation,
+    slices: Sequence[Dataset],
+    step_mm: float | None,
+    groups: Sequence[list[RawDataElement]],
+) -> None:
+    """Say how thick slices are, how large their pixels and how they are turned: to the letter, as each slice has it.
+
+    A macro that is alike in all slices goes where all frames share it, else into the groups of each: it may be shared
+    or per frame, never both (PS3.3 C.7.6.16). The spacing between slices is that of the whole stack, whatever frames
+    are there.
+    """
     macros = {
         "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
         "PlaneOrientationSequence": ("ImageOrientationPatient",),
@@ -170,28 +215,6 @@ def _groups(segmentation: Segmentation, slices: Sequence[Dataset], step_mm: floa
         delattr(shared, macro)
         for of_slice, item in zip(groups, items, strict=True):
             of_slice.append(encoded(macro, item))
-    for of_slice, derivation in zip(groups, _derivations(segmentation, slices), strict=True):
-        of_slice.append(derivation)
-    return groups
-
-
-def _derivations(segmentation: Segmentation, slices: Sequence[Dataset]) -> Iterator[RawDataElement]:
-    """Name the sources; and what each slice's frames are made of, as the frame of the first says it."""
-    references = [reference(*sources) for sources in instances(reversed(slices)).values()]
-    segmentation.SourceImageSequence = references
-    segmentation.ReferencedSeriesSequence[0].ReferencedInstanceSequence = [
-        _copy(item, "ReferencedSOPClassUID", "ReferencedSOPInstanceUID") for item in references
-    ]
-    derivation = segmentation.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence[0]
-    image = derivation.SourceImageSequence[0]
-    purpose = encoded("PurposeOfReferenceCodeSequence", *image.PurposeOfReferenceCodeSequence)
-    derived = encoded("DerivationCodeSequence", *derivation.DerivationCodeSequence)
-    for source in slices:
-        one = reference(source)
-        one.add(image["SpatialLocationsPreserved"])
-        one[purpose.tag] = purpose
-        sources = encoded("SourceImageSequence", one)
-        yield encoded("DerivationImageSequence", item_of(sources, derived))
 
 
 def _copy(source: Dataset, *keywords: str) -> Dataset:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
-from pydicom.dataelem import DataElement
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.uid import UID
@@ -175,12 +175,14 @@ class Own:
     header : of the slice
     copy : small and legal, of what is not all slices'
     repairs : what had to be repaired in it
+    groups : functional groups of its frames (`dicom_node.seg.own_groups`)
 
     """
 
     header: Dataset
     copy: Dataset
     repairs: Repairs
+    groups: Sequence[RawDataElement] = ()
 
 
 def own(header: Dataset) -> Own:

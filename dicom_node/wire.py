@@ -5,14 +5,19 @@ from __future__ import annotations
 import queue
 import socket
 import ssl
+import struct
+import threading
 from contextlib import suppress
 from io import BytesIO
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from pydicom import dcmread, uid
 from pynetdicom import sop_class as sop
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import split_dataset
+
+from dicom_node import dimse
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,6 +74,7 @@ FROM_CT_SCANNERS = (
     sop.EncapsulatedPDFStorage,
 )
 
+LARGEST_PDU = 1 << 17  # bytes, where a peer takes any
 PIECE = 4096  # pynetdicom reads a PDU's six first bytes, then pieces of this size, then the rest
 
 
@@ -93,7 +99,17 @@ class _Prompt:
 
 
 class PromptSocket(_Prompt, socket.socket):
-    """A connection that waits for no acknowledgement."""
+    """A connection that waits for no acknowledgement, and takes what one thread sends whole before the next one's."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._turn = threading.Lock()
+
+    def send(self, data: bytes, flags: int = 0) -> int:
+        with self._turn, memoryview(data) as view:
+            for at in range(0, len(view), LARGEST_PDU):
+                self.sendall(view[at : at + LARGEST_PDU], flags)  # which has its timeout for each of them
+        return len(data)
 
 
 class PromptTlsSocket(_Prompt, ssl.SSLSocket):
@@ -159,10 +175,34 @@ def store(
     request.MessageID, request.Priority = message_id, 0
     request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = sop_class_uid, sop_uid
     request.DataSet = BytesIO(data_set)
-    association.dimse.send_msg(request, context_id)
+    peer = association.dul.socket.socket
+    if isinstance(peer, PromptSocket):
+        with suppress(OSError):  # it is gone: there will be no answer
+            peer.send(_message(request, context_id, association.acceptor.maximum_length or LARGEST_PDU))
+    else:  # with TLS no other thread may send than the one that receives
+        association.dimse.send_msg(request, context_id)
     _, response = association.dimse.get_msg(block=True)
     if response is not None and response.is_valid_response:
         return response
     if association.is_established:
         association.abort()  # the answer may still come, and would be taken for the next one's
     return None
+
+
+def _message(request: C_STORE, context_id: int, longest_pdu: int) -> bytes:
+    """All P-DATA-TF PDUs of a request (PS3.8 section 9.3.5): one by one through pynetdicom's queue takes longer."""
+    command = dimse.encode(
+        {
+            dimse.AFFECTED_SOP_CLASS_UID: request.AffectedSOPClassUID,
+            dimse.COMMAND_FIELD: dimse.Request.C_STORE,
+            dimse.MESSAGE_ID: request.MessageID,
+            dimse.PRIORITY: request.Priority,
+            dimse.COMMAND_DATA_SET_TYPE: 0,
+            dimse.AFFECTED_SOP_INSTANCE_UID: request.AffectedSOPInstanceUID,
+        }
+    )
+    data_set, most = request.DataSet.getbuffer(), longest_pdu - 6 & ~1  # of even length
+    starts = range(0, len(data_set), most)
+    parts = [(3, command), *((2 if at == starts[-1] else 0, data_set[at : at + most]) for at in starts)]
+    heads = (struct.pack(">BxLLBB", 4, len(part) + 6, len(part) + 2, context_id, kind) for kind, part in parts)
+    return b"".join(chain.from_iterable(zip(heads, (part for _, part in parts), strict=True)))

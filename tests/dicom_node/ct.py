@@ -191,7 +191,7 @@ def report(
 
 @dataclass(frozen=True)
 class Case:
-    """One analysed series: what `dicom_node.results.build` is given."""
+    """One analysed series: what `dicom_node.results.make` is given."""
 
     sources: list[Dataset]
     labels: NDArray[np.uint8]

@@ -158,6 +158,13 @@ def test_every_source_and_the_segmentation_are_evidence(tmp_path: Path) -> None:
     document = hd.sr.srread(results.write(built, tmp_path)["sr"])
     evidence = {uid for _, _, uid, _ in document.get_evidence()}
     assert evidence == {*case.keys, str(built.seg.SOPInstanceUID)}
+    named = set()
+    for item in built.sr.ContentSequence:
+        item.walk(
+            lambda _, element: named.add(element.value) if element.keyword == "ReferencedSOPInstanceUID" else None
+        )
+    assert built.seg.SOPInstanceUID in named
+    assert named <= evidence
 
 
 def test_text_says_what_the_numbers_do_not(tmp_path: Path) -> None:

@@ -191,9 +191,9 @@ def test_a_series_for_bone_is_analysed_once_that_for_soft_tissue_has_failed(
     """It was left out while the other one was still to be analysed."""
     soft = series_uid(head)
     dying = (
-        "import os\nfrom dicom_node import results, worker\nbuild = results.build\n"
-        f"results.build = lambda sources, *more, **how: os._exit(9) if sources[0].SeriesInstanceUID == {soft!r}"
-        " else build(sources, *more, **how)\nworker.main()\n"
+        "import os\nfrom dicom_node import results, worker\nmake = results.make\n"
+        f"results.make = lambda sources, *more, **how: os._exit(9) if sources[0].header.SeriesInstanceUID == {soft!r}"
+        " else make(sources, *more, **how)\nworker.main()\n"
     )
     monkeypatch.setattr(Supervisor, "command", (sys.executable, "-c", dying))
     bone = again(head, tmp_path / "bone", ConvolutionKernel="H60s")
@@ -289,7 +289,7 @@ def test_a_series_that_kills_three_workers_at_its_end_gets_a_notice(
 ):
     dying = (
         "import os\nfrom dicom_node import results, worker\nworker.rehearse = lambda *_: True\n"
-        "results.build = lambda *_, **__: os._exit(9)\nworker.main()\n"
+        "results.make = lambda *_, **__: os._exit(9)\nworker.main()\n"
     )
     monkeypatch.setattr(Supervisor, "command", (sys.executable, "-c", dying))
     with running(config_for(tmp_path / "node", pacs.port)) as node:
