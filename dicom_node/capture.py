@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from runtime.types import Finding, Plane, Report
 
 MAX_IMAGES = A_REVISION - 1  # beside the overview
-ENOUGH = 4  # for the extent of what was found: more would weigh as much in the archive as the scan itself
+ENOUGH = 3  # for the extent of one finding: more would weigh as much in the archive as the scan itself
 SMALLER = (
     1.3  # times as large as a tile, at least, is a slice that was first made smaller by a whole number: half the time
 )

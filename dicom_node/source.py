@@ -208,7 +208,8 @@ def normalise(sources: Sequence[Dataset | Own]) -> tuple[list[Dataset], Repairs]
     repaired, kept = {*repairs.repaired}, {*repairs.kept}
     copies = []
     for one in owns:
-        copies.append(Dataset(one.copy))
+        copies.append(Dataset())
+        copies[-1].update(one.copy)  # Dataset(one.copy) would be another name for the same elements
         repaired.update(one.repairs.repaired)
         kept.update(one.repairs.kept)
     if not all("SliceThickness" in copy for copy in copies):

@@ -103,7 +103,8 @@ def test_key_slices_show_every_finding_and_no_more_than_fit(name: str) -> None:
     case = CASES[name]
     chosen = capture.key_slices(case.report, case.keys)
     firsts = [finding.key_slice for finding in case.report.findings]
-    assert 0 < len(chosen) <= min(max(len(set(firsts)), capture.ENOUGH), capture.MAX_IMAGES)
+    most = min(max(len(set(firsts)), capture.ENOUGH), capture.MAX_IMAGES) if firsts else 4
+    assert 0 < len(chosen) <= most
     assert list(chosen[: len(set(firsts))]) == list(dict.fromkeys(firsts)), "the largest finding comes first"
     assert {finding.key_slice for finding in case.report.findings} <= set(chosen)
 
@@ -112,7 +113,7 @@ def test_key_slices_show_every_finding_and_no_more_than_fit(name: str) -> None:
     ("findings", "chosen"),
     [
         (1, ["5", "3", "7"]),
-        (2, ["5", "15", "3", "13"]),
+        (2, ["5", "15", "3"]),
         (5, ["5", "15", "25", "35", "45"]),
         (9, ["5", "15", "25", "35", "45", "55", "65", "75"]),
     ],

@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from dicom_node import results
-from dicom_node.source import Repairs, normalise, patient, plane
+from dicom_node.source import Repairs, normalise, own, patient, plane
 from tests.dicom_node import ct
 
 CORPUS = Path(__file__).parents[2].parent / "shared" / "corpus"
@@ -309,3 +309,13 @@ def test_what_of_a_patient_can_not_be_read_is_left_out_alone() -> None:
     header = Damaged()
     header.PatientID, header.PatientName, header.SeriesNumber = "7", "Doe^Jane", 2
     assert results.whose(header) == {"PatientID": "7", "PatientName": "Doe^Jane"}
+
+
+def test_what_a_slice_settles_is_not_changed_by_its_neighbours() -> None:
+    """A series that is closed again may have other slices: the thickness that one leaves to another is another then."""
+    settled = [own(header) for header in ct.headers(without=["SliceThickness"], steps_mm=(5.0,))]
+    first = normalise(settled)[0]
+    again = normalise(settled[::2])[0]
+    assert {float(copy.SliceThickness) for copy in first} == {5.0}
+    assert {float(copy.SliceThickness) for copy in again} == {10.0}
+    assert all("SliceThickness" not in one.copy and "PatientName" not in one.copy for one in settled)
