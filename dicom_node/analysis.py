@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -351,7 +352,8 @@ class Analyser:
             form=self.form,
             draw=self._draw,
         )
-        files = _written(objects, folder, results.to_json(report, series.received, self.form))
+        with closing(objects):  # also where the disk is full: no picture may be left for the next series
+            files = _written(objects, folder, results.to_json(report, series.received, self.form))
         return Outcome(SeriesState.ANALYSED, None, report, files, received=series.received, patient=self.whose(series))
 
     def _stack(self, series: Series) -> SliceStack:
@@ -384,17 +386,15 @@ def _refusals(refused: Sequence[NotAnalysed]) -> tuple[list[str], list[str]]:
     return incomplete, [text for reason, text in sentences if reason.of_another_kind]
 
 
-def _written(
-    objects: Iterable[tuple[str, Dataset]], folder: Path, report_json: str | None = None
-) -> tuple[ResultFile, ...]:
-    """Result files, those first that go out first."""
+def _written(made: Iterable[tuple[str, Dataset]], folder: Path, told: str | None = None) -> tuple[ResultFile, ...]:
+    """Result files, those first that go out first; `told` is the report as JSON."""
     uids: dict[str, tuple[str, str]] = {}
 
     def noted() -> Iterator[tuple[str, Dataset]]:
-        for name, dataset in objects:
+        for name, dataset in made:
             uids[name] = str(dataset.SOPClassUID), str(dataset.SOPInstanceUID)
             yield name, dataset
 
-    paths = results.write(noted(), folder, report_json)
+    paths = results.write(noted(), folder, told)
     files = [ResultFile(name.partition("-")[0], path, *uids[name]) for name, path in paths.items()]
     return tuple(sorted(files, key=lambda file: get_args(Role).index(file.role)))

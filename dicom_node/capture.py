@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 
 MAX_IMAGES = A_REVISION - 1  # beside the overview
 ENOUGH = 3  # for the extent of one finding: more would weigh as much in the archive as the scan itself
-SMALLER = (
-    1.3  # times as large as a tile, at least, is a slice that was first made smaller by a whole number: half the time
-)
+SMALLER = 1.3  # a slice that is larger than so many times its tile, or twice that, is halved first: quicker
 SIDE = HEIGHT  # pixels of the square that holds the slice, left of the panel
 PICTURE_B = SIDE * (SIDE + WIDTH) * 3
 

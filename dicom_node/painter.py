@@ -11,30 +11,41 @@ import pickle
 import signal
 import subprocess
 import sys
+import traceback
 from contextlib import suppress
 from itertools import islice
 from mmap import mmap
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from pydicom.config import disable_value_validation
 
 from dicom_node import capture, montage, sc
 from dicom_node.panel import Panel
+from dicom_node.sc import Picture
+from dicom_node.source import slice_key
+from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from dicom_node.capture import Shown
     from dicom_node.codes import OwnCode
-    from dicom_node.sc import Picture
     from runtime.types import Report
 
     _Message = tuple[bytes, list[tuple[int, int]]]
     Draw = Callable[[Sequence[str], Mapping[str, Shown], Report, Mapping[str, OwnCode]], Iterator[Picture]]
 
+PATIENCE_S = 30.0  # with it: a picture takes 20 ms, its start 1 s
+
 log = structlog.get_logger(__name__)
+
+
+class PainterLost(ScansideError):
+    """The process that draws does not answer, or not what it was asked."""
 
 
 def draw(
@@ -56,53 +67,78 @@ def draw(
 
 
 class Painter:
-    """Draws in another process, one report at a time. Linux has what it takes."""
+    """Draws in another process, one report at a time; here where there is none, for whatever reason. For Linux."""
 
     def __init__(self) -> None:
-        self._shared = os.memfd_create("pictures")
-        os.truncate(self._shared, sc.A_REVISION * capture.PICTURE_B)
-        self._memory = mmap(self._shared, 0)
-        self._start()
-
-    def _start(self) -> None:
-        self._socket, theirs = Pipe()
-        with theirs:
-            handles = theirs.fileno(), self._shared
-            command = (sys.executable, "-m", __name__, *map(str, handles))
-            self._process = subprocess.Popen(command, pass_fds=handles)  # noqa: S603  # our own command
+        self._process: subprocess.Popen | None = None
+        self._reports = 0
 
     def draw(
         self, keys: Sequence[str], shown: Mapping[str, Shown], report: Report, own: Mapping[str, OwnCode]
     ) -> Iterator[Picture]:
         """As `draw`, and with the same pictures; their pixels are there until the next report's are drawn."""
+        count = 0
+        try:
+            for picture in self._drawn(keys, shown, report, own):
+                count += 1
+                yield picture
+        except Exception as error:  # noqa: BLE001  # pictures are no reason to lose a report
+            reason = str(error) if isinstance(error, PainterLost) else type(error).__name__
+            log.warning("painter_lost", reason=reason)
+            self.close()
+            yield from islice(draw(keys, shown, report, own), count, None)
+        except GeneratorExit:  # what it may still send is of this report
+            self.close()
+            raise
+
+    def _drawn(
+        self, keys: Sequence[str], shown: Mapping[str, Shown], report: Report, own: Mapping[str, OwnCode]
+    ) -> Iterator[Picture]:
+        if self._process is None:
+            self._start()
         arrays = [array for one in shown.values() for array in (one.hu, one.labels)]
         self._make_room(sum(array.nbytes for array in arrays) + sc.A_REVISION * capture.PICTURE_B)
-        count, is_done = 0, False
-        try:
-            message, at = _put((keys, shown, report, dict(own)), self._memory, 0)
-            self._socket.send((message, at))
-            while (message := self._socket.recv()) is not None:
-                count += 1
-                yield _get(message, self._memory)
-            is_done = True
-        except (OSError, EOFError, pickle.UnpicklingError) as error:
-            log.warning("painter_lost", reason=type(error).__name__)
-            yield from islice(draw(keys, shown, report, own), count, None)
-        finally:
-            if not is_done:  # what it may still send is of this report
-                self.close()
-                self._start()
+        self._reports += 1
+        message, at = _put((keys, shown, report, dict(own)), self._memory, 0)
+        self._socket.send((self._reports, message, at))
+        while self._socket.poll(PATIENCE_S):
+            number, message = self._socket.recv()
+            if number != self._reports:
+                raise PainterLost(f"it has ended: {message}" if number is None else "it is at another report")
+            if message is None:
+                return
+            pixels, keys_shown, role, description = _get(message, self._memory)
+            yield Picture(pixels, [shown[key].source for key in keys_shown], role, description)
+        raise PainterLost(f"it has said nothing for {PATIENCE_S:g} s")
+
+    def _start(self) -> None:
+        self._shared = os.memfd_create("pictures")
+        self._memory = mmap(-1, 1)
+        self._socket, theirs = Pipe()
+        with theirs:
+            handles = theirs.fileno(), self._shared
+            self._process = subprocess.Popen(  # noqa: S603  # our own command; -P as in `dicom_node.supervisor`
+                (sys.executable, "-P", "-m", __name__, *map(str, handles)),
+                pass_fds=handles,
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # whatever a library says of a value, it may be the patient's
+            )
 
     def _make_room(self, size: int) -> None:
-        if size > len(self._memory):
+        """Have memory for a report: not much more than that, either, after an unusually large one."""
+        if not size <= len(self._memory) <= 4 * size:
             os.truncate(self._shared, size)
             self._memory = mmap(self._shared, 0)
 
     def close(self) -> None:
-        """End the process."""
-        self._socket.close()
+        """End the process; the next report starts another."""
+        if self._process is None:
+            return
         self._process.kill()
         self._process.wait()
+        self._process = None
+        self._socket.close()
+        os.close(self._shared)
 
 
 def _put(thing: object, memory: mmap, at: int) -> tuple[_Message, int]:
@@ -123,26 +159,33 @@ def _get(message: _Message, memory: mmap) -> Any:
 
 
 def _serve(socket: Connection, shared: int) -> None:
-    memory = mmap(shared, 0)
+    memory = mmap(-1, 1)
     while True:
-        message, at = socket.recv()
-        if os.fstat(shared).st_size > len(memory):
+        number, message, at = socket.recv()
+        if os.fstat(shared).st_size != len(memory):
             memory = mmap(shared, 0)
         for picture in draw(*_get(message, memory)):
-            told, at = _put(picture, memory, at)
-            socket.send(told)
-        socket.send(None)
+            keys = [slice_key(source) for source in picture.shown]
+            told, at = _put((picture.pixels, keys, picture.role, picture.description), memory, at)
+            socket.send((number, told))
+        socket.send((number, None))
 
 
 def main() -> None:
     """Draw whatever comes, until nobody is there. Signals to the whole process group are the node's.
 
-    What goes wrong ends it without a word, for that might quote the patient: the worker comes upon it again.
+    What goes wrong is told by its place alone, for its message might quote the patient.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    with Connection(int(sys.argv[1])) as socket, suppress(Exception):
-        _serve(socket, int(sys.argv[2]))
+    with Connection(int(sys.argv[1])) as socket, suppress(EOFError, OSError), disable_value_validation():
+        try:
+            _serve(socket, int(sys.argv[2]))
+        except (EOFError, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            socket.send((None, f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"))
 
 
 if __name__ == "__main__":

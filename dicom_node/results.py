@@ -11,7 +11,7 @@ import time
 import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -180,14 +180,14 @@ def make(
     shown = {key: Shown(source, hu[key], of_slice) for key, source, of_slice in slices if key in hu}
     pictures = draw(keys, shown, report, form.codes)
     own = {key: one.groups for key, one in zip(keys, sources, strict=True) if isinstance(one, source.Own)}
-    made = _made(legal, labels, report, issue, form, predecessor, pictures, own)
-    while True:
-        with _quoting_nobody():  # and not while whoever gets one is at it
-            one = next(made, None)
-        if one is None:
-            return
-        _forget_the_clock(one[1])
-        yield one
+    with closing(_made(legal, labels, report, issue, form, predecessor, pictures, own)) as made:
+        while True:
+            with _quoting_nobody():  # and not while whoever gets one is at it
+                one = next(made, None)
+            if one is None:
+                return
+            _forget_the_clock(one[1])
+            yield one
 
 
 def _made(
@@ -230,7 +230,8 @@ def _content(keys: Sequence[str], labels: Sequence[NDArray[np.uint8]], report: R
     bleeding = {key for finding in report.findings for key in finding.keys}
     for key, one in zip(keys, labels, strict=True):
         if key in bleeding:
-            rows = np.flatnonzero(one.any(axis=1))  # the others, of which there are more, show nothing
+            rows = np.flatnonzero(one.any(axis=1)).astype("<u4")  # the others, of which there are more, show nothing
+            digest.update(json.dumps(one.shape).encode())
             digest.update(rows.data)
             digest.update(one[rows].data)
     return digest.hexdigest()
@@ -290,17 +291,18 @@ def write(results: Iterable[tuple[str, Dataset]], folder: Path, report_json: str
     try:
         return _write(results, folder, report_json)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoRoom(f"{folder}: {error.strerror}: make room") from error
+        cause = error
+        while cause.errno is None and isinstance(cause.__cause__, OSError):  # pydicom raises it anew without its number
+            cause = cause.__cause__
+        if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoRoom(f"{folder}: {cause.strerror}: make room") from error
         raise
 
 
 def _write(results: Iterable[tuple[str, Dataset]], folder: Path, report_json: str | None) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
-    if report_json is not None:
-        (folder / "report.json").write_text(report_json)
     paths = {}
-    with ExitStack() as opened, ThreadPoolExecutor(1, "disk") as disk:
+    with _unfinished(folder), ExitStack() as opened, ThreadPoolExecutor(1, "disk") as disk:
         synced = []
         for role, dataset in results:
             paths[role] = folder / f"{role}.dcm"
@@ -311,6 +313,8 @@ def _write(results: Iterable[tuple[str, Dataset]], folder: Path, report_json: st
             synced.append(disk.submit(os.fsync, file.fileno()))  # while the next one is encoded
         for one in synced:
             one.result()
+    if report_json is not None:
+        (folder / "report.json").write_text(report_json)
     for role, path in paths.items():
         (folder / f"{role}.dcm.tmp").replace(path)
     handle = os.open(folder, os.O_RDONLY)
@@ -319,6 +323,17 @@ def _write(results: Iterable[tuple[str, Dataset]], folder: Path, report_json: st
     finally:
         os.close(handle)
     return paths
+
+
+@contextmanager
+def _unfinished(folder: Path) -> Iterator[None]:
+    """Leave no file behind that was begun, where something goes wrong."""
+    try:
+        yield
+    except BaseException:
+        for path in folder.glob("*.dcm.tmp"):
+            path.unlink()
+        raise
 
 
 def write_early(report: Report, labels: Mapping[str, SliceLabels], folder: Path) -> Path:

@@ -13,6 +13,7 @@ share the first slice's plane among all.
 
 from __future__ import annotations
 
+from collections import deque
 from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
@@ -94,17 +95,19 @@ def build(
     _name_sources(segmentation, reversed(slices))
     _share_planes(segmentation, slices, _even_step_mm(sources), groups)
     places = dict(zip(shown, range(1, len(shown) + 1), strict=True))
+    frames: list[tuple[int | None, int]] = [
+        (number, places[key])
+        for number, finding in enumerate(report.findings, start=1)
+        for key in sorted(finding.keys, key=places.__getitem__)
+    ]
+    masks = (_mask(maps[place - 1], report.findings[number - 1]) for number, place in frames)
     if kind == "binary":
-        frames = [
-            (number, places[key])
-            for number, finding in enumerate(report.findings, start=1)
-            for key in sorted(finding.keys, key=places.__getitem__)
-        ]
-        pixels = _packed(_mask(maps[place - 1], report.findings[number - 1]) for number, place in frames)
+        pixels = b"".join(_packed(masks))
     else:
+        deque(masks, maxlen=0)  # no segment may be empty here, either
         frames = [(None, place) for place in places.values()]
-        pixels = _segments(maps, report)
-    _fill(segmentation, frames, groups, b"".join(pixels))
+        pixels = b"".join(_segments(maps, report))
+    _fill(segmentation, frames, groups, pixels)
     return segmentation
 
 

@@ -74,6 +74,8 @@ def build(
 ) -> Dataset:
     """Report of what was found and of what was looked for and not found: a Comprehensive 3D SR.
 
+    Its tree is in ContentSequence, as in the file; highdicom's own `content` has the first item alone.
+
     Parameters
     ----------
     sources : normalised headers; all of them are evidence

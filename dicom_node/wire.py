@@ -124,7 +124,12 @@ def store_file(association: Association, path: Path) -> int | None:
 
     """
     meta, offset = split_dataset(path)
-    head = dcmread(path, stop_before_pixels=True)
+    with path.open("rb") as file:
+        head = dcmread(file, stop_before_pixels=True)
+        pixels = file.read(12)  # tag, VR and length, if there are any
+        cut = len(pixels) == 12 and file.tell() + int.from_bytes(pixels[8:], "little") > path.stat().st_size
+    if cut and meta.TransferSyntaxUID == uid.ExplicitVRLittleEndian:
+        raise ValueError("is cut off within its pixel data")
     sop_class_uid, sop_uid = head.SOPClassUID, head.SOPInstanceUID
     if (sop_class_uid, sop_uid) != (meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID):
         raise ValueError(f"holds {sop_class_uid} {sop_uid}, not {meta.MediaStorageSOPInstanceUID} as its head says")
@@ -165,7 +170,11 @@ def store(
         request.DataSet = BytesIO(data_set)
     else:  # as that switch has it; read piece by piece, it takes a fifth less time
         request._dataset_path = data_set  # noqa: SLF001
-    association.dimse.send_msg(request, context_id)
+    try:
+        association.dimse.send_msg(request, context_id)
+    except Exception:  # of a file that can't be read to its end
+        association.abort()  # what the peer has got of the message can't be taken back
+        raise
     _, response = association.dimse.get_msg(block=True)
     if response is not None and response.is_valid_response:
         return response

@@ -1,4 +1,4 @@
-"""Pictures that are drawn in another process: the same ones, whatever becomes of it."""
+"""Pictures that are drawn in another process: the same ones, whatever becomes of it, and never another report's."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from structlog.testing import capture_logs
 
-from dicom_node import montage, results
+from dicom_node import montage, painter, results, sc
 from dicom_node.painter import Painter
 from tests.dicom_node import ct
 
@@ -23,13 +25,24 @@ if TYPE_CHECKING:
 
     from pydicom.dataset import Dataset
 
-CASE = ct.cases()["six findings"]
+CASES = ct.cases()
 
 
 @pytest.fixture
-def painter() -> Iterator[Painter]:
+def process() -> Iterator[Painter]:
     with closing(Painter()) as one:
         yield one
+
+
+def made(name: str, draw: painter.Draw, **changed: object) -> Iterator[tuple[str, Dataset]]:
+    case = replace(CASES[name], **changed)
+    hu = {key: case.hu[case.keys.index(key)] for key in montage.pictured(case.report, case.keys)}
+    about = {"revision": case.revision, "started": ct.STARTED}
+    return results.make(case.sources, case.labels, hu, case.report, **about, draw=draw)
+
+
+def pictures(draw: painter.Draw, name: str = "six findings") -> list[Dataset]:
+    return [*results.ResultSet.of(made(name, draw)).sc]
 
 
 def is_alive(pid: int) -> bool:
@@ -40,60 +53,166 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def pictures(painter: Painter) -> list[Dataset]:
-    hu = {key: CASE.hu[CASE.keys.index(key)] for key in montage.pictured(CASE.report, CASE.keys)}
-    made = results.build(
-        CASE.sources, CASE.labels, hu, CASE.report, revision=CASE.revision, started=ct.STARTED, draw=painter.draw
-    )
-    return [*made.sc]
+def lost(logs: list[dict[str, str]]) -> list[str]:
+    return [line["reason"] for line in logs if line["event"] == "painter_lost"]
 
 
-def test_it_draws_what_the_worker_would(painter: Painter) -> None:
-    expected = [*CASE.build().sc]
-    assert len(expected) > 4
+@pytest.mark.parametrize("name", ["six findings", "one finding", "negative"])
+def test_it_draws_what_the_worker_would(process: Painter, name: str) -> None:
+    expected = pictures(painter.draw, name)
     with capture_logs() as logs:
-        assert pictures(painter) == expected
-        assert pictures(painter) == expected
-    assert not [line for line in logs if line["event"] == "painter_lost"]
+        assert pictures(process.draw, name) == expected
+        assert pictures(process.draw) == pictures(painter.draw)
+        assert pictures(process.draw, name) == expected
+    assert lost(logs) == []
 
 
-def test_where_it_is_lost_the_worker_draws_and_starts_another(painter: Painter) -> None:
-    expected = pictures(painter)
-    lost = painter._process.pid
-    os.kill(lost, signal.SIGKILL)
+def test_where_it_is_lost_the_worker_draws_and_the_next_report_starts_another(process: Painter) -> None:
+    expected = pictures(process.draw)
+    first = process._process.pid
+    os.kill(first, signal.SIGKILL)
     with capture_logs() as logs:
-        assert pictures(painter) == expected
-        assert pictures(painter) == expected
-    assert sum(line["event"] == "painter_lost" for line in logs) == 1
-    assert painter._process.pid != lost
-    assert not is_alive(lost)
+        assert pictures(process.draw) == expected
+        assert pictures(process.draw) == expected
+    assert len(lost(logs)) == 1
+    assert process._process.pid != first
+    assert not is_alive(first)
 
 
-def test_what_it_cannot_draw_is_the_series_fault_and_said_as_in_the_worker(
-    painter: Painter, capfd: pytest.CaptureFixture
+def test_what_it_had_drawn_when_it_was_lost_is_not_drawn_twice(
+    process: Painter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(AttributeError, match="findings"):
-        list(painter.draw([], {}, "no report", {}))
+    expected = pictures(process.draw)
+    got = Painter._drawn
+
+    def dying(self: Painter, *asked: object) -> Iterator[sc.Picture]:
+        yield from islice(got(self, *asked), 2)
+        os.kill(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._socket.recv()
+        raise AssertionError
+
+    monkeypatch.setattr(Painter, "_drawn", dying)
+    with capture_logs() as logs:
+        assert pictures(process.draw) == expected
+    assert len(lost(logs)) == 1
+
+
+def test_one_that_cannot_be_started_costs_nothing(process: Painter, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object, **__: object) -> None:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", none)
+    with capture_logs() as logs:
+        assert pictures(process.draw) == pictures(painter.draw)
+    assert lost(logs) == ["BlockingIOError"]
+
+
+def test_one_that_says_nothing_is_not_waited_for(process: Painter, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = pictures(process.draw)
+    monkeypatch.setattr(painter, "PATIENCE_S", 0.5)
+    process._process.send_signal(signal.SIGSTOP)
+    stopped = process._process.pid
+    with capture_logs() as logs:
+        assert pictures(process.draw) == expected
+    assert lost(logs) == ["it has said nothing for 0.5 s"]
+    assert not is_alive(stopped)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_what_is_left_of_one_report_is_not_taken_for_the_next_ones(process: Painter, count: int) -> None:
+    with closing(made("six findings", process.draw)) as one:  # SEG, SR, then pictures: as on a full disk
+        list(islice(one, count))
+    assert pictures(process.draw, "one finding") == pictures(painter.draw, "one finding")
+
+
+def test_what_is_left_in_the_socket_is_not_taken_for_the_next_reports(process: Painter) -> None:
+    expected = pictures(painter.draw, "one finding")
+    pictures(process.draw)
+    process._reports += 1
+    case = CASES["six findings"]
+    asked = painter._put((case.keys, {}, case.report, {}), process._memory, 0)
+    process._socket.send((process._reports, *asked))
+    with capture_logs() as logs:
+        assert pictures(process.draw, "one finding") == expected
+    assert lost(logs) == ["it is at another report"]
+
+
+def test_what_it_cannot_draw_is_told_by_its_place_and_comes_upon_the_worker(
+    capfd: pytest.CaptureFixture, process: Painter
+) -> None:
+    with capture_logs() as logs, pytest.raises(AttributeError, match="findings"):
+        list(process.draw([], {}, "no report", {}))
+    (reason,) = lost(logs)
+    assert reason.startswith("it has ended: AttributeError at panel.py:")
     assert capfd.readouterr().err == ""  # it might quote the patient
 
 
+def test_it_quotes_nobody(capfd: pytest.CaptureFixture, process: Painter, recwarn: pytest.WarningsRecorder) -> None:
+    """Pydicom warns of an illegal UID whenever it makes one, also of what was pickled."""
+    case = ct.cases()["one finding"]
+    case.sources[0].SOPInstanceUID = "1.2.03.bad-DOE"
+    recwarn.clear()
+    keys = ["1.2.03.bad-DOE", *case.keys[1:]]
+    findings = tuple(
+        replace(one, keys=tuple(keys[case.keys.index(key)] for key in one.keys)) for one in case.report.findings
+    )
+    hu = dict(zip(keys, case.hu, strict=True))
+    report = replace(case.report, findings=findings)
+    about = {"revision": 1, "started": ct.STARTED}
+    list(results.make(case.sources, case.labels, hu, report, **about, draw=process.draw))
+    told = capfd.readouterr()
+    assert "DOE" not in told.err + "".join(str(one.message) for one in recwarn)
+
+
+def test_memory_follows_the_size_of_the_reports(process: Painter) -> None:
+    pictures(process.draw)
+    usual = os.fstat(process._shared).st_size
+    process._make_room(10 * usual)
+    assert os.fstat(process._shared).st_size == 10 * usual
+    assert pictures(process.draw) == pictures(painter.draw)
+    assert os.fstat(process._shared).st_size == usual
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signals_to_the_whole_group_are_the_nodes(painter: Painter, number: signal.Signals) -> None:
-    expected = pictures(painter)
-    painter._process.send_signal(number)
+def test_signals_to_the_whole_group_are_the_nodes(process: Painter, number: signal.Signals) -> None:
+    expected = pictures(process.draw)
+    process._process.send_signal(number)
     with capture_logs() as logs:
-        assert pictures(painter) == expected
-    assert not [line for line in logs if line["event"] == "painter_lost"]
+        assert pictures(process.draw) == expected
+    assert lost(logs) == []
+
+
+def test_it_imports_nothing_from_the_current_folder(
+    process: Painter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "PIL.py").write_text("raise SystemExit('poisoned')\n")
+    monkeypatch.chdir(tmp_path)
+    with capture_logs() as logs:
+        pictures(process.draw)
+    assert lost(logs) == []
+
+
+def test_it_leaves_no_handle_open(process: Painter) -> None:
+    pictures(process.draw)
+    process.close()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        pictures(process.draw, "one finding")
+        process.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_it_ends_with_the_worker_however_that_ends() -> None:
-    code = "from dicom_node.painter import Painter; p = Painter(); print(p._process.pid, flush=True); input()"
+    code = (
+        "from dicom_node.painter import Painter; p = Painter(); p._start(); print(p._process.pid, flush=True); input()"
+    )
     parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    painter = int(parent.stdout.readline())
-    assert is_alive(painter)
+    child = int(parent.stdout.readline())
+    assert is_alive(child)
     parent.kill()
     parent.communicate()
     deadline = time.monotonic() + 20
-    while is_alive(painter):
+    while is_alive(child):
         assert time.monotonic() < deadline
         time.sleep(0.05)

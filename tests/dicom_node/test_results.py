@@ -242,6 +242,18 @@ def test_a_file_that_cannot_be_synced_never_gets_its_name(tmp_path: Path, monkey
     assert not list(tmp_path.glob("*.dcm"))
 
 
+@pytest.mark.parametrize("full", ["seg", "sr", "sc-2"])
+def test_a_disk_that_fills_while_a_file_is_written_leaves_nothing_half_done(full: str, tmp_path: Path) -> None:
+    """Pydicom raises what the disk says anew, without its number."""
+    for name in ("report.json", "sc-1.dcm"):
+        (tmp_path / name).write_text("of an earlier attempt")
+    (tmp_path / f"{full}.dcm.tmp").symlink_to("/dev/full")
+    with pytest.raises(results.NoRoom, match="No space left on device: make room"):
+        results.write(ct.built("one finding"), tmp_path, "{}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "sc-1.dcm"]
+    assert (tmp_path / "report.json").read_text() == "of an earlier attempt"
+
+
 class TestUids:
     ISSUE = uids.Issue("1.2", "1.2.3", 2, ct.MODEL, 1, ct.STARTED, "content")
 

@@ -161,15 +161,17 @@ def test_a_negative_study_has_none() -> None:
     assert ct.built("negative").seg is None
 
 
-def test_a_finding_without_a_pixel_is_refused() -> None:
+@pytest.mark.parametrize("kind", ["binary", "labelmap"])
+def test_a_finding_without_a_pixel_is_refused(kind: str) -> None:
+    form = results.Form(kind)
     case = CASES["one finding"]
     empty = ct.Case(case.sources, np.zeros_like(case.labels), case.hu, case.report)
     with pytest.raises(ValueError, match="no pixel shows subdural"):
-        empty.build()
+        empty.build(form)
     two = CASES["tilt"]
     without_one = np.where(two.labels == 4, 0, two.labels)
     with pytest.raises(ValueError, match="no pixel shows subarachnoid"):
-        ct.Case(two.sources, without_one, two.hu, two.report).build()
+        ct.Case(two.sources, without_one, two.hu, two.report).build(form)
 
 
 def test_it_lists_its_sources_and_the_frame_of_reference(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLSLossless
 from pynetdicom import AE, build_context, evt
+from pynetdicom.dimse_messages import DIMSEMessage
 from pynetdicom.sop_class import Comprehensive3DSRStorage, SecondaryCaptureImageStorage, SegmentationStorage
 
 from dicom_node import outbox, sender
@@ -478,11 +479,19 @@ def of_no_known_vr_in_the_data_set(path: Path) -> None:
     path.write_bytes(head + middle.replace(b"UI", b"QQ") + tail)
 
 
+def cut_in_the_pixels(path: Path) -> None:
+    dataset = dcmread(path)
+    dataset.add_new("PixelData", "OB", bytes(1000))
+    dataset.save_as(path)
+    path.write_bytes(path.read_bytes()[:-500])
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
         Path.unlink,
         damaged,
+        cut_in_the_pixels,
         of_another_object,
         cut_in_the_header,
         of_no_known_vr,
@@ -498,6 +507,24 @@ def test_a_file_that_is_gone_or_damaged_parks_and_the_rest_goes(journal, serve, 
     wait_for(lambda: Outbox(journal).items()[0].state is DeliveryState.PARKED)
     assert archive.uids == expected[1:]
     assert "1.1.sr.dcm" in Outbox(journal).items()[0].last_error
+
+
+def test_what_cannot_be_read_to_its_end_ends_the_association_and_goes_later(journal, serve, run, owe, monkeypatch):
+    """The peer has got the beginning of a message: nothing else may follow on that association."""
+    archive = Archive()
+    expected = owe("1.1", "pacs")
+    encode, failures = DIMSEMessage.encode_msg, [OSError(5, "Input/output error")]
+
+    def failing(self, *arguments):
+        for number, part in enumerate(encode(self, *arguments)):
+            if number == 1 and failures:
+                raise failures.pop()
+            yield part
+
+    monkeypatch.setattr(DIMSEMessage, "encode_msg", failing)
+    run(to(serve(archive)))
+    wait_for(all_in(journal, DeliveryState.SENT))
+    assert sorted(archive.uids) == sorted(expected)
 
 
 def test_a_peer_that_hangs_up_in_the_middle_gets_the_rest_first(journal, serve, run, owe):
