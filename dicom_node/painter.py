@@ -87,9 +87,6 @@ class Painter:
             log.warning("painter_lost", reason=reason)
             self.close()
             yield from islice(draw(keys, shown, report, own), count, None)
-        except GeneratorExit:  # what it may still send is of this report
-            self.close()
-            raise
 
     def _drawn(
         self, keys: Sequence[str], shown: Mapping[str, Shown], report: Report, own: Mapping[str, OwnCode]
@@ -98,7 +95,7 @@ class Painter:
             self._start()
         arrays = [array for one in shown.values() for array in (one.hu, one.labels)]
         self._make_room(sum(array.nbytes for array in arrays) + sc.A_REVISION * capture.PICTURE_B)
-        self._reports += 1
+        self._reports += 1  # which tells what may still come of an earlier one
         message, at = _put((keys, shown, report, dict(own)), self._memory, 0)
         self._socket.send((self._reports, message, at))
         while self._socket.poll(PATIENCE_S):

@@ -8,6 +8,7 @@ import warnings
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 import highdicom as hd
 import numpy as np
@@ -242,12 +243,29 @@ def test_a_file_that_cannot_be_synced_never_gets_its_name(tmp_path: Path, monkey
     assert not list(tmp_path.glob("*.dcm"))
 
 
-@pytest.mark.parametrize("full", ["seg", "sr", "sc-2"])
-def test_a_disk_that_fills_while_a_file_is_written_leaves_nothing_half_done(full: str, tmp_path: Path) -> None:
-    """Pydicom raises what the disk says anew, without its number."""
+class Filling:
+    """A file on a disk that has no room for pixels."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._file, name)
+
+    def write(self, piece: bytes) -> int:
+        if len(piece) > 1_000_000:
+            raise OSError(28, "No space left on device")
+        return self._file.write(piece)
+
+
+def test_a_disk_that_fills_while_a_file_is_written_leaves_nothing_half_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pydicom raises anew what the disk says, without its number."""
     for name in ("report.json", "sc-1.dcm"):
         (tmp_path / name).write_text("of an earlier attempt")
-    (tmp_path / f"{full}.dcm.tmp").symlink_to("/dev/full")
+    write = results.dcmwrite
+    monkeypatch.setattr(results, "dcmwrite", lambda file, *more, **how: write(Filling(file), *more, **how))
     with pytest.raises(results.NoRoom, match="No space left on device: make room"):
         results.write(ct.built("one finding"), tmp_path, "{}")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "sc-1.dcm"]

@@ -64,6 +64,7 @@ class Archive:
     def __init__(self, *, classes=None, syntaxes=(ExplicitVRLittleEndian,), answer=lambda _: 0x0000):
         self.received: list[Dataset] = []
         self.associations = 0
+        self.on: list[int] = []  # which of them each object came
         self._answer = answer
         self._ae = AE("ARCHIVE")
         for sop_class in SOP_CLASS.values() if classes is None else classes:
@@ -95,6 +96,7 @@ class Archive:
             dataset = event.dataset
             dataset.file_meta = event.file_meta
             self.received.append(dataset)
+            self.on.append(self.associations)
         return status
 
 
@@ -525,6 +527,7 @@ def test_what_cannot_be_read_to_its_end_ends_the_association_and_goes_later(jour
     run(to(serve(archive)))
     wait_for(all_in(journal, DeliveryState.SENT))
     assert sorted(archive.uids) == sorted(expected)
+    assert 1 not in archive.on
 
 
 def test_a_peer_that_hangs_up_in_the_middle_gets_the_rest_first(journal, serve, run, owe):
