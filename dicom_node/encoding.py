@@ -36,10 +36,10 @@ def item_of(*elements: RawDataElement) -> Dataset:
 
 
 def _mark(dataset: Dataset) -> Dataset:
-    own = dataset.get("SpecificCharacterSet")
+    character_set = dataset.get("SpecificCharacterSet")
     dataset.set_original_encoding(
         is_implicit_vr=False,
         is_little_endian=True,
-        character_encoding=convert_encodings(own) if own else default_encoding,
+        character_encoding=convert_encodings(character_set) if character_set else default_encoding,
     )
     return dataset

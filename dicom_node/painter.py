@@ -109,17 +109,23 @@ class Painter:
         raise PainterLost(f"it has said nothing for {PATIENCE_S:g} s")
 
     def _start(self) -> None:
+        self._socket, theirs = Pipe()
         self._shared = os.memfd_create("pictures")
         self._memory = mmap(-1, 1)
-        self._socket, theirs = Pipe()
-        with theirs:
-            handles = theirs.fileno(), self._shared
+        handles = theirs.fileno(), self._shared
+        try:
             self._process = subprocess.Popen(  # noqa: S603  # our own command; -P as in `dicom_node.supervisor`
                 (sys.executable, "-P", "-m", __name__, *map(str, handles)),
                 pass_fds=handles,
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,  # whatever a library says of a value, it may be the patient's
             )
+        except OSError:
+            self._socket.close()
+            os.close(self._shared)
+            raise
+        finally:
+            theirs.close()
 
     def _make_room(self, size: int) -> None:
         """Have memory for a report: not much more than that, either, after an unusually large one."""

@@ -103,9 +103,11 @@ def test_one_that_cannot_be_started_costs_nothing(process: Painter, monkeypatch:
         raise OSError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(subprocess, "Popen", none)
+    before = len(list(Path("/proc/self/fd").iterdir()))
     with capture_logs() as logs:
         assert pictures(process.draw) == pictures(painter.draw)
     assert lost(logs) == ["BlockingIOError"]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_one_that_says_nothing_is_not_waited_for(process: Painter, monkeypatch: pytest.MonkeyPatch) -> None:
