@@ -187,7 +187,7 @@ def checked(
     if labels.max(initial=0) >= classes:
         raise InferenceError(f"label {labels.max()} of {classes} classes: the engine returned something else")
     counts = voxels.astype(np.int64)
-    counted = np.stack([np.bincount(one.ravel(), minlength=classes) for one in labels])
+    counted = np.array([[np.count_nonzero(one == c) for c in range(classes)] for one in labels])  # bincount's 0.9 ms
     if (counted != counts).any():
         raise InferenceError(f"voxel counts {counts.tolist()} are not those of the labels: {counted.tolist()}")
     if not np.isfinite(evidence).all() or evidence.min() < 0 or evidence.max() > 1 + 1e-4:

@@ -1,0 +1,69 @@
+"""ONNX Runtime on the processor: one view has all threads, several go side by side."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from runtime.bundle import open_bundle
+from runtime.errors import InferenceError
+from runtime.ort import MOST_AT_ONCE, OrtSession
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@pytest.fixture(scope="module")
+def hu() -> NDArray[np.int16]:
+    return open_bundle().golden()[0]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8-cpu"])
+@pytest.mark.parametrize("threads", [2, 3, 6])
+def test_views_side_by_side_are_answered_as_alone_to_the_bit_and_in_their_order(hu, precision: str, threads: int):
+    session = OrtSession(open_bundle(), precision, threads=threads)
+    together = session.infer(hu)
+    alone = [session.infer(view[None])[0] for view in hu]
+    session.close()
+    assert len(together) == len(alone) == len(hu)
+    for one, other in zip(together, alone, strict=True):
+        for name in ("labels", "voxels", "evidence"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert len({one.labels.tobytes() for one in together}) > 1, "or else their order tells nothing"
+
+
+def test_as_many_views_are_in_work_at_once_as_there_are_threads_but_not_more_than_memory_allows():
+    for threads in (2, 6):
+        session = OrtSession(open_bundle(), threads=threads)
+        assert session.max_batch == min(threads, MOST_AT_ONCE)
+        meet = threading.Barrier(session.max_batch)
+
+        class Watched:
+            def __init__(self, engine: object, meet: threading.Barrier) -> None:
+                self.engine, self.meet = engine, meet
+
+            def run(self, *arguments: object) -> object:
+                self.meet.wait(30)  # and breaks where they come one after the other
+                return self.engine.run(*arguments)
+
+        session._beside = Watched(session._beside, meet)
+        session.infer(np.zeros((session.max_batch, 1, 64, 64), np.int16))
+        session.close()
+
+
+def test_a_single_thread_takes_a_batch_as_it_is():
+    session = OrtSession(open_bundle(), threads=1)
+    assert session._beside is None
+    assert len(session.infer(np.zeros((3, 1, 64, 64), np.int16))) == 3
+    session.close()
+
+
+def test_one_view_that_fails_among_others_fails_the_batch_and_the_session_goes_on(hu):
+    session = OrtSession(open_bundle(), threads=2)
+    with pytest.raises(InferenceError, match=r"ONNX Runtime failed on a batch of shape \(1, 2, 320, 320\)"):
+        session.infer(np.concatenate([hu[:2], hu[:2]], axis=1))
+    assert len(session.infer(hu[:2])) == 2
+    session.close()
