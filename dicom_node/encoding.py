@@ -1,4 +1,4 @@
-"""Sequences that are encoded once, however many frames have them.
+"""Sequences that are encoded once, however many frames or items have them.
 
 pydicom takes them as they are in a data set that says it is encoded as it will be written
 (`pydicom.dataset.Dataset.set_original_encoding`), and decodes them for whoever looks at them.
@@ -6,40 +6,104 @@ pydicom takes them as they are in a data set that says it is encoded as it will 
 
 from __future__ import annotations
 
-from pydicom.charset import convert_encodings, default_encoding
+import struct
+from functools import lru_cache
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+from pydicom.charset import default_encoding
+from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import correct_ambiguous_vr, write_sequence_item
 from pydicom.tag import Tag
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pydicom.tag import BaseTag
+
+_SHORT, _LONG, _ITEM = struct.Struct("<HH2sH"), struct.Struct("<HH2sxxL"), struct.Struct("<HHL")
 
 
 def settle(dataset: Dataset) -> None:
-    """Make a data set ready for sequences that are encoded; one that it has by now is decoded again."""
+    """Make a data set ready to be written, without another look level by level, and for sequences that are encoded.
+
+    One that it has by now is decoded again.
+    """
     correct_ambiguous_vr(dataset, is_little_endian=True)
+    _settle(dataset)
+
+
+def _settle(dataset: Dataset) -> None:
+    for element in list(dataset.values()):
+        if element.VR != "SQ" or element.is_raw:
+            continue
+        if element.keyword.endswith("CodeSequence") and len(element.value) == 1:
+            said = tuple((each.tag, each.VR, each.value) for each in element.value[0])
+            if all(isinstance(value, str) and value.isascii() for *_, value in said):
+                dataset[element.tag] = _code(element.tag, said)
+                continue
+        for item in element.value:
+            _settle(item)
     _mark(dataset)
 
 
-def encoded(keyword: str, *items: Dataset) -> RawDataElement:
+@lru_cache(maxsize=1024)
+def _code(tag: BaseTag, said: tuple[tuple[BaseTag, str, str], ...]) -> RawDataElement:
+    """A code, of which a report has the same few again and again."""
+    item = Dataset()
+    for one in said:
+        item.add_new(*one)
+    return encoded(tag, item)
+
+
+def put(dataset: Dataset, element: RawDataElement) -> None:
+    """Put an encoded sequence into a data set; one that is to be settled decodes it."""
+    dataset[element.tag] = element
+
+
+def encoded(keyword: str | BaseTag, *items: Dataset) -> RawDataElement:
     """A sequence as it is written: encoded once, however many data sets have it. Its text must be ASCII."""
     stream = DicomBytesIO()
     stream.is_little_endian, stream.is_implicit_VR = True, False
     for item in items:
         write_sequence_item(stream, _mark(item), [default_encoding])
-    value = stream.getvalue()
-    return RawDataElement(Tag(keyword), "SQ", len(value), value, 0, is_implicit_VR=False, is_little_endian=True)
+    return _element(keyword, "SQ", stream.getvalue())
 
 
-def item_of(*elements: RawDataElement) -> Dataset:
-    """An item of a sequence, of sequences that are encoded."""
-    return _mark(Dataset({element.tag: element for element in elements}))
+def sequence(keyword: str, items: Iterable[Iterable[RawDataElement]]) -> RawDataElement:
+    """A sequence of items whose elements are encoded (PS3.5 sections 7.1.2 and 7.5)."""
+    encoded_items = [b"".join(map(_written, sorted(item, key=attrgetter("tag")))) for item in items]
+    return _element(keyword, "SQ", b"".join(_ITEM.pack(0xFFFE, 0xE000, len(one)) + one for one in encoded_items))
+
+
+def numbers(keyword: str, *values: int) -> RawDataElement:
+    """Unsigned integers of 16 or 32 bits, as the dictionary has it."""
+    vr = dictionary_VR(keyword)
+    return _element(keyword, vr, struct.pack(f"<{len(values)}{'H' if vr == 'US' else 'L'}", *values))
+
+
+def text(keyword: str, *values: str) -> RawDataElement:
+    """Text of an even length (PS3.5 section 6.2)."""
+    vr = dictionary_VR(keyword)
+    value = "\\".join(values).encode(default_encoding)
+    return _element(keyword, vr, value + (b"\0" if vr == "UI" else b" ") * (len(value) % 2))
+
+
+def _element(keyword: str | BaseTag, vr: str, value: bytes) -> RawDataElement:
+    return RawDataElement(Tag(keyword), vr, len(value), value, 0, is_implicit_VR=False, is_little_endian=True)
+
+
+def _written(element: RawDataElement) -> bytes:
+    head = _LONG if element.VR in EXPLICIT_VR_LENGTH_32 else _SHORT
+    tag = element.tag
+    return head.pack(tag.group, tag.elem, element.VR.encode(), len(element.value)) + element.value
 
 
 def _mark(dataset: Dataset) -> Dataset:
-    character_set = dataset.get("SpecificCharacterSet")
-    dataset.set_original_encoding(
-        is_implicit_vr=False,
-        is_little_endian=True,
-        character_encoding=convert_encodings(character_set) if character_set else default_encoding,
-    )
+    character_set = dataset._character_set  # noqa: SLF001  # its own or, of an item, that of what it is in
+    dataset.set_original_encoding(is_implicit_vr=False, is_little_endian=True, character_encoding=character_set)
     return dataset

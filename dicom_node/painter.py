@@ -1,6 +1,6 @@
-"""The pictures of a report, drawn in a process of its own while SEG and SR are made: half of the work after a scan.
+"""The pictures of a report, made in a process of its own while SEG and SR are made: half of the work after a scan.
 
-Slices and pictures lie in memory that both share; what else is said goes over a socket. Where the painter is
+Slices and pixels lie in memory that both share; what else is said goes over a socket. Where the painter is
 lost, the worker draws. Where the worker ends, however it ends, so does the socket, and the painter with it.
 """
 
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import traceback
 from contextlib import suppress
+from io import BytesIO
 from itertools import islice
 from mmap import mmap
 from multiprocessing import Pipe
@@ -21,23 +22,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from pydicom import dcmread, dcmwrite
 from pydicom.config import disable_value_validation
 
 from dicom_node import capture, montage, sc
 from dicom_node.panel import Panel
-from dicom_node.sc import Picture
-from dicom_node.source import slice_key
 from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from pydicom.dataset import Dataset
+
     from dicom_node.capture import Shown
-    from dicom_node.codes import OwnCode
+    from dicom_node.uids import Issue
     from runtime.types import Report
 
     _Message = tuple[bytes, list[tuple[int, int]]]
-    Draw = Callable[[Sequence[str], Mapping[str, Shown], Report, Mapping[str, OwnCode]], Iterator[Picture]]
+    Draw = Callable[[Sequence[str], Mapping[str, Shown], Report, Issue], Iterator[Dataset]]
 
 PATIENCE_S = 30.0  # with it: a picture takes 20 ms, its start 1 s
 
@@ -48,22 +50,19 @@ class PainterLost(ScansideError):
     """The process that draws does not answer, or not what it was asked."""
 
 
-def draw(
-    keys: Sequence[str], shown: Mapping[str, Shown], report: Report, own: Mapping[str, OwnCode]
-) -> Iterator[Picture]:
-    """Pictures of a report, one after the other: the overview, then the key slices.
+def draw(keys: Sequence[str], shown: Mapping[str, Shown], report: Report, issue: Issue) -> Iterator[Dataset]:
+    """Pictures of a report as Secondary Captures, one after the other: the overview, then the key slices.
 
     Parameters
     ----------
     keys : of the whole series, in stack order
     shown : slices to picture, by key (see `dicom_node.montage.pictured`)
     report : what was found
-    own : codes of the configuration
+    issue : names the objects
 
     """
-    panel = Panel(report, own)
-    for kind in (montage, capture):
-        yield from kind.draw(keys, shown, panel)
+    panel = Panel(report, issue.codes)
+    return sc.build((picture for kind in (montage, capture) for picture in kind.draw(keys, shown, panel)), issue)
 
 
 class Painter:
@@ -73,40 +72,51 @@ class Painter:
         self._process: subprocess.Popen | None = None
         self._reports = 0
 
-    def draw(
-        self, keys: Sequence[str], shown: Mapping[str, Shown], report: Report, own: Mapping[str, OwnCode]
-    ) -> Iterator[Picture]:
-        """As `draw`, and with the same pictures; their pixels are there until the next report's are drawn."""
-        count = 0
+    def draw(self, keys: Sequence[str], shown: Mapping[str, Shown], report: Report, issue: Issue) -> Iterator[Dataset]:
+        """As `draw`, and with the same objects: they are being made from this call on."""
+        asked = keys, shown, report, issue
         try:
-            for picture in self._drawn(keys, shown, report, own):
-                count += 1
-                yield picture
+            self._ask(asked)
         except Exception as error:  # noqa: BLE001  # pictures are no reason to lose a report
-            reason = str(error) if isinstance(error, PainterLost) else type(error).__name__
-            log.warning("painter_lost", reason=reason)
-            self.close()
-            yield from islice(draw(keys, shown, report, own), count, None)
+            self._lose(error)
+            return draw(*asked)
+        return self._made(asked)
 
-    def _drawn(
-        self, keys: Sequence[str], shown: Mapping[str, Shown], report: Report, own: Mapping[str, OwnCode]
-    ) -> Iterator[Picture]:
+    def _ask(self, asked: tuple[Any, ...]) -> None:
         if self._process is None:
             self._start()
-        arrays = [array for one in shown.values() for array in (one.hu, one.labels)]
+        arrays = [array for one in asked[1].values() for array in (one.hu, one.labels)]
         self._make_room(sum(array.nbytes for array in arrays) + sc.A_REVISION * capture.PICTURE_B)
         self._reports += 1  # which tells what may still come of an earlier one
-        message, at = _put((keys, shown, report, dict(own)), self._memory, 0)
-        self._socket.send((self._reports, message, at))
+        self._socket.send((self._reports, *_put(asked, self._memory)))
+
+    def _made(self, asked: tuple[Any, ...]) -> Iterator[Dataset]:
+        count = 0
+        try:
+            for image in self._received():
+                count += 1
+                yield image
+        except Exception as error:  # noqa: BLE001  # as above
+            self._lose(error)
+            yield from islice(draw(*asked), count, None)
+
+    def _received(self) -> Iterator[Dataset]:
         while self._socket.poll(PATIENCE_S):
             number, message = self._socket.recv()
             if number != self._reports:
                 raise PainterLost(f"it has ended: {message}" if number is None else "it is at another report")
             if message is None:
                 return
-            pixels, keys_shown, role, description = _get(message, self._memory)
-            yield Picture(pixels, [shown[key].source for key in keys_shown], role, description)
+            encoded, begin, end = message
+            image = dcmread(BytesIO(encoded))
+            image.add_new("PixelData", "OB", self._memory[begin:end])
+            yield image
         raise PainterLost(f"it has said nothing for {PATIENCE_S:g} s")
+
+    def _lose(self, error: Exception) -> None:
+        reason = str(error) if isinstance(error, PainterLost) else type(error).__name__
+        log.warning("painter_lost", reason=reason)
+        self.close()
 
     def _start(self) -> None:
         self._socket, theirs = Pipe()
@@ -144,10 +154,10 @@ class Painter:
         os.close(self._shared)
 
 
-def _put(thing: object, memory: mmap, at: int) -> tuple[_Message, int]:
-    """Pickle something, with its arrays in shared memory; where there is room for the next."""
+def _put(thing: object, memory: mmap) -> tuple[_Message, int]:
+    """Pickle something, with its arrays in shared memory; where they end."""
     arrays: list[pickle.PickleBuffer] = []
-    rest, places = pickle.dumps(thing, protocol=5, buffer_callback=arrays.append), []
+    rest, places, at = pickle.dumps(thing, protocol=5, buffer_callback=arrays.append), [], 0
     for array in arrays:
         content = array.raw()
         memory[at : at + content.nbytes] = content
@@ -167,10 +177,12 @@ def _serve(socket: Connection, shared: int) -> None:
         number, message, at = socket.recv()
         if os.fstat(shared).st_size != len(memory):
             memory = mmap(shared, 0)
-        for picture in draw(*_get(message, memory)):
-            keys = [slice_key(source) for source in picture.shown]
-            told, at = _put((picture.pixels, keys, picture.role, picture.description), memory, at)
-            socket.send((number, told))
+        for image in draw(*_get(message, memory)):
+            pixels, encoded = image.pop("PixelData").value, BytesIO()
+            dcmwrite(encoded, image, enforce_file_format=True)
+            begin, at = at, at + len(pixels)
+            memory[begin:at] = pixels
+            socket.send((number, (encoded.getvalue(), begin, at)))
         socket.send((number, None))
 
 

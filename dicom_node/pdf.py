@@ -22,7 +22,8 @@ from reportlab.platypus import Image as Picture
 from reportlab.platypus import PageBreak, Paragraph, SimpleDocTemplate, Spacer, Table, TableStyle
 
 from dicom_node import capture, codes, panel, sr
-from dicom_node.source import frame_number, instances, reference
+from dicom_node.encoding import put, sequence
+from dicom_node.source import frame_number, instances, named
 from runtime.millilitres import said
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def build(sources: Sequence[Dataset], images: Sequence[Dataset], report: Report,
     document.VerificationFlag = "UNVERIFIED"
     document.DocumentTitle = f"{TITLE}. {WARNING}"
     document.ConceptNameCodeSequence = [CodedConcept.from_code(codes.MEASUREMENT_REPORT)]
-    document.SourceInstanceSequence = [reference(*frames) for frames in instances(sources).values()]
+    put(document, sequence("SourceInstanceSequence", (named(*frames) for frames in instances(sources).values())))
     document.MIMETypeOfEncapsulatedDocument = "application/pdf"
     page = render(images, [capture.named(_source(image, sources)) for image in images], report, issue)
     document.EncapsulatedDocumentLength = len(page)

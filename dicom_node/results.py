@@ -20,7 +20,7 @@ import structlog
 from pydicom import dcmwrite
 from pydicom.config import disable_value_validation
 
-from dicom_node import codes, notice, painter, sc, seg, source, sr
+from dicom_node import codes, notice, painter, seg, source, sr
 from dicom_node.capture import Shown
 from dicom_node.uids import Issue
 from runtime.errors import ScansideError
@@ -178,8 +178,8 @@ def make(
         raise ValueError(f"HU of slices that are not of this series: {unknown}")
     slices = zip(keys, legal, labels, strict=True)
     shown = {key: Shown(source, hu[key], of_slice) for key, source, of_slice in slices if key in hu}
-    pictures = draw(keys, shown, report, form.codes)
     own = {key: one.groups for key, one in zip(keys, sources, strict=True) if isinstance(one, source.Own)}
+    pictures = draw(keys, shown, report, issue)
     with closing(_made(legal, labels, report, issue, form, predecessor, pictures, own)) as made:
         while True:
             with _quoting_nobody():  # and not while whoever gets one is at it
@@ -197,19 +197,17 @@ def _made(
     issue: Issue,
     form: Form,
     predecessor: Dataset | None,
-    pictures: Iterator[sc.Picture],
+    pictures: Iterator[Dataset],
     own: Mapping[str, Sequence[RawDataElement]],
 ) -> Iterator[tuple[str, Dataset]]:
-    with ThreadPoolExecutor(1, "pictures") as thread:
-        drawn = [thread.submit(next, pictures, None) for _ in range(sc.A_REVISION + 1)]  # the last one is None
-        segmentation = seg.build(legal, labels, report, issue, form.segmentation, own)
-        if segmentation is not None:
-            yield "seg", segmentation
-        yield "sr", sr.build(legal, segmentation, report, issue, predecessor)
-        images = []
-        for image in sc.build(iter(lambda: drawn.pop(0).result(), None), issue):
-            images.append(image)
-            yield f"sc-{len(images)}", image
+    segmentation = seg.build(legal, labels, report, issue, form.segmentation, own)
+    if segmentation is not None:
+        yield "seg", segmentation
+    yield "sr", sr.build(legal, segmentation, report, issue, predecessor)
+    images = []
+    for image in pictures:
+        images.append(image)
+        yield f"sc-{len(images)}", image
     if form.pdf:
         yield "pdf", _print(legal, images, report, issue)
 

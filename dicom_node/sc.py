@@ -12,7 +12,8 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pydicom.valuerep import DA, TM
 
 from dicom_node import codes
-from dicom_node.source import directions, instances, reference
+from dicom_node.encoding import encoded, put, sequence
+from dicom_node.source import directions, instances, named
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -78,7 +79,7 @@ def _first(picture: Picture, issue: Issue, number: int) -> SCImage:
     image.DerivationDescription = picture.description
     started = issue.started.astimezone()  # highdicom has its own clock
     image.DateOfSecondaryCapture, image.TimeOfSecondaryCapture = DA(started.date()), TM(started.time())
-    image.SourceImageSequence = _sources(picture)
+    _name_sources(image, picture)
     return image
 
 
@@ -94,14 +95,13 @@ def _another(first: Dataset, picture: Picture, issue: Issue, number: int) -> Dat
     image.add_new("InstanceNumber", "IS", number)
     image.add_new("PatientOrientation", "CS", directions(picture.shown[0]))
     image.add_new("DerivationDescription", "ST", picture.description)
-    image.add_new("SourceImageSequence", "SQ", _sources(picture))
+    _name_sources(image, picture)
     image.add_new("PixelData", "OB", picture.pixels.tobytes())
     return image
 
 
-def _sources(picture: Picture) -> list[Dataset]:
+def _name_sources(image: Dataset, picture: Picture) -> None:
     """References to the images that a picture shows, each with its purpose."""
-    references = [reference(*sources) for sources in instances(picture.shown).values()]
-    for item in references:
-        item.PurposeOfReferenceCodeSequence = [CodedConcept.from_code(codes.SOURCE_IMAGE)]
-    return references
+    purpose = encoded("PurposeOfReferenceCodeSequence", CodedConcept.from_code(codes.SOURCE_IMAGE))
+    items = ([*named(*sources), purpose] for sources in instances(picture.shown).values())
+    put(image, sequence("SourceImageSequence", items))

@@ -28,8 +28,8 @@ from pydicom.uid import CTImageStorage
 from pydicom.valuerep import DSfloat, format_number_as_ds
 
 from dicom_node import codes
-from dicom_node.encoding import encoded, item_of, settle
-from dicom_node.source import instances, plane, reference, slice_key
+from dicom_node.encoding import encoded, numbers, put, sequence, settle, text
+from dicom_node.source import instances, named, plane, slice_key
 from dicom_node.uids import MANUFACTURER, long_string
 
 if TYPE_CHECKING:
@@ -92,7 +92,6 @@ def build(
     for index in segmentation.DimensionIndexSequence:
         index.DimensionOrganizationUID = dimensions
     groups = [[*(own.get(key) or own_groups(source))] for key, source in zip(shown, slices, strict=True)]
-    _name_sources(segmentation, reversed(slices))
     _share_planes(segmentation, slices, _even_step_mm(sources), groups)
     places = dict(zip(shown, range(1, len(shown) + 1), strict=True))
     frames: list[tuple[int | None, int]] = [
@@ -108,6 +107,7 @@ def build(
         frames = [(None, place) for place in places.values()]
         pixels = b"".join(_segments(maps, report))
     _fill(segmentation, frames, groups, pixels)
+    _name_sources(segmentation, reversed(slices))
     return segmentation
 
 
@@ -163,11 +163,9 @@ def own_groups(source: Dataset) -> list[RawDataElement]:
 
     """
     purpose, derived = _codes_of_derivation()
-    image = reference(source)
-    image.SpatialLocationsPreserved = "YES"
-    image[purpose.tag] = purpose
+    image = [*named(source), text("SpatialLocationsPreserved", "YES"), purpose]
     return [
-        encoded("DerivationImageSequence", item_of(encoded("SourceImageSequence", image), derived)),
+        sequence("DerivationImageSequence", [[sequence("SourceImageSequence", [image]), derived]]),
         encoded("PlanePositionSequence", _copy(source, "ImagePositionPatient")),
     ]
 
@@ -181,11 +179,10 @@ def _codes_of_derivation() -> tuple[RawDataElement, RawDataElement]:
 
 
 def _name_sources(segmentation: Segmentation, slices: Iterable[Dataset]) -> None:
-    references = [reference(*sources) for sources in instances(slices).values()]
-    segmentation.SourceImageSequence = references
-    segmentation.ReferencedSeriesSequence[0].ReferencedInstanceSequence = [
-        _copy(item, "ReferencedSOPClassUID", "ReferencedSOPInstanceUID") for item in references
-    ]
+    images = instances(slices).values()
+    put(segmentation, sequence("SourceImageSequence", (named(*sources) for sources in images)))
+    whole = (named(*sources, frames=False) for sources in images)
+    put(segmentation.ReferencedSeriesSequence[0], sequence("ReferencedInstanceSequence", whole))
 
 
 def _share_planes(
@@ -269,16 +266,16 @@ def _fill(
 
     """
     shared = segmentation.SharedFunctionalGroupsSequence[0]
+    is_shared = "SegmentIdentificationSequence" in shared  # where all are of one segment
     items = []
     for number, place in frames:
-        content, segment = Dataset(), Dataset()
-        content.DimensionIndexValues = place if number is None else [number, place]
-        elements = [encoded("FrameContentSequence", content), *groups[place - 1]]
-        if number is not None and "SegmentIdentificationSequence" not in shared:  # where it is: all are of one segment
-            segment.ReferencedSegmentNumber = number
-            elements.append(encoded("SegmentIdentificationSequence", segment))
-        items.append(item_of(*elements))
+        index = (place,) if number is None else (number, place)
+        elements = [sequence("FrameContentSequence", [[numbers("DimensionIndexValues", *index)]]), *groups[place - 1]]
+        if number is not None and not is_shared:
+            identified = numbers("ReferencedSegmentNumber", number)
+            elements.append(sequence("SegmentIdentificationSequence", [[identified]]))
+        items.append(elements)
     segmentation.NumberOfFrames = len(frames)
     segmentation.add_new("PixelData", "OB", pixels)
     settle(segmentation)
-    segmentation.PerFrameFunctionalGroupsSequence = items
+    put(segmentation, sequence("PerFrameFunctionalGroupsSequence", items))

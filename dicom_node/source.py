@@ -21,6 +21,7 @@ from pydicom.multival import MultiValue
 from pydicom.uid import UID
 from pydicom.valuerep import DA, TM, DSfloat, format_number_as_ds
 
+from dicom_node.encoding import text
 from dicom_node.gate import MULTI_FRAME
 from dicom_node.uids import derive
 from runtime.geometry import stack
@@ -290,15 +291,17 @@ def instances(sources: Iterable[Dataset]) -> dict[str, list[Dataset]]:
     return found
 
 
-def reference(*sources: Dataset) -> Dataset:
-    """Reference to an image, and of a multi-frame one to these of its frames (PS3.3 table 10-3)."""
-    item = Dataset()
-    item.ReferencedSOPClassUID = sources[0].SOPClassUID
-    item.ReferencedSOPInstanceUID = sources[0].SOPInstanceUID
+def named(*sources: Dataset, frames: bool = True) -> list[RawDataElement]:
+    """Elements of a reference to an image, and of a multi-frame one to these of its `frames` (PS3.3 table 10-3)."""
+    first = sources[0]
+    elements = [
+        text("ReferencedSOPClassUID", first.SOPClassUID),
+        text("ReferencedSOPInstanceUID", first.SOPInstanceUID),
+    ]
     numbers = [frame_number(source) for source in sources]
-    if None not in numbers:
-        item.ReferencedFrameNumber = numbers
-    return item
+    if frames and None not in numbers:
+        elements.append(text("ReferencedFrameNumber", *map(str, numbers)))
+    return elements
 
 
 def common(source: Dataset) -> tuple[Dataset, Repairs]:

@@ -46,7 +46,8 @@ from highdicom.sr.value_types import ContentSequence
 from pydicom.uid import SegmentationStorage
 
 from dicom_node import capture, codes
-from dicom_node.source import frame_number, instances, slice_key
+from dicom_node.encoding import put, sequence, settle
+from dicom_node.source import frame_number, instances, named, slice_key
 from dicom_node.uids import MANUFACTURER
 from runtime import ich_score
 from runtime.millilitres import said
@@ -95,7 +96,7 @@ def build(
     items = [*root.ContentSequence, _qualitative_evaluations(report, issue)]
     root.ContentSequence = items[:1]  # highdicom copies what it gets and looks through it twice: half of its time
     document = Comprehensive3DSR(
-        evidence=[*sources, *([segmentation] if segmentation else [])],
+        evidence=[sources[0], *([segmentation] if segmentation else [])],
         content=root,
         is_complete=True,
         is_final=not report.provisional,
@@ -109,7 +110,17 @@ def build(
         **issue.attributes("SR", "sr", number=issue.revision),
     )
     document.ContentSequence = items
+    settle(document)
+    _name_evidence(document, sources)
     return document
+
+
+def _name_evidence(document: Dataset, sources: Sequence[Dataset]) -> None:
+    """Have all of the series for evidence; highdicom, which gets one, takes 15 ms for 320."""
+    (study,) = document.CurrentRequestedProcedureEvidenceSequence
+    (series,) = (one for one in study.ReferencedSeriesSequence if one.SeriesInstanceUID == sources[0].SeriesInstanceUID)
+    images = instances(sources).values()
+    put(series, sequence("ReferencedSOPSequence", (named(*of_image, frames=False) for of_image in images)))
 
 
 def _observer(issue: Issue) -> ObserverContext:

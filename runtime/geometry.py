@@ -180,10 +180,12 @@ def _gaps(keys: list[str], position: NDArray[np.float64], nominal: NDArray[np.fl
         return ()
     step = np.diff(position)
     even = np.isclose(nominal[:-1], nominal[1:])
+    alike = {thickness: step[even & np.isclose(nominal[:-1], thickness)] for thickness in np.unique(nominal)}
+    median = {thickness: float(np.median(steps)) for thickness, steps in alike.items() if len(steps) > 1}
     found = []
     for i, wide in enumerate(step):
-        alike = step[even & np.isclose(nominal[:-1], nominal[i])]
-        usual = float(np.median(alike)) if even[i] and len(alike) > 1 else (nominal[i] + nominal[i + 1]) / 2
+        explained = (nominal[i] + nominal[i + 1]) / 2
+        usual = median.get(nominal[i], explained) if even[i] else explained
         if wide > GAP_FACTOR * usual:
             found.append(Gap(keys[i], keys[i + 1], float(wide), max(1, round(wide / usual) - 1)))
     return tuple(found)

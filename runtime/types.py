@@ -7,6 +7,7 @@ Axes: index order is slice, row, column. Positions and directions are in the pat
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,12 +44,19 @@ class Plane:
     @property
     def normal_lps(self) -> NDArray[np.float64]:
         """Unit normal of the plane, ``(3,)``: row x column."""
-        normal = np.cross(self.row_lps, self.column_lps)
-        return normal / np.linalg.norm(normal)
+        return _normal(self.row_lps, self.column_lps)
 
     @property
     def pixel_area_mm2(self) -> float:
         return self.spacing_mm[0] * self.spacing_mm[1]
+
+
+@lru_cache  # the slices of a series have the same
+def _normal(row: Vector, column: Vector) -> NDArray[np.float64]:
+    normal = np.cross(row, column)
+    normal /= np.linalg.norm(normal)
+    normal.flags.writeable = False
+    return normal
 
 
 @dataclass(frozen=True, slots=True)

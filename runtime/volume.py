@@ -42,6 +42,7 @@ def measure(stack: SliceStack, slices: Mapping[str, SliceLabels], classes: Seque
     """
     ordered = [slices[key] for key in stack.keys]
     voxels = np.stack([one.voxels for one in ordered])  # (N, C)
+    evidence = np.stack([one.evidence for one in ordered])
     total_ml = volumes_ml(stack, voxels)
     shown = [c for c in range(1, len(classes)) if total_ml[c] > 0]
     if not shown:
@@ -61,8 +62,8 @@ def measure(stack: SliceStack, slices: Mapping[str, SliceLabels], classes: Seque
             components=len(sizes_ml[c]),
             largest_ml=sizes_ml[c][largest[c]],
             abc2_ml=_abc2_ml(parts, largest[c], voxels[some, c] > 0, spacing_mm, stack.thickness_mm[some]),
-            probability=float(max(one.evidence[c] for one in ordered if one.voxels[c])),
-            keys=tuple(key for key, one in zip(stack.keys, ordered, strict=True) if one.voxels[c]),
+            probability=float(evidence[voxels[:, c] > 0, c].max()),
+            keys=tuple(stack.keys[place] for place in np.flatnonzero(voxels[:, c])),
             key_slice=stack.keys[int(np.argmax(voxels[:, c] * stack.voxel_ml))],
         )
         for c in shown
@@ -72,13 +73,10 @@ def measure(stack: SliceStack, slices: Mapping[str, SliceLabels], classes: Seque
 
 def _around_blood(slices: Sequence[SliceLabels], bleeding: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """The labels of slices, ``(n, h, w)``, cut to where there is blood on any: a whole head is much to look through."""
-    first = slices[0].labels
-    rows, columns = np.zeros(first.shape[0], bool), np.zeros(first.shape[1], bool)
+    blood = np.zeros_like(slices[0].labels)
     for index in np.flatnonzero(bleeding):
-        blood = slices[index].labels > 0
-        rows |= blood.any(axis=1)
-        columns |= blood.any(axis=0)
-    (top, bottom), (left, right) = (np.flatnonzero(shown)[[0, -1]] for shown in (rows, columns))
+        np.maximum(blood, slices[index].labels, out=blood)
+    (top, bottom), (left, right) = (np.flatnonzero(blood.any(axis))[[0, -1]] for axis in (1, 0))
     return np.stack([one.labels[top : bottom + 1, left : right + 1] for one in slices])
 
 

@@ -9,15 +9,18 @@ import sys
 import time
 from contextlib import closing
 from dataclasses import replace
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from pydicom import dcmwrite
 from structlog.testing import capture_logs
 
-from dicom_node import montage, painter, results, sc
+from dicom_node import montage, painter, results
 from dicom_node.painter import Painter
+from dicom_node.uids import Issue
 from tests.dicom_node import ct
 
 if TYPE_CHECKING:
@@ -41,8 +44,18 @@ def made(name: str, draw: painter.Draw, **changed: object) -> Iterator[tuple[str
     return results.make(case.sources, case.labels, hu, case.report, **about, draw=draw)
 
 
-def pictures(draw: painter.Draw, name: str = "six findings") -> list[Dataset]:
-    return [*results.ResultSet.of(made(name, draw)).sc]
+def pictures(draw: painter.Draw, name: str = "six findings") -> list[bytes]:
+    return [written(image) for image in results.ResultSet.of(made(name, draw)).sc]
+
+
+def written(image: Dataset) -> bytes:
+    file = BytesIO()
+    dcmwrite(file, image, enforce_file_format=True)
+    return file.getvalue()
+
+
+def issue(case: ct.Case) -> Issue:
+    return Issue.of(case.sources[0], case.report.model, revision=1, started=ct.STARTED, content="")
 
 
 def is_alive(pid: int) -> bool:
@@ -83,16 +96,16 @@ def test_what_it_had_drawn_when_it_was_lost_is_not_drawn_twice(
     process: Painter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = pictures(process.draw)
-    got = Painter._drawn
+    got = Painter._received
 
-    def dying(self: Painter, *asked: object) -> Iterator[sc.Picture]:
-        yield from islice(got(self, *asked), 2)
+    def dying(self: Painter) -> Iterator[Dataset]:
+        yield from islice(got(self), 2)
         os.kill(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._socket.recv()
         raise AssertionError
 
-    monkeypatch.setattr(Painter, "_drawn", dying)
+    monkeypatch.setattr(Painter, "_received", dying)
     with capture_logs() as logs:
         assert pictures(process.draw) == expected
     assert len(lost(logs)) == 1
@@ -133,7 +146,7 @@ def test_what_is_left_in_the_socket_is_not_taken_for_the_next_reports(process: P
     pictures(process.draw)
     process._reports += 1
     case = CASES["six findings"]
-    asked = painter._put((case.keys, {}, case.report, {}), process._memory, 0)
+    asked = painter._put((case.keys, {}, case.report, issue(case)), process._memory)
     process._socket.send((process._reports, *asked))
     with capture_logs() as logs:
         assert pictures(process.draw, "one finding") == expected
@@ -144,7 +157,7 @@ def test_what_it_cannot_draw_is_told_by_its_place_and_comes_upon_the_worker(
     capfd: pytest.CaptureFixture, process: Painter
 ) -> None:
     with capture_logs() as logs, pytest.raises(AttributeError, match="findings"):
-        list(process.draw([], {}, "no report", {}))
+        list(process.draw([], {}, "no report", issue(CASES["six findings"])))
     (reason,) = lost(logs)
     assert reason.startswith("it has ended: AttributeError at panel.py:")
     assert capfd.readouterr().err == ""  # it might quote the patient

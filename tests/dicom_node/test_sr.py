@@ -8,7 +8,7 @@ import pytest
 from highdicom.sr.utils import find_content_items
 from pydicom.uid import CTImageStorage
 
-from dicom_node import codes, results
+from dicom_node import codes, results, sr
 from runtime.millilitres import said
 from runtime.types import OperatingPoint
 from tests.dicom_node import ct
@@ -32,6 +32,23 @@ def presence(group: hd.sr.MeasurementsAndQualitativeEvaluations) -> hd.sr.CodedC
 
 def texts(document: Dataset, name: object) -> list[str]:
     return [str(item.TextValue) for item in find_content_items(document, name=name, recursive=True)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_to_the_byte_what_highdicom_and_pydicom_make_of_all_slices(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = results.write(ct.built(name), tmp_path / "ours")["sr"].read_bytes()
+    make = sr.Comprehensive3DSR
+
+    def of_all(*, evidence: list[Dataset], **rest: object) -> Dataset:
+        return make(evidence=[*CASES[name].sources, *evidence[1:]], **rest)
+
+    monkeypatch.setattr(sr, "Comprehensive3DSR", of_all)
+    monkeypatch.setattr(sr, "settle", lambda _: None)
+    monkeypatch.setattr(sr, "_name_evidence", lambda *_: None)
+    theirs = results.write(ct.built(name), tmp_path / "theirs")["sr"].read_bytes()
+    assert ours == theirs
 
 
 @pytest.mark.parametrize("name", CASES)
