@@ -63,9 +63,8 @@ def measure(
     with measuring("end-to-end", **asked) as record, tempfile.TemporaryDirectory(dir=disk) as name:
         folder = Path(name).resolve()
         heads = {count: cases.head(count, folder / f"head-{count}") for count in slices}
-        one, session = floors.analyser(bundle, precision)
-        with _archive(folder / "archive", orthanc=orthanc) as archive:
-            record.about |= {"archive": archive.name, "engine": session.identity.backend, "model": _model(one)}
+        with _archive(folder / "archive", orthanc=orthanc) as archive, floors.analyser(bundle, precision) as one:
+            record.about |= {"archive": archive.name, "engine": one.session.identity.backend, "model": _model(one)}
             emergency = Emergency()
             with serving(folder, archive.port, _sections(bundle, precision, emergency.port)) as node:
                 record.add("node_start_s", [node.started_s])
@@ -76,14 +75,13 @@ def measure(
                             record, node, archive, emergency, head.write(folder / "scan", 1000 * count + number), rate
                         )
                         alone = head.write(folder / "scan", ALONE + 1000 * count + number)
-                        own = floors.closing(one, alone, folder / "alone")
+                        own = floors.close(one, alone, folder / "alone")
                         _floors(record, count, own, archive.port)
                         shutil.rmtree(folder / "alone")
                         time.sleep(SETTLING_S)
                 record.add("fdatasync_ms", sync_ms(folder, SYNCED_B))
                 record.add("idle_cpu_percent", _idle_percent(node))
             emergency.close()
-        session.close()
         for count in slices:
             record.floors[f"{count}_all_ms"] = f"{count}_floor_ms"
     return record

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,6 +21,9 @@ from benchmarks.running import RunError
 from benchmarks.timing import once_ms
 from dicom_node import analysis, dimse, results
 from dicom_node.analysis import Analyser, Series
+from dicom_node.painter import Painter
+from dicom_node.rehearsal import rehearse
+from dicom_node.results import USUAL
 from runtime.bundle import open_bundle
 from runtime.session import open_session
 from runtime.triage import Rule
@@ -28,8 +31,6 @@ from runtime.triage import Rule
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
-
-    from runtime.session import Session
 
 RULES = (Rule("critical", ("any",), 30.0), Rule("urgent", ("any",), 0.0))
 T = TypeVar("T")
@@ -44,15 +45,17 @@ class Parts:
     files: list[Path]
 
 
-def analyser(bundle: Path | None, precision: str = "auto") -> tuple[Analyser, Session]:
-    """As the worker has it."""
+@contextmanager
+def analyser(bundle: Path | None, precision: str = "auto") -> Iterator[Analyser]:
+    """As the worker has it, rehearsed."""
     opened = open_bundle(bundle)
-    session = open_session(opened, precision=precision)
     limits = {"min_slices": 5, "min_coverage_mm": 100.0}
-    return Analyser(opened, session, RULES, **limits, max_batch=session.max_batch), session
+    with closing(open_session(opened, precision=precision)) as session, closing(Painter()) as painter:
+        rehearse(opened, session, USUAL, painter.draw)
+        yield Analyser(opened, session, RULES, **limits, max_batch=session.max_batch, draw=painter.draw)
 
 
-def closing(one: Analyser, paths: Sequence[Path], folder: Path) -> Parts:
+def close(one: Analyser, paths: Sequence[Path], folder: Path) -> Parts:
     """Analyse a series in this process and time what is left when its last slice is there."""
     series = Series()
     for path in paths[:-1]:

@@ -52,19 +52,18 @@ def measure(
     with measuring("growth", **{name: list(each) for name, each in sizes.items()}) as record:
         with tempfile.TemporaryDirectory(dir=disk) as name:
             folder = Path(name).resolve()
-            one, session = floors.analyser(None)
-            record.about["engine"] = session.identity.backend
-            for count in slices:
-                _analysis(record, f"slices_{count}", one, cases.head(count, folder / "head"), folder)
-            for matrix in matrices:
-                head = cases.head(SLICES_EACH, folder / "head", matrix=matrix)
-                _analysis(record, f"matrix_{matrix}", one, head, folder)
             names = [name for name in CLASSES if name != "background"]
-            for count in range(1, len(names) + 1):
-                blood = [Lesion(each, 8) for each in names[:count]]
-                head = cases.head(cases.DRAWN, folder / "head", lesions=blood)
-                _analysis(record, f"lesions_{count}", one, head, folder)
-            session.close()
+            with floors.analyser(None) as one:
+                record.about["engine"] = one.session.identity.backend
+                for count in slices:
+                    _analysis(record, f"slices_{count}", one, cases.head(count, folder / "head"), folder)
+                for matrix in matrices:
+                    head = cases.head(SLICES_EACH, folder / "head", matrix=matrix)
+                    _analysis(record, f"matrix_{matrix}", one, head, folder)
+                for count in range(1, len(names) + 1):
+                    blood = [Lesion(each, 8) for each in names[:count]]
+                    head = cases.head(cases.DRAWN, folder / "head", lesions=blood)
+                    _analysis(record, f"lesions_{count}", one, head, folder)
             _series_at_once(record, series, folder)
             _associations(record, associations, folder)
         sizes["lesions"] = range(1, len(names) + 1)

@@ -64,7 +64,8 @@ def measure(architecture: str, *, grids: Sequence[int] = (128, 512), slices: int
             for _ in range(rounds):
                 for precision, session in sessions.items():
                     figure = f"grid_{grid}_{precision}"
-                    one = Analyser(bundle, session, floors.RULES, min_slices=5, min_coverage_mm=100.0, max_batch=1)
+                    limits = {"min_slices": 5, "min_coverage_mm": 100.0, "max_batch": session.max_batch}
+                    one = Analyser(bundle, session, floors.RULES, **limits)
                     took = once_ms(lambda one=one: one.feed(Series(), paths))
                     record.add(f"{figure}_series_ms", [took], floor=f"{figure}_engine_alone_ms")
                     alone = [once_ms(lambda s=session, view=view: s.infer(view)) for view in hu]

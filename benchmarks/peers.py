@@ -12,6 +12,7 @@ ONNX Runtime by hand, which is the fastest of those a script would use.
 from __future__ import annotations
 
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,15 +66,14 @@ def measure(*, slices: int = 40, rounds: int = 5, bundle: Path | None = None, co
     opened = open_bundle(bundle)
     ways = _ways(opened, compiled=compiled)
     asked = {"slices": slices, "rounds": rounds}
-    with measuring("peers", **asked) as record, tempfile.TemporaryDirectory() as name:
+    with measuring("peers", **asked) as record, tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         record.about |= {"model": f"{opened.name} {opened.version}", "quiet_s": QUIET_S, "pixels_that_differ": {}}
         paths = cases.head(slices, folder / "head").write(folder / "series", 1)
-        engines = {"scanside": floors.analyser(bundle)}
+        engines = {"scanside": stack.enter_context(floors.analyser(bundle))}
         if INT8 in opened.manifest.rulings and opened.manifest.rulings[INT8].passed:
-            engines["scanside_int8"] = floors.analyser(bundle, INT8)
-        own, _ = engines["scanside"]
-        reference = np.stack([one.labels for one in _labels(own, paths).values()])
+            engines["scanside_int8"] = stack.enter_context(floors.analyser(bundle, INT8))
+        reference = np.stack([one.labels for one in _labels(engines["scanside"], paths).values()])
         for way, answer in ways.items():  # this warms up, too
             differing = float((np.stack(_analysed(answer, paths)) != reference).mean())
             if differing > LARGEST_DIFFERENCE:
@@ -82,7 +82,7 @@ def measure(*, slices: int = 40, rounds: int = 5, bundle: Path | None = None, co
         for number in range(rounds):
             for way, answer in ways.items():
                 record.add(f"{way}_series_ms", [once_ms(lambda answer=answer: _analysed(answer, paths))])
-            for engine, (one, _) in engines.items():
+            for engine, one in engines.items():
                 record.add(f"{engine}_labels_ms", [once_ms(lambda one=one: _labels(one, paths))])
                 made = folder / f"{engine}-{number}"
                 record.add(f"{engine}_results_ms", [once_ms(lambda one=one, made=made: _whole(one, paths, made))])
@@ -90,8 +90,6 @@ def measure(*, slices: int = 40, rounds: int = 5, bundle: Path | None = None, co
             words = pipeline.replace(" ", "_").lower()
             processing = record.samples["onnxruntime_by_hand_series_ms"]
             record.add(f"{words}_last_slice_to_labels_ms", [1e3 * quiet_s + ms for ms in processing])
-        for _, session in engines.values():
-            session.close()
     return record
 
 

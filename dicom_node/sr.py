@@ -54,7 +54,7 @@ from runtime.millilitres import said
 from runtime.types import in_words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from highdicom.seg import Segmentation
     from pydicom.dataset import Dataset
@@ -86,7 +86,8 @@ def build(
     predecessor : the SR that this one replaces, named in PredecessorDocumentsSequence (PS3.3 C.17.2)
 
     """
-    groups = [_volumetric(number, finding, sources, issue) for number, finding in enumerate(report.findings, start=1)]
+    slices = {slice_key(source): source for source in sources}
+    groups = [_volumetric(number, finding, slices, issue) for number, finding in enumerate(report.findings, start=1)]
     content = MeasurementReport(
         observation_context=ObservationContext(observer_device_context=_observer(issue)),
         procedure_reported=codes.CT_PROCEDURE,
@@ -150,7 +151,7 @@ def _negative(report: Report, issue: Issue) -> MeasurementsAndQualitativeEvaluat
 
 
 def _volumetric(
-    number: int, finding: Finding, sources: Sequence[Dataset], issue: Issue
+    number: int, finding: Finding, slices: Mapping[str, Dataset], issue: Issue
 ) -> VolumetricROIMeasurementsAndQualitativeEvaluations:
     """TID 1411: one finding, the segment that shows it and its numbers."""
     code = issue.code(finding.name)
@@ -161,7 +162,7 @@ def _volumetric(
             sop_class_uid=SegmentationStorage,
             sop_instance_uid=issue.instance("seg"),
             segment_number=number,
-            **_segmented(finding, sources, issue),
+            **_segmented(finding, slices, issue),
         ),
         finding_category=codes.MORPHOLOGICALLY_ABNORMAL,
         finding_type=code.finding,
@@ -175,7 +176,7 @@ def _volumetric(
         ],
         qualitative_evaluations=[QualitativeEvaluation(codes.PRESENCE, codes.PRESENT)],
     )
-    group[0].ContentSequence.extend(_illustrations(finding, sources))
+    group[0].ContentSequence.extend(_illustrations(finding, slices))
     comment = (
         f"{code.title}: {said(finding.volume_ml)}, connected components: {finding.components}, the largest "
         f"{said(finding.largest_ml)}, by ABC/2 {said(finding.abc2_ml)}; slices that show it: {len(finding.keys)}. "
@@ -186,14 +187,14 @@ def _volumetric(
     return group
 
 
-def _segmented(finding: Finding, sources: Sequence[Dataset], issue: Issue) -> dict[str, Any]:
+def _segmented(finding: Finding, slices: Mapping[str, Dataset], issue: Issue) -> dict[str, Any]:
     """What a finding was segmented on: frames of multi-frame images, which are few, by number; else the series.
 
     A reference to the series instead of every slice is a fifth of the time and size.
     """
-    if any(frame_number(source) is None for source in sources):
+    if any(frame_number(source) is None for source in slices.values()):
         return {"source_series": SourceSeriesForSegmentation(issue.series_uid)}
-    shown = instances(source for source in sources if slice_key(source) in finding.keys)
+    shown = instances(source for key, source in slices.items() if key in finding.keys)
     return {
         "source_images": [
             SourceImageForSegmentation(str(frames[0].SOPClassUID), uid, list(map(frame_number, frames)))
@@ -206,9 +207,8 @@ def _track(name: str, issue: Issue) -> TrackingIdentifier:
     return TrackingIdentifier(uid=issue.tracking(name), identifier=name)
 
 
-def _illustrations(finding: Finding, sources: Sequence[Dataset]) -> Iterator[ImageContentItem]:
+def _illustrations(finding: Finding, slices: Mapping[str, Dataset]) -> Iterator[ImageContentItem]:
     """The slice that shows most of a finding, then those a quarter and three quarters through it."""
-    slices = {slice_key(source): source for source in sources}
     for key in capture.telling(finding):
         source = slices[key]
         yield ImageContentItem(

@@ -117,16 +117,15 @@ def test_a_head_can_be_written_as_another_study_and_in_thinner_slices(tmp_path: 
 
 
 def test_the_floor_of_a_close_has_all_its_parts(tmp_path: Path):
-    one, session = floors.analyser(None)
     head = cases.head(12, tmp_path / "head", matrix=128)
-    own = floors.closing(one, head.write(tmp_path / "scan", 1), tmp_path / "results")
+    with floors.analyser(None) as one:
+        own = floors.close(one, head.write(tmp_path / "scan", 1), tmp_path / "results")
     archive = running.Ours(tmp_path / "archive")
     try:
         own.ms["round_trip"] = floors.round_trip_ms(own.files, archive.port)
         roles = [arrival.role for arrival in archive.arrivals(tmp_path)]
     finally:
         archive.close()
-        session.close()
     assert set(floors.REMAINING) <= own.ms.keys()
     assert own.ms["close"] >= own.ms["compose"] + own.ms["build"] + own.ms["write"]
     assert len(roles) == len(own.files)
