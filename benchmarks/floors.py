@@ -1,4 +1,4 @@
-"""What the end of a series can't be faster than: each part of the remaining work alone, in this process.
+"""What the end of a series can't be faster than: each part of the remaining work alone, as a worker does it.
 
 Inference of the last slice; measuring; building the results and writing them, synced; a file as large as a slice
 synced; and the same results over loopback into the same archive, encoded before, from a sender that does nothing else.

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from runtime.bundle import Bundle
     from runtime.session import Session
 
-OUTPUTS = ["labels", "voxels", "evidence"]
-
 
 def measure(
     bundle: Path | None,
@@ -124,8 +122,8 @@ def engine_alone(session: Session, hu: NDArray[np.int16]) -> Callable[[], object
     """Of ONNX Runtime, the run without anything around it."""
     if not isinstance(session, OrtSession):
         return None
-    feed = {"hu": np.ascontiguousarray(hu, dtype=np.int32)}
-    return lambda: session._session.run(OUTPUTS, feed)  # noqa: SLF001  # what it does beside this is what is asked
+    hu = np.ascontiguousarray(hu, dtype=np.int32)
+    return lambda: session.run(hu)
 
 
 def _on_gpu(record: Record, session: Session, hu: NDArray[np.int16], seconds: float) -> None:

@@ -28,8 +28,8 @@ SECTIONS = {
             "A scanner pushes phantom heads with two bleeds through `scanside serve` into an archive. Times count "
             "from the answer on the last slice; `alert` from the answer on the slice that decides to the HL7 "
             "listener; `response`, `analysis`, `closing`, `results` and `delivery` are the node's own metrics "
-            "(docs/operations.md). The floor is the remaining work part by part, each alone in one process in the "
-            "same run: inference of the last slice, measuring, building the results, writing them synced, and the "
+            "(docs/operations.md). The floor is the remaining work part by part, each alone, as a worker does it, in "
+            "the same run: inference of the last slice, measuring, building the results, writing them synced, and the "
             "same objects over loopback into the same archive from a sender that has them encoded."
         ),
     ),

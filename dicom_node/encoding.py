@@ -23,8 +23,10 @@ from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from pydicom.multival import MultiValue
     from pydicom.tag import BaseTag
 
+LONGEST_SHORT = 0xFFFF
 _SHORT, _LONG, _ITEM = struct.Struct("<HH2sH"), struct.Struct("<HH2sxxL"), struct.Struct("<HHL")
 
 
@@ -44,7 +46,7 @@ def _settle(dataset: Dataset) -> None:
         if element.keyword.endswith("CodeSequence") and len(element.value) == 1:
             said = tuple((each.tag, each.VR, each.value) for each in element.value[0])
             if all(isinstance(value, str) and value.isascii() for *_, value in said):
-                dataset[element.tag] = _code(element.tag, said)
+                put(dataset, _code(element.tag, said))
                 continue
         for item in element.value:
             _settle(item)
@@ -86,10 +88,11 @@ def numbers(keyword: str, *values: int) -> RawDataElement:
     return _element(keyword, vr, struct.pack(f"<{len(values)}{'H' if vr == 'US' else 'L'}", *values))
 
 
-def text(keyword: str, *values: str) -> RawDataElement:
+def text(keyword: str, *values: str | MultiValue) -> RawDataElement:
     """Text of an even length (PS3.5 section 6.2)."""
     vr = dictionary_VR(keyword)
-    value = "\\".join(values).encode(default_encoding)
+    each = (value if isinstance(value, str) else "\\".join(value) for value in values)
+    value = "\\".join(each).encode(default_encoding)
     return _element(keyword, vr, value + (b"\0" if vr == "UI" else b" ") * (len(value) % 2))
 
 
@@ -98,9 +101,11 @@ def _element(keyword: str | BaseTag, vr: str, value: bytes) -> RawDataElement:
 
 
 def _written(element: RawDataElement) -> bytes:
-    head = _LONG if element.VR in EXPLICIT_VR_LENGTH_32 else _SHORT
-    tag = element.tag
-    return head.pack(tag.group, tag.elem, element.VR.encode(), len(element.value)) + element.value
+    tag, vr, length = element.tag, element.VR, len(element.value)
+    if length > LONGEST_SHORT and vr not in EXPLICIT_VR_LENGTH_32:
+        vr = "UN"  # PS3.5 section 6.2.2
+    head = _LONG if vr in EXPLICIT_VR_LENGTH_32 else _SHORT
+    return head.pack(tag.group, tag.elem, vr.encode(), length) + element.value
 
 
 def _mark(dataset: Dataset) -> Dataset:

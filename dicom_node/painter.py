@@ -32,6 +32,7 @@ from runtime.errors import ScansideError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
     from dicom_node.capture import Shown
@@ -71,24 +72,27 @@ class Painter:
     def __init__(self) -> None:
         self._process: subprocess.Popen | None = None
         self._reports = 0
+        self._is_owing = False  # pictures that were asked for and have not all come
 
     def draw(self, keys: Sequence[str], shown: Mapping[str, Shown], report: Report, issue: Issue) -> Iterator[Dataset]:
         """As `draw`, and with the same objects: they are being made from this call on."""
         asked = keys, shown, report, issue
         try:
-            self._ask(asked)
+            self._ask(asked, [array for one in shown.values() for array in (one.hu, one.labels)])
         except Exception as error:  # noqa: BLE001  # pictures are no reason to lose a report
             self._lose(error)
             return draw(*asked)
         return self._made(asked)
 
-    def _ask(self, asked: tuple[Any, ...]) -> None:
+    def _ask(self, asked: tuple[Any, ...], arrays: list[NDArray[Any]]) -> None:
         if self._process is None:
             self._start()
-        arrays = [array for one in asked[1].values() for array in (one.hu, one.labels)]
+        while self._is_owing:  # of a report that nobody wanted to its end, as on a full disk
+            self._hear()
         self._make_room(sum(array.nbytes for array in arrays) + sc.A_REVISION * capture.PICTURE_B)
-        self._reports += 1  # which tells what may still come of an earlier one
+        self._reports += 1
         self._socket.send((self._reports, *_put(asked, self._memory)))
+        self._is_owing = True
 
     def _made(self, asked: tuple[Any, ...]) -> Iterator[Dataset]:
         count = 0
@@ -101,17 +105,21 @@ class Painter:
             yield from islice(draw(*asked), count, None)
 
     def _received(self) -> Iterator[Dataset]:
-        while self._socket.poll(PATIENCE_S):
-            number, message = self._socket.recv()
-            if number != self._reports:
-                raise PainterLost(f"it has ended: {message}" if number is None else "it is at another report")
-            if message is None:
-                return
+        while (message := self._hear()) is not None:
             encoded, begin, end = message
             image = dcmread(BytesIO(encoded))
             image.add_new("PixelData", "OB", self._memory[begin:end])
             yield image
-        raise PainterLost(f"it has said nothing for {PATIENCE_S:g} s")
+
+    def _hear(self) -> tuple[bytes, int, int] | None:
+        """The next picture of the report, encoded without pixels, and where these lie; None after the last."""
+        if not self._socket.poll(PATIENCE_S):
+            raise PainterLost(f"it has said nothing for {PATIENCE_S:g} s")
+        number, message = self._socket.recv()
+        if number != self._reports:
+            raise PainterLost(f"it has ended: {message}" if number is None else "it is at another report")
+        self._is_owing = message is not None
+        return message
 
     def _lose(self, error: Exception) -> None:
         reason = str(error) if isinstance(error, PainterLost) else type(error).__name__
@@ -149,7 +157,7 @@ class Painter:
             return
         self._process.kill()
         self._process.wait()
-        self._process = None
+        self._process, self._is_owing = None, False
         self._socket.close()
         os.close(self._shared)
 

@@ -13,6 +13,7 @@ from xml.sax.saxutils import escape
 from highdicom.base import SOPClass
 from highdicom.sr import CodedConcept
 from PIL import Image
+from pydicom.multival import MultiValue
 from pydicom.uid import EncapsulatedPDFStorage, ExplicitVRLittleEndian
 from reportlab.lib.colors import Color, HexColor, white
 from reportlab.lib.pagesizes import A4
@@ -92,7 +93,8 @@ def build(sources: Sequence[Dataset], images: Sequence[Dataset], report: Report,
 def _source(image: Dataset, sources: Sequence[Dataset]) -> Dataset:
     """Header of the slice, or of the first, that a Secondary Capture was made of."""
     shown = image.SourceImageSequence[0]
-    number = shown.get("ReferencedFrameNumber")
+    numbers = shown.get("ReferencedFrameNumber")
+    number = numbers[0] if isinstance(numbers, MultiValue) else numbers
     same = (one for one in sources if one.SOPInstanceUID == shown.ReferencedSOPInstanceUID)
     return next(one for one in same if number is None or frame_number(one) == number)
 

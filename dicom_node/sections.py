@@ -203,7 +203,11 @@ class Model(Section):
     )
     threads: int = Field(0, ge=0, description="CPU threads for inference; 0: all cores.")
     max_batch: int | None = Field(
-        None, ge=1, description="Most slices in one inference; default: 4 on a processor.", examples=[4]
+        None,
+        ge=1,
+        description="Most slices in one inference; default: what the engine makes good use of, on a processor one for "
+        "each thread, up to 4.",
+        examples=[4],
     )
 
 

@@ -53,8 +53,8 @@ class Plane:
 
 @lru_cache  # the slices of a series have the same
 def _normal(row: Vector, column: Vector) -> NDArray[np.float64]:
-    normal = np.cross(row, column)
-    normal /= np.linalg.norm(normal)
+    cross = np.cross(row, column)
+    normal = cross / np.linalg.norm(cross)
     normal.flags.writeable = False
     return normal
 

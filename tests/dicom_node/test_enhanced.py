@@ -26,6 +26,7 @@ from dicom_node.dispatch import Dispatch
 from dicom_node.gate import Reason
 from dicom_node.journal import SeriesState
 from dicom_node.metrics import Metrics
+from dicom_node.results import USUAL, Form
 from dicom_node.series import Series
 from dicom_node.spool import Instance
 from runtime.bundle import open_bundle
@@ -59,15 +60,15 @@ class Threshold:
         ]
 
 
-def analyser(view: View = View(), max_batch: int = 4) -> Analyser:  # noqa: B008  # frozen
+def analyser(view: View = View(), max_batch: int = 4, form: Form = USUAL) -> Analyser:  # noqa: B008  # frozen
     points = dict.fromkeys(open_bundle().classes[1:], OperatingPoint(0.01))
     bundle = dataclasses.replace(open_bundle(), view=view, operating_point=points)
     rules = (Rule("critical", ("intracerebral",), 1.0),)
-    return Analyser(bundle, Threshold(view), rules, min_slices=5, min_coverage_mm=0, max_batch=max_batch)
+    return Analyser(bundle, Threshold(view), rules, min_slices=5, min_coverage_mm=0, max_batch=max_batch, form=form)
 
 
-def analyse(paths: list[Path], folder: Path, *how: View | int) -> Outcome:
-    one, series = analyser(*how), Series()
+def analyse(paths: list[Path], folder: Path, *how: View | int, form: Form = USUAL) -> Outcome:
+    one, series = analyser(*how, form=form), Series()
     for path in paths:
         one.feed(series, [path])
     return one.close(series, folder, revision=1, missing=())
@@ -237,7 +238,7 @@ def test_sr_and_pictures_name_the_frames(slices: list[Slice], tmp_path: Path, mo
     monkeypatch.setattr(capture, "MAX_IMAGES", 3)
     monkeypatch.setattr(montage, "MAX_TILES", 9)
     paths = files(slices, tmp_path / "ct", 2)
-    analyse(paths, tmp_path)
+    assert "pdf" in {file.role for file in analyse(paths, tmp_path, form=Form(pdf=True)).files}
     report = json.loads((tmp_path / "report.json").read_text())
     document = hd.sr.srread(tmp_path / "sr.dcm")
     for group, finding in zip(

@@ -45,6 +45,13 @@ def test_it_is_legal_and_of_the_study(header, tmp_path):
     assert back.pixel_array.shape == (notice.HEIGHT, notice.WIDTH, 3)
 
 
+def test_a_uid_of_two_values_costs_no_notice():
+    header = bare()
+    header.add_new("SOPInstanceUID", "UI", "1.2.3.4.5.6\\7")
+    image, _ = notice.build(header, "slices that make no stack", MODEL, revision=1, started=STARTED)
+    assert image.SourceImageSequence[0].ReferencedSOPInstanceUID == ["1.2.3.4.5.6", "7"]
+
+
 def test_the_same_notice_is_the_same_object_and_another_revision_another():
     first, again, next_ = (
         notice.build(bare(), "too few slices", MODEL, revision=revision, started=STARTED)[0] for revision in (1, 1, 2)

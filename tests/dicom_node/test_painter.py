@@ -18,8 +18,9 @@ import pytest
 from pydicom import dcmwrite
 from structlog.testing import capture_logs
 
-from dicom_node import montage, painter, results
+from dicom_node import capture, montage, painter, results
 from dicom_node.painter import Painter
+from dicom_node.source import normalise
 from dicom_node.uids import Issue
 from tests.dicom_node import ct
 
@@ -136,9 +137,24 @@ def test_one_that_says_nothing_is_not_waited_for(process: Painter, monkeypatch: 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_what_is_left_of_one_report_is_not_taken_for_the_next_ones(process: Painter, count: int) -> None:
-    with closing(made("six findings", process.draw)) as one:  # SEG, SR, then pictures: as on a full disk
-        list(islice(one, count))
-    assert pictures(process.draw, "one finding") == pictures(painter.draw, "one finding")
+    expected = pictures(painter.draw, "one finding")
+    with capture_logs() as logs:
+        with closing(made("six findings", process.draw)) as one:  # SEG, SR, then pictures: as on a full disk
+            list(islice(one, count))
+        assert pictures(process.draw, "one finding") == expected
+    assert lost(logs) == []
+
+
+def test_reports_that_nobody_wants_to_their_end_fill_no_socket(process: Painter) -> None:
+    """As on a disk that stays full: both ends would wait for each other at the 19th."""
+    keys, case = CASES["one finding"].keys, CASES["one finding"]
+    source = normalise(case.sources)[0][5]
+    shown = {keys[5]: capture.Shown(source, case.hu[5], case.labels[5])}
+    with capture_logs() as logs:
+        for _ in range(60):
+            process.draw(keys, shown, case.report, issue(case))
+        assert len(list(process.draw(keys, shown, case.report, issue(case)))) > 0
+    assert lost(logs) == []
 
 
 def test_what_is_left_in_the_socket_is_not_taken_for_the_next_reports(process: Painter) -> None:

@@ -8,7 +8,7 @@ import pytest
 from highdicom.sr.utils import find_content_items
 from pydicom.uid import CTImageStorage
 
-from dicom_node import codes, results, sr
+from dicom_node import codes, results, source, sr
 from runtime.millilitres import said
 from runtime.types import OperatingPoint
 from tests.dicom_node import ct
@@ -38,16 +38,18 @@ def texts(document: Dataset, name: object) -> list[str]:
 def test_it_is_to_the_byte_what_highdicom_and_pydicom_make_of_all_slices(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours = results.write(ct.built(name), tmp_path / "ours")["sr"].read_bytes()
-    make = sr.Comprehensive3DSR
+    case, make, seen = CASES[name], sr.Comprehensive3DSR, []
+    ours = results.write(case.build(), tmp_path / "ours")["sr"].read_bytes()
 
     def of_all(*, evidence: list[Dataset], **rest: object) -> Dataset:
-        return make(evidence=[*CASES[name].sources, *evidence[1:]], **rest)
+        seen.append(evidence)
+        return make(evidence=[*source.normalise(case.sources)[0], *evidence[1:]], **rest)
 
     monkeypatch.setattr(sr, "Comprehensive3DSR", of_all)
     monkeypatch.setattr(sr, "settle", lambda _: None)
     monkeypatch.setattr(sr, "_name_evidence", lambda *_: None)
-    theirs = results.write(ct.built(name), tmp_path / "theirs")["sr"].read_bytes()
+    theirs = results.write(case.build(), tmp_path / "theirs")["sr"].read_bytes()
+    assert len(seen) == 1
     assert ours == theirs
 
 
