@@ -403,7 +403,7 @@ def test_a_desk_that_was_kept_waiting_takes_no_series_for_quiet_whose_slices_are
     bleeding: Pushable, tmp_path: Path, pacs: Pacs
 ):
     """As by a database that hangs: what came meanwhile is noted before anything is closed."""
-    few, timeout_s, everything_sent = 4, 2.0, threading.Event()
+    few, timeout_s, everything_sent = 4, 4.0, threading.Event()
     with running(config_for(tmp_path / "node", pacs.port, idle_timeout_s=timeout_s)) as node:
         scan(bleeding.paths[:few], node)
         wait_until(lambda: set(node.progress().values()) == {(few, few)}, "the first slices are analysed")
