@@ -117,7 +117,7 @@ def build(
 
 
 def _name_evidence(document: Dataset, sources: Sequence[Dataset]) -> None:
-    """Have all of the series for evidence; highdicom, which gets one, takes 15 ms for 320."""
+    """Have all of the series for evidence: highdicom, which gets one, would make data sets of each."""
     (study,) = document.CurrentRequestedProcedureEvidenceSequence
     (series,) = (one for one in study.ReferencedSeriesSequence if one.SeriesInstanceUID == sources[0].SeriesInstanceUID)
     images = instances(sources).values()
