@@ -33,7 +33,7 @@ from dicom_node.dimse import (
 )
 from dicom_node.journal import JournalError
 from dicom_node.outbox import LONGEST_WAIT_S, Outbox, back_off_s
-from dicom_node.sender import PeerError, associate
+from dicom_node.requestor import PeerError, associate
 from dicom_node.services import Answer, Gathered, Ignored
 
 if TYPE_CHECKING:

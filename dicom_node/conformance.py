@@ -13,7 +13,7 @@ from pydicom.uid import (
 from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION
 from pynetdicom.sop_class import LabelMapSegmentationStorage, UnifiedProcedureStepPush
 
-from dicom_node import commitment, confirmation, connection, mpps, outbox, receiver, sender, services
+from dicom_node import commitment, confirmation, connection, mpps, outbox, receiver, requestor, sender, services
 from dicom_node.alerts import worklist
 from dicom_node.alerts.channel import ATTEMPTS_BEFORE_PARKING
 from dicom_node.gate import Reason
@@ -115,7 +115,8 @@ groups. An image, a frame, or a series of such, with one of these reasons is kep
 
 ## Associations that the node asks for
 
-To each of `[[destinations]]`, one for all that it is owed at a time.
+To each of `[[destinations]]`, one for all that it is owed at a time. Who gets results of every decision is asked for it
+when a series closes, while its results are made; where none come within {ahead_s:g} s it is released.
 
 | SOP Class | UID | role | transfer syntaxes |
 |---|---|---|---|
@@ -197,7 +198,8 @@ def compose() -> str:
         ),
         final=", ".join(f"{status:04X}" for status in sorted(sender.FINAL_STATUSES) if status < 0xA900) + " and A9xx",
         attempts=outbox.ATTEMPTS_BEFORE_PARKING,
-        dimse_s=sender.DIMSE_TIMEOUT_S,
+        dimse_s=requestor.DIMSE_TIMEOUT_S,
+        ahead_s=sender.AHEAD_S,
         ups=UnifiedProcedureStepPush,
         ups_syntaxes=", ".join(syntax.name for syntax in confirmation.SYNTAXES),
         ups_attempts=ATTEMPTS_BEFORE_PARKING,

@@ -313,8 +313,7 @@ class Node:
 
     def _run(self) -> None:
         while True:
-            times = self._assembler.next_deadline(), self._dispatch.next_deadline()
-            deadlines = [at for at in times if at is not None]
+            deadlines = [at for one in (self._assembler, self._dispatch) if (at := one.next_deadline()) is not None]
             try:
                 event = self._events.get(timeout=max(0.0, min(deadlines) - time.monotonic()) if deadlines else None)
             except queue.Empty:
@@ -340,6 +339,7 @@ class Node:
             self.metrics.stage("closing", time.monotonic() - assembly.last_arrival)
             log.info("series_closed", series=assembly.name, images=len(assembly.paths), missing=assembly.missing)
             self._dispatch.close(assembly)
+            self._sender.expect()
 
     def _on_early(self, assembly: Assembly, report_json: str, patient: Mapping[str, str]) -> None:
         """Raise an alert before its series ends; what can't be written is tried again, as long as that is so."""

@@ -20,8 +20,8 @@ from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS, code_to_category
 
 from dicom_node.mistakes import mistake
 from dicom_node.part10 import DataSetUnreadable, read_head
+from dicom_node.requestor import associate
 from dicom_node.sections import Destination
-from dicom_node.sender import associate
 from dicom_node.wire import accepted, store
 from runtime.errors import ScansideError
 
@@ -131,7 +131,7 @@ def push(
     Raises
     ------
     PushError : no DICOM file, or more kinds of them than an association can carry
-    dicom_node.sender.PeerError : no connection, or the association was rejected, with the reason
+    dicom_node.requestor.PeerError : no connection, or the association was rejected, with the reason
 
     """
     files, skipped = _find(paths)

@@ -7,43 +7,53 @@ same SOP Instance UID, once more.
 
 from __future__ import annotations
 
-import socket
-import ssl
 import time
 from contextlib import suppress
 from threading import Event, Thread
-from typing import TYPE_CHECKING, ClassVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, get_args
 
 import structlog
 from pydicom.filereader import read_file_meta_info
-from pydicom.uid import ImplicitVRLittleEndian
-from pynetdicom import AE, build_context, evt
-from pynetdicom.pdu import A_ABORT_RQ, A_ASSOCIATE_RJ
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    EncapsulatedPDFStorage,
+    ImplicitVRLittleEndian,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+)
+from pynetdicom import build_context
+from pynetdicom.sop_class import LabelMapSegmentationStorage
 from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS, code_to_category
 
-from dicom_node.confirmation import Confirmation
+from dicom_node.confirmation import SYNTAXES, Confirmation
 from dicom_node.journal import JournalError
 from dicom_node.outbox import back_off_s
-from dicom_node.silence import explain
+from dicom_node.requestor import ContextError, PeerError, associate
+from dicom_node.sections import Level
 from dicom_node.trail import Trail
-from dicom_node.wire import Answers, PromptSocket, store_file
-from runtime.errors import ScansideError
+from dicom_node.wire import store_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from pynetdicom.association import Association
-    from pynetdicom.events import EventHandlerType
-    from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
     from pynetdicom.presentation import PresentationContext
 
     from dicom_node.outbox import Outbox, OutboxItem
-    from dicom_node.sections import Destination, Scanner
+    from dicom_node.sections import Destination
     from dicom_node.tls import Identity
 
-CONNECT_TIMEOUT_S = 5.0
-ACSE_TIMEOUT_S = 30.0
-DIMSE_TIMEOUT_S = 30.0
+AHEAD_S = 5.0  # an association is open for results that are being made
+SOP_CLASSES = MappingProxyType(
+    {
+        "notice": (SecondaryCaptureImageStorage,),
+        "sr": (Comprehensive3DSRStorage,),
+        "sc": (SecondaryCaptureImageStorage,),
+        "pdf": (EncapsulatedPDFStorage,),
+        "seg": (SegmentationStorage, LabelMapSegmentationStorage),
+    }
+)
 # `outbox retry` is another process and can't wake this one
 LONGEST_SLEEP_S = 5.0
 
@@ -52,16 +62,6 @@ LONGEST_SLEEP_S = 5.0
 FINAL_STATUSES = frozenset({0x0117, 0x0122, 0x0124, *range(0xA900, 0xAA00)})
 
 log = structlog.get_logger(__name__)
-
-
-class PeerError(ScansideError):
-    """A peer that can't be reached or accepts no association."""
-
-    exit_code: ClassVar[int] = 3
-
-
-class ContextError(PeerError):
-    """A peer that takes none of the proposed SOP classes."""
 
 
 class Sender:
@@ -101,6 +101,12 @@ class Sender:
         """Look at the journal now: something has been recorded or retried."""
         for courier in self._couriers:
             courier.wake()
+
+    def expect(self) -> None:
+        """Results are being made: be connected to who gets those of every decision by the time they are owed."""
+        for courier in self._couriers:
+            if set(courier.destination.levels) == set(get_args(Level)):
+                courier.expect()
 
     def reload(self, destinations: Sequence[Destination]) -> None:
         """Serve these from now on; what one that is gone is owed, or has to be asked for, stays until it is back."""
@@ -166,6 +172,12 @@ class _Courier(Thread):
         self._news = Event()
         self._stopping = False
         self._fruitless = 0  # turns in a row in which nothing arrived; the back-off of the destination
+        self._ahead: tuple[Association, Confirmation] | None = None  # open before anything is owed
+        self._expected_until = 0.0  # clock
+
+    def expect(self) -> None:
+        self._expected_until = time.monotonic() + AHEAD_S
+        self._news.set()
 
     def wake(self) -> None:
         self._news.set()
@@ -195,7 +207,7 @@ class _Courier(Thread):
                 if items or unconfirmed:
                     self._deliver(items, unconfirmed)
                 due = self._outbox.next_due(self.destination.name)
-                sleep_s = LONGEST_SLEEP_S if due is None else min(max(due - time.time(), 0.0), LONGEST_SLEEP_S)
+                sleep_s = min(self._be_ahead(), LONGEST_SLEEP_S if due is None else max(due - time.time(), 0.0))
             except JournalError as error:  # a full disk, a database that is away
                 self._fruitless += 1
                 sleep_s = back_off_s(self._fruitless)
@@ -205,21 +217,50 @@ class _Courier(Thread):
                 sleep_s = back_off_s(self._fruitless)
                 self._log.exception("delivery_failed", retry_s=sleep_s)
             self._news.wait(sleep_s)
+        self._let_go()
+
+    def _be_ahead(self) -> float:
+        """Connect for results that are expected, let go of a connection for which none came; how long to sleep then.
+
+        One takes 20 ms, as long as an object or two, and has room beside what makes the results.
+        """
+        left_s = self._expected_until - time.monotonic()
+        if left_s <= 0:
+            self._let_go()
+            return LONGEST_SLEEP_S
+        if self._ahead is None and not self._fruitless:
+            classes = {each for role in self.destination.results for each in SOP_CLASSES[role]}
+            contexts = [build_context(each, syntax) for each in sorted(classes) for syntax in SYNTAXES]
+            try:
+                self._ahead = self._connect(contexts)
+            except PeerError:  # delivery says why, if it is so then
+                self._expected_until = 0.0
+        return left_s
+
+    def _let_go(self) -> None:
+        if self._ahead:
+            self._ahead[0].release()
+            self._ahead = None
+
+    def _connect(self, contexts: Iterable[PresentationContext]) -> tuple[Association, Confirmation]:
+        confirmation = Confirmation(self._outbox, self.destination.confirm, self._news.is_set)
+        association = associate(
+            self.destination,
+            self._ae_title,
+            [*contexts, *confirmation.contexts()],
+            identity=self._identity,
+            handlers=confirmation.handlers(),
+        )
+        return association, confirmation
 
     def _deliver(self, items: list[OutboxItem], unconfirmed: list[OutboxItem]) -> None:
         """Send a batch over one association, and ask there for what has been taken; no item stays in ``sending``."""
-        sendable, contexts = self._look_at_files(items)
+        ahead, self._expected_until = self._take_ahead(items), 0.0
+        sendable, contexts = (items, []) if ahead else self._look_at_files(items)
         if not sendable and not unconfirmed:
             return
-        confirmation = Confirmation(self._outbox, self.destination.confirm, self._news.is_set)
         try:
-            association = associate(
-                self.destination,
-                self._ae_title,
-                [*contexts, *confirmation.contexts()],
-                identity=self._identity,
-                handlers=confirmation.handlers(),
-            )
+            association, confirmation = ahead or self._connect(contexts)
         except ContextError as error:
             for item in sendable:
                 self._outbox.refused(item, str(error))
@@ -240,6 +281,18 @@ class _Courier(Thread):
             if association.is_established:  # something above raised
                 association.abort()
         self._postpone(unsent, "the node stopped" if self._stopping else "the association ended before its turn")
+
+    def _take_ahead(self, items: Sequence[OutboxItem]) -> tuple[Association, Confirmation] | None:
+        """The association that is open already, if these can go there."""
+        if self._ahead is None:
+            return None
+        association = self._ahead[0]
+        accepted = {context.abstract_syntax for context in association.accepted_contexts}
+        if not association.is_established or not accepted.issuperset(item.sop_class_uid for item in items):
+            self._let_go()
+            return None
+        ahead, self._ahead = self._ahead, None
+        return ahead
 
     def _send(self, association: Association, unsent: list[OutboxItem]) -> None:
         """Send as many as the association lasts for; they leave the list."""
@@ -270,14 +323,15 @@ class _Courier(Thread):
     def _store(self, association: Association, item: OutboxItem) -> bool:
         """Send one object; True where the peer has it now."""
         try:
-            status = store_file(association, item.path)
+            status = store_file(association, item.path, item.sop_class_uid, item.sop_uid)
         except Exception as error:  # noqa: BLE001 (as above; ValueError where the peer does not accept the context)
             if association.is_established:
                 self._outbox.refused(item, f"{item.path}: {error}")
                 return False
             status = None  # the peer ended the association a moment ago
         if status is None:
-            self._outbox.failed(item, f"no answer within {DIMSE_TIMEOUT_S:g} s, or the peer ended the association")
+            patience = f"no answer within {association.dimse_timeout:g} s"
+            self._outbox.failed(item, f"{patience}, or the peer ended the association")
             return False
 
         category, meaning = STORAGE_SERVICE_CLASS_STATUS.get(status, (code_to_category(status), ""))
@@ -305,64 +359,6 @@ class _Courier(Thread):
         self._outbox.postpone([item.id for item in items], time.time() + wait_s, reason)
 
 
-def associate(
-    destination: Destination | Scanner,
-    ae_title: str,
-    contexts: list[PresentationContext],
-    roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = (),
-    *,
-    identity: Identity | None = None,
-    handlers: Sequence[EventHandlerType] = (),
-) -> Association:
-    """Open an association, or say why there is none.
-
-    Parameters
-    ----------
-    destination : the peer
-    ae_title : ours
-    contexts, roles : what is proposed
-    identity : for peers that take TLS
-    handlers : of what the peer may ask on it
-
-    Raises
-    ------
-    ContextError : the peer accepts none of the contexts
-    PeerError : no such host, no connection, no answer, or a rejection, with its reason
-
-    """
-    ae = AE(ae_title)
-    ae.connection_timeout, ae.acse_timeout, ae.dimse_timeout = CONNECT_TIMEOUT_S, ACSE_TIMEOUT_S, DIMSE_TIMEOUT_S
-    peer = f"{destination.name} ({destination.ae_title} at {destination.host}:{destination.port})"
-    ends: list[A_ASSOCIATE_RJ | A_ABORT_RQ] = []
-    began = time.monotonic()
-    try:
-        association = ae.associate(
-            destination.host,
-            destination.port,
-            contexts=contexts,
-            ae_title=destination.ae_title,
-            ext_neg=list(roles),
-            tls_args=(identity.requestor(), destination.host) if identity and destination.tls else None,
-            evt_handlers=[(evt.EVT_CONN_OPEN, _make_prompt), (evt.EVT_PDU_RECV, _note_end, [ends]), *handlers],
-        )
-    except OSError as error:  # the name service
-        raise PeerError(f"{peer}: {error.strerror or error}") from error
-    if association.is_established:
-        association.dimse.msg_queue = Answers()
-        return association
-    # not `is_rejected`: a rejection that is here before pynetdicom has looked whether it is connected goes by unseen
-    if ends and isinstance(ends[0], A_ASSOCIATE_RJ):
-        answer = ends[0].to_primitive()
-        raise PeerError(f"{peer} rejected the association of {ae_title} ({answer.result_str}): {answer.reason_str}")
-    if association.rejected_contexts:
-        refused = ", ".join(sorted({context.abstract_syntax.name for context in association.rejected_contexts}))
-        raise ContextError(f"{peer} accepts none of: {refused}")
-    if ends:
-        raise PeerError(f"{peer} aborted the association of {ae_title} before it was open")
-    is_cut = time.monotonic() - began < ACSE_TIMEOUT_S
-    raise PeerError(f"{peer}: {explain(destination, identity, timeout_s=CONNECT_TIMEOUT_S, is_cut=is_cut)}")
-
-
 def _contexts(item: OutboxItem) -> dict[tuple[str, str], PresentationContext]:
     """The file's own transfer syntax, and for native pixels the default one, which every SCP has (PS3.5 section 10.1).
 
@@ -378,18 +374,3 @@ def _contexts(item: OutboxItem) -> dict[tuple[str, str], PresentationContext]:
         raise ValueError(f"holds {sop_class} {sop_uid} in {syntax}, not {item.sop_class_uid} {item.sop_uid}")
     syntaxes = [syntax] if syntax.is_compressed else [syntax, ImplicitVRLittleEndian]
     return {(sop_class, each): build_context(sop_class, each) for each in syntaxes}
-
-
-def _note_end(event: evt.Event, ends: list[A_ASSOCIATE_RJ | A_ABORT_RQ]) -> None:
-    if isinstance(event.pdu, A_ASSOCIATE_RJ | A_ABORT_RQ):
-        ends.append(event.pdu)
-
-
-def _make_prompt(event: evt.Event) -> None:
-    """Set up a connection that has just been opened."""
-    transport = event.assoc.dul.socket
-    if not isinstance(transport.socket, ssl.SSLSocket):  # which its context has made prompt already
-        transport.socket = PromptSocket(fileno=transport.socket.detach())
-    transport.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # pynetdicom has none for an established connection: a peer that stops reading would hold the thread for ever
-    transport.socket.settimeout(DIMSE_TIMEOUT_S)

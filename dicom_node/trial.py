@@ -7,21 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pynetdicom import build_context
-from pynetdicom.sop_class import (
-    Comprehensive3DSRStorage,
-    EncapsulatedPDFStorage,
-    LabelMapSegmentationStorage,
-    SecondaryCaptureImageStorage,
-    SegmentationStorage,
-    Verification,
-)
+from pynetdicom.sop_class import LabelMapSegmentationStorage, SegmentationStorage, Verification
 
 from dicom_node.alerts.channel import Undelivered
 from dicom_node.alerts.heralds import open_channel
 from dicom_node.confirmation import CONTEXTS
 from dicom_node.page import hazards
 from dicom_node.page.login import LoginError, Users
-from dicom_node.sender import PeerError, associate
+from dicom_node.requestor import PeerError, associate
+from dicom_node.sender import SOP_CLASSES
 from dicom_node.syslog import Server
 from dicom_node.tls import Identity, TlsError
 
@@ -35,14 +29,6 @@ if TYPE_CHECKING:
 
 Kind = Literal["configuration", "environment", "finding"]
 KINDS: dict[int, Kind] = {1: "finding", 2: "configuration", 3: "environment"}  # by the exit code of an error
-
-SOP_CLASSES = {
-    "notice": SecondaryCaptureImageStorage,
-    "sr": Comprehensive3DSRStorage,
-    "sc": SecondaryCaptureImageStorage,
-    "pdf": EncapsulatedPDFStorage,
-    "seg": SegmentationStorage,
-}
 
 
 def name_of(sop_class: UID) -> str:
@@ -86,12 +72,9 @@ def archives(config: Config) -> Iterator[Item]:
 
 def _sent(config: Config) -> dict[str, str]:
     """SOP classes of the results that are made, by role."""
-    sent = {**SOP_CLASSES}
-    if not config.results.pdf:
-        del sent["pdf"]
-    if config.results.segmentation == "labelmap":
-        sent["seg"] = LabelMapSegmentationStorage
-    return sent
+    is_labelmap = config.results.segmentation == "labelmap"
+    sent = {role: classes[0] for role, classes in SOP_CLASSES.items() if role != "pdf" or config.results.pdf}
+    return sent | {"seg": LabelMapSegmentationStorage if is_labelmap else SegmentationStorage}
 
 
 def _echo(destination: Destination, ae_title: str, identity: Identity | None, sent: Mapping[str, str]) -> Item:

@@ -114,12 +114,12 @@ class Answers(queue.Queue):
         return super().get(block, timeout)
 
 
-def store_file(association: Association, path: Path) -> int | None:
+def store_file(association: Association, path: Path, sop_class_uid: str, sop_uid: str) -> int | None:
     """Store a file's object, as it is where the peer takes its transfer syntax; the status, None without an answer.
 
     Raises
     ------
-    ValueError : the peer accepts nothing that it could be sent in, or the file holds another object than it says;
+    ValueError : the peer accepts nothing that it could be sent in, or the file holds another object than this one;
         besides, all that pydicom raises of a damaged file
 
     """
@@ -130,9 +130,8 @@ def store_file(association: Association, path: Path) -> int | None:
         cut = len(pixels) == 12 and file.tell() + int.from_bytes(pixels[8:], "little") > path.stat().st_size
     if cut and meta.TransferSyntaxUID == uid.ExplicitVRLittleEndian:
         raise ValueError("is cut off within its pixel data")
-    sop_class_uid, sop_uid = head.SOPClassUID, head.SOPInstanceUID
-    if (sop_class_uid, sop_uid) != (meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID):
-        raise ValueError(f"holds {sop_class_uid} {sop_uid}, not {meta.MediaStorageSOPInstanceUID} as its head says")
+    if (head.SOPClassUID, head.SOPInstanceUID) != (sop_class_uid, sop_uid):
+        raise ValueError(f"holds {head.SOPClassUID} {head.SOPInstanceUID}, not {sop_class_uid} {sop_uid}")
     context_id = accepted(association, sop_class_uid, meta.TransferSyntaxUID)
     if context_id is None:
         return association.send_c_store(dcmread(path)).get("Status")

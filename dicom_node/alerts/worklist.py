@@ -18,7 +18,7 @@ from pynetdicom.sop_class import Comprehensive3DSRStorage, UnifiedProcedureStepP
 from dicom_node.alerts import text
 from dicom_node.alerts.channel import Refused, Unreachable
 from dicom_node.confirmation import SYNTAXES
-from dicom_node.sender import DIMSE_TIMEOUT_S, ContextError, PeerError, associate
+from dicom_node.requestor import DIMSE_TIMEOUT_S, ContextError, PeerError, associate
 from dicom_node.uids import derive, long_string, result_series
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import structlog
 from pynetdicom import build_context
 from pynetdicom.sop_class import Verification
 
-from dicom_node.sender import PeerError, associate
+from dicom_node.requestor import PeerError, associate
 from dicom_node.tls import Identity, TlsError
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from pynetdicom.sop_class import (
 )
 from structlog.testing import capture_logs
 
-from dicom_node import commitment, dimse, mpps, outbox, sender
+from dicom_node import commitment, dimse, mpps, outbox, requestor
 from dicom_node.announced import Announced, Source, StepState
 from dicom_node.commitment import Commitments
 from dicom_node.journal import Journal
@@ -248,7 +248,7 @@ def test_a_request_that_makes_no_sense_is_answered_so(bench: Bench, asked: Datas
 def test_a_scanner_with_a_port_of_its_own_is_told_there_until_it_listens(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(outbox, "FIRST_WAIT_S", 0.05)
     monkeypatch.setattr(commitment, "LONGEST_SLEEP_S", 0.05)
-    monkeypatch.setattr(sender, "CONNECT_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(requestor, "CONNECT_TIMEOUT_S", 1.0)
     scu = Scu()
     ae = AE("CT01")
     ae.add_supported_context(StorageCommitmentPushModel, scu_role=True, scp_role=True)

@@ -16,15 +16,16 @@ import pytest
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import CTImageStorage, Verification
 
-from dicom_node import sender, trial
+from dicom_node import requestor, trial
 from dicom_node.check import check
 from dicom_node.config import Config
 from dicom_node.journal import Journal
 from dicom_node.lock import FolderLock
 from dicom_node.mistakes import Mistake
 from dicom_node.sections import CodeRow, Destination, Model, Node, Results, Tls, TriageRule
+from dicom_node.sender import SOP_CLASSES
 from dicom_node.serving import Triton
-from dicom_node.trial import SOP_CLASSES, Item
+from dicom_node.trial import Item
 from runtime import caps, device, seal, session
 from runtime import gpu as gpu_plans
 from runtime.bundle import SHIPPED, open_bundle
@@ -41,7 +42,7 @@ needs_bundle = pytest.mark.skipif(not (SHIPPED / "manifest.json").exists(), reas
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
     for name in ("CONNECT_TIMEOUT_S", "ACSE_TIMEOUT_S", "DIMSE_TIMEOUT_S"):
-        monkeypatch.setattr(sender, name, 1.0)
+        monkeypatch.setattr(requestor, name, 1.0)
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def look(tmp_path):
     return run
 
 
-TAKEN = (Verification, *SOP_CLASSES.values())
+TAKEN = (Verification, *(classes[0] for classes in SOP_CLASSES.values()))
 
 
 @contextlib.contextmanager
@@ -240,7 +241,7 @@ def test_a_destination_that_is_down(look):
         ({"require_called_aet": True, "ae_title": "SOMEONE"}, "Called AE title not recognised"),
         ({"contexts": (CTImageStorage,)}, "accepts none of: Comprehensive 3D SR Storage, "),
         (
-            {"contexts": set(TAKEN) - {SOP_CLASSES["seg"]}},
+            {"contexts": set(TAKEN) - {*SOP_CLASSES["seg"]}},
             "PEER accepts an association, but does not accept Segmentation Storage: have it accept that, or change",
         ),
         ({"status": 0x0122}, "status 0x0122"),
@@ -263,7 +264,7 @@ def test_a_destination_that_does_not_want_us_says_why(look, settings, reason):
     ids=str,
 )
 def test_a_destination_is_asked_for_what_it_will_get_and_no_more(look, results, asked):
-    with peer(contexts=set(TAKEN) - {SOP_CLASSES["pdf"]}) as pacs:
+    with peer(contexts=set(TAKEN) - {*SOP_CLASSES["pdf"]}) as pacs:
         item = look(destinations=[pacs], results=results)["destination pacs"]
     assert item.ok == (not asked), item
     assert asked in item.message

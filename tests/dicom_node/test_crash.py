@@ -29,8 +29,8 @@ import pytest
 from pydicom import dcmread
 
 from dicom_node.pacs import Pacs
+from dicom_node.requestor import PeerError
 from dicom_node.scanner import Sent, push
-from dicom_node.sender import PeerError
 from dicom_node.status import look
 from dicom_node.toml import show
 from tests.dicom_node.conftest import PATIENCE_S, Pushable, config_for

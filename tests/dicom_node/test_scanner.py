@@ -21,8 +21,8 @@ from pydicom.uid import (
 )
 
 from dicom_node import scanner
+from dicom_node.requestor import PeerError
 from dicom_node.scanner import NO_DICOM, PushError, push
-from dicom_node.sender import PeerError
 from dicom_node.wire import Answers
 from tests.dicom_node.storage import SERIES, Recorder, data_set_of, encoded, image, receiving, write
 

@@ -19,14 +19,21 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLSLossless
 from pynetdicom import AE, build_context, evt
+from pynetdicom.association import Association
 from pynetdicom.dimse_messages import DIMSEMessage
-from pynetdicom.sop_class import Comprehensive3DSRStorage, SecondaryCaptureImageStorage, SegmentationStorage
+from pynetdicom.sop_class import (
+    Comprehensive3DSRStorage,
+    EncapsulatedSTLStorage,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+)
 
-from dicom_node import outbox, sender
+from dicom_node import outbox, requestor, sender
 from dicom_node.journal import Journal, ResultFile, SeriesState
 from dicom_node.outbox import DeliveryState, Outbox
+from dicom_node.requestor import PeerError, associate
 from dicom_node.sections import Destination
-from dicom_node.sender import PeerError, Sender, associate
+from dicom_node.sender import Sender
 from dicom_node.wire import PromptSocket
 
 # pynetdicom does not close the socket of a connection that was refused; it is collected at once
@@ -43,7 +50,7 @@ def _impatient(monkeypatch):
     monkeypatch.setattr(outbox, "LONGEST_WAIT_S", 0.1)
     monkeypatch.setattr(outbox, "ATTEMPTS_BEFORE_PARKING", 3)
     for name in ("CONNECT_TIMEOUT_S", "ACSE_TIMEOUT_S", "DIMSE_TIMEOUT_S"):
-        monkeypatch.setattr(sender, name, 3.0)
+        monkeypatch.setattr(requestor, name, 3.0)
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +70,8 @@ class Archive:
 
     def __init__(self, *, classes=None, syntaxes=(ExplicitVRLittleEndian,), answer=lambda _: 0x0000):
         self.received: list[Dataset] = []
-        self.associations = 0
+        self.associations = self.released = 0
+        self.open: set[Association] = set()
         self.on: list[int] = []  # which of them each object came
         self._answer = answer
         self._ae = AE("ARCHIVE")
@@ -73,7 +81,11 @@ class Archive:
         self._server = None
 
     def start(self, port: int = 0) -> int:
-        handlers = [(evt.EVT_C_STORE, self._store), (evt.EVT_ESTABLISHED, self._count)]
+        handlers = [
+            (evt.EVT_C_STORE, self._store),
+            (evt.EVT_ESTABLISHED, self._count),
+            (evt.EVT_RELEASED, self._discount),
+        ]
         self._server = self._ae.make_server(("127.0.0.1", port), evt_handlers=handlers)
         # as `AE.start_server` does it, which takes half a second to stop
         self._ae._servers.append(self._server)
@@ -87,8 +99,18 @@ class Archive:
     def uids(self) -> list[str]:
         return [dataset.SOPInstanceUID for dataset in self.received]
 
-    def _count(self, _event) -> None:
+    def cut(self) -> None:
+        """End all associations."""
+        for association in self.open:
+            association.abort()
+
+    def _count(self, event) -> None:
         self.associations += 1
+        self.open.add(event.assoc)
+
+    def _discount(self, event) -> None:
+        self.released += 1
+        self.open.discard(event.assoc)
 
     def _store(self, event) -> int:
         status = self._answer(event)
@@ -193,6 +215,92 @@ def test_a_series_goes_out_over_one_association_in_order_and_unchanged(journal, 
     for received, role in zip(archive.received, ("sr", "sc", "seg"), strict=True):
         assert received == dcmread(tmp_path / f"1.1.{role}.dcm")
         assert received.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+
+
+def test_results_that_are_expected_go_over_an_association_that_is_open_already(journal, serve, run, owe):
+    archive = Archive()
+    running, _ = run(to(serve(archive)))
+    running.expect()
+    wait_for(lambda: archive.associations == 1)
+    expected = owe("1.1", "pacs")
+    running.wake()
+    wait_for(all_in(journal, DeliveryState.SENT))
+    assert (archive.uids, archive.associations) == (expected, 1)
+    wait_for(lambda: not archive.open)
+
+
+def test_an_association_for_results_that_never_come_is_released(serve, run, monkeypatch):
+    monkeypatch.setattr(sender, "AHEAD_S", 0.2)
+    archive = Archive()
+    running, _ = run(to(serve(archive)))
+    running.expect()
+    wait_for(lambda: archive.associations == 1)
+    wait_for(lambda: archive.released == 1)
+    time.sleep(0.1)
+    assert archive.associations == 1, "nothing is expected any more"
+
+
+def test_a_sender_that_stops_lets_go_of_the_association_for_what_it_expects(serve, run):
+    archive = Archive()
+    running, _ = run(to(serve(archive)))
+    running.expect()
+    wait_for(lambda: archive.associations == 1)
+    running.stop()
+    wait_for(lambda: archive.released == 1)
+
+
+def test_an_association_that_the_peer_has_ended_meanwhile_costs_no_attempt(journal, serve, run, owe):
+    archive = Archive()
+    running, _ = run(to(serve(archive)))
+    running.expect()
+    wait_for(lambda: archive.associations == 1)
+    archive.cut()
+    wait_for(lambda: not any(thread.name.startswith("RequestorThread") for thread in threading.enumerate()))
+    expected = owe("1.1", "pacs")
+    running.wake()
+    wait_for(all_in(journal, DeliveryState.SENT))
+    assert (archive.uids, archive.associations) == (expected, 2)
+    assert [(item.tries, item.attempts) for item in Outbox(journal).items()] == [(1, 0)] * 3
+
+
+def test_what_nobody_expected_gets_an_association_of_its_own(journal, serve, run, owe, tmp_path):
+    archive = Archive(classes=[*SOP_CLASS.values(), EncapsulatedSTLStorage])
+    running, _ = run(to(serve(archive)))
+    running.expect()
+    wait_for(lambda: archive.associations == 1)
+    write(tmp_path / "model.dcm", EncapsulatedSTLStorage, "1.9", ExplicitVRLittleEndian, 64)
+    journal.record_result(
+        "1.2", "1.1", 1, state=SeriesState.ANALYSED, reason=None, slices=9, report_json="{}",
+        files=[ResultFile("seg", tmp_path / "model.dcm", EncapsulatedSTLStorage, "1.9")],
+        destinations={"pacs": ("seg",)},
+    )  # fmt: skip
+    running.wake()
+    wait_for(all_in(journal, DeliveryState.SENT))
+    assert (archive.uids, archive.associations, archive.on) == (["1.9"], 2, [2])
+    assert [(item.tries, item.attempts) for item in Outbox(journal).items()] == [(1, 0)]
+    wait_for(lambda: archive.released == 2)
+
+
+def test_who_gets_some_decisions_only_is_not_connected_to_for_nothing(serve, run):
+    choosy, archive = Archive(), Archive()
+    some = Destination(name="some", ae_title="ARCHIVE", host="127.0.0.1", port=serve(choosy), levels=("critical",))
+    running, _ = run(some, to(serve(archive)))
+    running.expect()
+    wait_for(lambda: archive.associations == 1)
+    assert choosy.associations == 0
+
+
+def test_a_peer_that_is_away_when_results_are_expected_gets_them_when_it_is_back(journal, serve, run, owe):
+    port = free_port()
+    running, _ = run(to(port))
+    running.expect()
+    time.sleep(0.1)
+    archive = Archive()
+    serve(archive, port)
+    expected = owe("1.1", "pacs")
+    running.wake()
+    wait_for(all_in(journal, DeliveryState.SENT))
+    assert archive.uids == expected
 
 
 def test_what_is_owed_at_the_start_goes_out_without_a_wake(journal, serve, run, owe):
@@ -307,7 +415,7 @@ def test_a_new_result_takes_along_what_waits(journal, serve, run, owe, monkeypat
 
 def test_a_dead_destination_delays_no_other(journal, serve, run, owe, monkeypatch):
     """The dead one listens and never says a word: its association can only time out."""
-    monkeypatch.setattr(sender, "ACSE_TIMEOUT_S", 1.5)
+    monkeypatch.setattr(requestor, "ACSE_TIMEOUT_S", 1.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         owe("1.1", "dead", "pacs")
         _, sent = run(to(silent.getsockname()[1], "dead"), to(serve(Archive())))
@@ -548,7 +656,7 @@ def test_a_peer_that_hangs_up_in_the_middle_gets_the_rest_first(journal, serve, 
 
 
 def test_a_peer_that_never_answers_a_store(journal, serve, run, owe, monkeypatch):
-    monkeypatch.setattr(sender, "DIMSE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(requestor, "DIMSE_TIMEOUT_S", 0.3)
     answered = threading.Event()
     archive = Archive(answer=lambda _: answered.wait(DEADLINE_S) and 0x0000)
     owe("1.1", "pacs")
@@ -573,7 +681,7 @@ def relay_until_the_data_comes(server: socket.socket, upstream_port: int, enough
 
 
 def test_a_peer_that_stops_reading(journal, serve, run, owe, monkeypatch):
-    monkeypatch.setattr(sender, "DIMSE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(requestor, "DIMSE_TIMEOUT_S", 0.5)
     enough = threading.Event()
     with socket.socket() as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -737,7 +845,7 @@ def test_the_connection_is_prompt_and_has_a_timeout(serve):
     association = associate(to(serve(Archive())), "NODE", [build_context(SegmentationStorage)])
     wire = association.dul.socket.socket
     assert wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-    assert wire.gettimeout() == sender.DIMSE_TIMEOUT_S
+    assert wire.gettimeout() == requestor.DIMSE_TIMEOUT_S
     assert isinstance(wire, PromptSocket)
     association.release()
 

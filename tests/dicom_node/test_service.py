@@ -22,7 +22,7 @@ from pynetdicom import AE
 from pynetdicom.association import Association
 from structlog.testing import capture_logs
 
-from dicom_node import sender, service, supervisor
+from dicom_node import requestor, service, supervisor
 from dicom_node.journal import ResultFile, SeriesState
 from dicom_node.pacs import Pacs
 from dicom_node.scanner import push
@@ -319,7 +319,7 @@ def test_systemd_calls_the_unit_well_confined():
 
 def test_the_unit_leaves_time_for_the_stop_and_room_for_the_gpu():
     settings = re.findall(r"^(\w+)=(.*)$", UNIT.read_text(), re.MULTILINE)
-    silent_archive_s = sender.CONNECT_TIMEOUT_S + max(sender.ACSE_TIMEOUT_S, sender.DIMSE_TIMEOUT_S)
+    silent_archive_s = requestor.CONNECT_TIMEOUT_S + max(requestor.ACSE_TIMEOUT_S, requestor.DIMSE_TIMEOUT_S)
     assert int(dict(settings)["TimeoutStopSec"]) > service.DRAIN_S + supervisor.GRACE_S + silent_archive_s
     assert ("DeviceAllow", "char-nvidia* rw") in settings
     assert not any(name == "PrivateDevices" for name, _ in settings)

@@ -15,8 +15,8 @@ from pynetdicom import AE, build_context
 from pynetdicom.sop_class import Verification
 from structlog.testing import capture_logs
 
+from dicom_node.requestor import PeerError, associate
 from dicom_node.sections import Destination, Tls
-from dicom_node.sender import PeerError, associate
 from dicom_node.tls import Identity, TlsError
 from tests.dicom_node.certificates import Authority
 from tests.dicom_node.conftest import wait_until
