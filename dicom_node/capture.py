@@ -8,17 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image, ImageDraw
 
-from dicom_node.panel import BRAIN, HEIGHT, LARGE, WHITE, WIDTH, font
-from dicom_node.picture import contour, grey
+from dicom_node.panel import HEIGHT, LARGE, WHITE, WIDTH, font
+from dicom_node.picture import contour
 from dicom_node.sc import A_REVISION, Picture
 from dicom_node.source import direction, frame_number, plane
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
@@ -43,14 +43,14 @@ class Shown:
     Attributes
     ----------
     source : its normalised header
-    hu : ``(H, W)`` Hounsfield units
-    labels : ``(H, W)``, class index per pixel
+    grey : ``(h, w)``, itself at the brain window, as large as it is or smaller
+    labels : ``(H, W)``, class index per pixel; None where it shows no finding
 
     """
 
     source: Dataset
-    hu: NDArray[np.int16]
-    labels: NDArray[np.uint8]
+    grey: NDArray[np.uint8]
+    labels: NDArray[np.uint8] | None
 
 
 def key_slices(report: Report, keys: Sequence[str]) -> tuple[str, ...]:
@@ -93,25 +93,24 @@ def draw(keys: Sequence[str], shown: Mapping[str, Shown], panel: Panel) -> Itera
     for key in key_slices(panel.report, keys):
         if one := shown.get(key):
             source = one.source
-            pixels = render(one.hu, one.labels, panel, key, plane=plane(source), caption=named(source))
-            yield Picture(pixels, [source], f"sc:{key}", DESCRIPTION)
+            image = render(one.grey, one.labels, panel, key, plane=plane(source), caption=named(source))
+            yield Picture(image, [source], f"sc:{key}", DESCRIPTION)
 
 
 def render(
-    hu: NDArray[np.int16],
-    labels: NDArray[np.uint8],
+    grey: NDArray[np.uint8],
+    labels: NDArray[np.uint8] | None,
     panel: Panel,
     key: str,
     *,
     plane: Plane | None = None,
     caption: str = "",
-) -> NDArray[np.uint8]:
+) -> Image.Image:
     """Picture of one slice: brain window, contours in the colours of the classes, and a panel that says what they are.
 
     Parameters
     ----------
-    hu : ``(H, W)`` Hounsfield units
-    labels : ``(H, W)``, class index per pixel; classes without a finding are not drawn
+    grey, labels : of a `Shown`; classes without a finding are not drawn
     panel : of the series' report
     key : the slice's key: a finding that is largest here says so
     plane : gives the shape of the pixels and the side markers; without it pixels are square and no side is named
@@ -119,23 +118,23 @@ def render(
 
     Returns
     -------
-    ``(SIDE, SIDE + WIDTH, 3)`` RGB
+    RGB, `SIDE` + `WIDTH` across and `SIDE` down
 
     """
     canvas = Image.new("RGB", (SIDE + WIDTH, SIDE))
-    shown = draw_slice(canvas, (0, 0), SIDE, hu, labels, panel, plane=plane)
+    shown = draw_slice(canvas, (0, 0), SIDE, grey, labels, panel, plane=plane)
     if plane:
         _draw_sides(ImageDraw.Draw(canvas), plane)
     panel.on(canvas, caption, shown=shown, key=key)
-    return np.asarray(canvas)
+    return canvas
 
 
 def draw_slice(
     canvas: Image.Image,
     corner: tuple[int, int],
     side: int,
-    hu: NDArray[np.int16],
-    labels: NDArray[np.uint8],
+    grey: NDArray[np.uint8],
+    labels: NDArray[np.uint8] | None,
     panel: Panel,
     *,
     plane: Plane | None = None,
@@ -145,13 +144,13 @@ def draw_slice(
     Further parameters are those of `render`.
     """
     rows_mm, columns_mm = plane.spacing_mm if plane else (1.0, 1.0)
-    height, width = hu.shape[0] * rows_mm, hu.shape[1] * columns_mm
+    height, width = grey.shape[0] * rows_mm, grey.shape[1] * columns_mm
     size = round(side * width / max(height, width)), round(side * height / max(height, width))
     left, top = corner[0] + (side - size[0]) // 2, corner[1] + (side - size[1]) // 2
-    base = Image.fromarray(grey(hu, BRAIN)).resize(size, Image.Resampling.BICUBIC, reducing_gap=SMALLER)
+    base = Image.fromarray(grey).resize(size, Image.Resampling.BICUBIC, reducing_gap=SMALLER)
     canvas.paste(base, (left, top))
     shown = set()
-    for finding in reversed(panel.report.findings):  # the largest last, on top
+    for finding in reversed(panel.report.findings if labels is not None else ()):  # the largest last, on top
         mask = labels == finding.label
         if mask.any():
             line, (x, y) = contour(mask, size)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image, ImageDraw
 
 from dicom_node import capture
@@ -19,7 +18,6 @@ from dicom_node.source import plane, slice_key
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
     from dicom_node.capture import Shown
@@ -46,9 +44,9 @@ def tiles(report: Report, keys: Sequence[str]) -> tuple[str, ...]:
     return tuple(keys[index] for index in sorted(wanted))
 
 
-def pictured(report: Report, keys: Sequence[str]) -> tuple[str, ...]:
-    """All slices whose Hounsfield units pictures are made of."""
-    return tuple(dict.fromkeys((*capture.key_slices(report, keys), *tiles(report, keys))))
+def pictured(report: Report, keys: Sequence[str]) -> dict[str, bool]:
+    """All slices that pictures are made of, and whether they are shown as tiles alone, where a small one will do."""
+    return dict.fromkeys(tiles(report, keys), True) | dict.fromkeys(capture.key_slices(report, keys), False)
 
 
 def draw(keys: Sequence[str], shown: Mapping[str, Shown], panel: Panel) -> Iterator[Picture]:
@@ -58,7 +56,7 @@ def draw(keys: Sequence[str], shown: Mapping[str, Shown], panel: Panel) -> Itera
         yield Picture(render(chosen, panel), [one.source for one in chosen], "overview", DESCRIPTION)
 
 
-def render(slices: Sequence[Shown], panel: Panel) -> NDArray[np.uint8]:
+def render(slices: Sequence[Shown], panel: Panel) -> Image.Image:
     """Tiles beside the panel that the key slices have, too.
 
     Parameters
@@ -68,7 +66,7 @@ def render(slices: Sequence[Shown], panel: Panel) -> NDArray[np.uint8]:
 
     Returns
     -------
-    ``(SIDE, SIDE + WIDTH, 3)`` RGB, as large as a key slice
+    RGB, as large as a key slice
 
     """
     across = math.ceil(math.sqrt(len(slices)))
@@ -80,7 +78,7 @@ def render(slices: Sequence[Shown], panel: Panel) -> NDArray[np.uint8]:
     shown: set[str] = set()
     for number, one in enumerate(slices):
         corner = side * (number % across), side * (number // across)
-        shown |= capture.draw_slice(canvas, corner, side, one.hu, one.labels, panel, plane=plane(one.source))
+        shown |= capture.draw_slice(canvas, corner, side, one.grey, one.labels, panel, plane=plane(one.source))
         edge = (*corner, corner[0] + side - 1, corner[1] + side - 1)
         draw.rectangle(edge, outline=RULE)
         if colour := colours.get(slice_key(one.source)):
@@ -90,7 +88,7 @@ def render(slices: Sequence[Shown], panel: Panel) -> NDArray[np.uint8]:
         _mark_sides(draw, corner, side, plane(one.source))
     caption = _caption(slices[0].source, len(slices), "key ones framed" if colours else "none marked")
     panel.on(canvas, caption, shown=shown)
-    return np.asarray(canvas)
+    return canvas
 
 
 def _mark_sides(draw: ImageDraw.ImageDraw, corner: tuple[int, int], side: int, where: Plane) -> None:

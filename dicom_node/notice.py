@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dicom_node import panel, sc, source
@@ -14,7 +13,6 @@ from dicom_node.uids import Issue
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
     from runtime.types import ModelIdentity
@@ -52,13 +50,13 @@ def build(
     content = f"{reason} {has_results}"
     issue = Issue.of(shared, model, revision=revision, started=started, content=content)
     caption = "" if issue.series_number is None else f"Series {issue.series_number}"
-    pixels = render(reason, model, caption=caption, has_results=has_results)
-    page = Picture(pixels, [shared], "notice", "Notice that the series was not analysed. Research use only")
+    image = render(reason, model, caption=caption, has_results=has_results)
+    page = Picture(image, [shared], "notice", "Notice that the series was not analysed. Research use only")
     return next(sc.build([page], issue)), repairs
 
 
-def render(reason: str, model: ModelIdentity, *, caption: str = "", has_results: bool = False) -> NDArray[np.uint8]:
-    """The page: ``(HEIGHT, WIDTH, 3)`` RGB."""
+def render(reason: str, model: ModelIdentity, *, caption: str = "", has_results: bool = False) -> Image.Image:
+    """The page, RGB."""
     small, normal, large = (ImageFont.load_default(points) for points in (15, 20, 34))
     page = Image.new("RGB", (WIDTH, HEIGHT), panel.BACKGROUND)
     draw = ImageDraw.Draw(page)
@@ -78,4 +76,4 @@ def render(reason: str, model: ModelIdentity, *, caption: str = "", has_results:
     )
     draw.text((MARGIN, HEIGHT - 76), f"AI: {model.name} {model.version}", panel.DIM, small)
     draw.text((MARGIN, HEIGHT - 50), "Research use only. Not a medical device", panel.WHITE, small)
-    return np.asarray(page)
+    return page

@@ -78,7 +78,7 @@ class Painter:
         """As `draw`, and with the same objects: they are being made from this call on."""
         asked = keys, shown, report, issue
         try:
-            self._ask(asked, [array for one in shown.values() for array in (one.hu, one.labels)])
+            self._ask(asked, [array for one in shown.values() for array in (one.grey, one.labels) if array is not None])
         except Exception as error:  # noqa: BLE001  # pictures are no reason to lose a report
             self._lose(error)
             return draw(*asked)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 FINEST = (
     1024  # pixels: contours are drawn at twice the slice's size up to this, so that they stay thin when it is shown
 )
+SMALL = 256  # pixels, at least, of the longer edge of a slice that was made small: as many as a tile has
 TINT = 46  # of 255: what lies within a contour keeps its grey
 
 
@@ -61,6 +62,12 @@ def grey(hu: NDArray[np.int16], window: Window) -> NDArray[np.uint8]:
     lowest = window.level_hu - window.width_hu // 2
     within = np.clip(hu, lowest, lowest + window.width_hu) - lowest  # in integers: a third of the time
     return (within.astype(np.uint32 if window.width_hu > 257 else np.uint16) * 255 // window.width_hu).astype(np.uint8)
+
+
+def small(shown: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture ``(h, w)`` reduced by a whole number, as far as a tile of it shows no less."""
+    times = max(shown.shape) // SMALL
+    return np.asarray(Image.fromarray(shown).reduce(times)) if times > 1 else shown
 
 
 def contour(mask: NDArray[np.bool_], size: tuple[int, int]) -> tuple[Image.Image, tuple[int, int]]:

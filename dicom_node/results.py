@@ -133,7 +133,7 @@ def build(*arguments: Any, **options: Any) -> ResultSet:
 def make(
     sources: Sequence[source.Own | Dataset],
     labels: Sequence[NDArray[np.uint8]],
-    hu: Mapping[str, NDArray[np.int16]],
+    grey: Mapping[str, NDArray[np.uint8]],
     report: Report,
     *,
     revision: int,
@@ -151,7 +151,7 @@ def make(
     ----------
     sources : headers of the series without PixelData, in stack order, or what `prepare` made of them
     labels : of each of them ``(H, W)``, class index per pixel
-    hu : ``(H, W)`` Hounsfield units of the slices to picture, by key (see `dicom_node.montage.pictured`)
+    grey : slices to picture at the brain window, by key (see `dicom_node.montage.pictured`, `dicom_node.capture.Shown`)
     report : what was found
     revision : 1, and one more each time the series is analysed again with other slices
     started : when the analysis began
@@ -174,10 +174,14 @@ def make(
             content=_content(keys, labels, report, form),
             codes=form.codes,
         )
-    if unknown := ", ".join(sorted(hu.keys() - {*keys})):
-        raise ValueError(f"HU of slices that are not of this series: {unknown}")
-    slices = zip(keys, legal, labels, strict=True)
-    shown = {key: Shown(source, hu[key], of_slice) for key, source, of_slice in slices if key in hu}
+    if unknown := ", ".join(sorted(grey.keys() - {*keys})):
+        raise ValueError(f"pictures of slices that are not of this series: {unknown}")
+    bleeding = {key for finding in report.findings for key in finding.keys}
+    shown = {
+        key: Shown(source, grey[key], of_slice if key in bleeding else None)
+        for key, source, of_slice in zip(keys, legal, labels, strict=True)
+        if key in grey
+    }
     own = {key: one.groups for key, one in zip(keys, sources, strict=True) if isinstance(one, source.Own)}
     pictures = draw(keys, shown, report, issue)
     with closing(_made(legal, labels, report, issue, form, predecessor, pictures, own)) as made:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 from highdicom.sc import SCImage
 from highdicom.sr import CodedConcept
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -18,8 +19,7 @@ from dicom_node.source import directions, instances, named
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
+    from PIL import Image
 
     from dicom_node.uids import Issue
 
@@ -32,14 +32,14 @@ class Picture:
 
     Attributes
     ----------
-    pixels : ``(H, W, 3)`` RGB
+    image : RGB
     shown : normalised headers of the slices that it is made of; the first says how it lies
     role : names the object (`dicom_node.uids.Issue.instance`)
     description : DerivationDescription
 
     """
 
-    pixels: NDArray[np.uint8]
+    image: Image.Image
     shown: Sequence[Dataset]
     role: str
     description: str
@@ -63,7 +63,7 @@ def _first(picture: Picture, issue: Issue, number: int) -> SCImage:
     first = picture.shown[0]
     image = SCImage.from_ref_dataset(
         ref_dataset=first,
-        pixel_array=picture.pixels,
+        pixel_array=np.asarray(picture.image),
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
@@ -96,7 +96,7 @@ def _another(first: Dataset, picture: Picture, issue: Issue, number: int) -> Dat
     image.add_new("PatientOrientation", "CS", directions(picture.shown[0]))
     image.add_new("DerivationDescription", "ST", picture.description)
     _name_sources(image, picture)
-    image.add_new("PixelData", "OB", picture.pixels.tobytes())
+    image.add_new("PixelData", "OB", picture.image.tobytes())
     return image
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dicom_node import decode, source
+from dicom_node import decode, picture, source
 from dicom_node.gate import NotAnalysed
 from runtime.evidence import Evidence
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from runtime.types import ModelIdentity, Plane, Slice, SliceLabels
 
-KEPT_B = 32 << 20  # of HU of each open series, for the pictures: 64 slices of 512 x 512
+KEPT_B = 32 << 20  # of HU of each open series, for the key slices: 64 slices of 512 x 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,7 @@ class Series:
     sizes: set[tuple[int, ...]] = field(default_factory=set)
     order: list[tuple[float, str]] = field(default_factory=list)  # places along the first slice's normal, mm
     recent: dict[str, NDArray[np.int16]] = field(default_factory=dict)  # HU of the last slices
+    small: dict[str, NDArray[np.uint8]] = field(default_factory=dict)  # all slices as tiles show them
     labels: dict[str, SliceLabels] = field(default_factory=dict)
     engines: dict[str, ModelIdentity] = field(default_factory=dict)  # who gave each answer
     looked_at: dict[str, tuple[str, ...]] = field(default_factory=dict)  # what each answer was made from
@@ -64,6 +65,7 @@ class Series:
         """Take a slice in and find its place among the others."""
         self.paths[slice_.key], self.headers[slice_.key], self.sources[slice_.key] = path, header, prepared
         self.planes[slice_.key], self.recent[slice_.key] = slice_.plane, slice_.hu
+        self.small[slice_.key] = picture.small(picture.grey(slice_.hu, picture.WINDOWS["brain"]))
         self.sizes.add(slice_.hu.shape)
         normal = next(iter(self.planes.values())).normal_lps
         bisect.insort(self.order, (float(normal @ np.asarray(slice_.plane.origin_lps)), slice_.key))
@@ -83,6 +85,10 @@ class Series:
         each = next((hu.nbytes for hu in self.recent.values()), 1)
         for key in list(self.recent)[: -max(least, KEPT_B // each)]:
             del self.recent[key]
+
+    def grey(self, key: str, *, small: bool) -> NDArray[np.uint8]:
+        """A slice at the brain window, as pictures show it; small is there already."""
+        return self.small[key] if small else picture.grey(self.hu(key), picture.WINDOWS["brain"])
 
     def hu(self, key: str) -> NDArray[np.int16]:
         """HU of a slice: one of the last, or decoded again, for keeping all would hold whole series in memory."""

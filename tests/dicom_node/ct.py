@@ -15,6 +15,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from scipy import ndimage
 
 from dicom_node import montage, results
+from dicom_node.picture import WINDOWS, grey
 from dicom_node.source import plane
 from runtime.geometry import stack
 from runtime.types import Decision, Finding, ModelIdentity, Report
@@ -200,15 +201,21 @@ class Case:
     revision: int = 1
 
     @property
+    def grey(self) -> NDArray[np.uint8]:
+        return grey(self.hu, WINDOWS["brain"])
+
+    @property
     def keys(self) -> list[str]:
         return [str(source.SOPInstanceUID) for source in self.sources]
 
+    def pictured(self) -> dict[str, NDArray[np.uint8]]:
+        return {key: self.grey[self.keys.index(key)] for key in montage.pictured(self.report, self.keys)}
+
     def build(self, form: results.Form = results.USUAL) -> results.ResultSet:
-        pictured = {key: self.hu[self.keys.index(key)] for key in montage.pictured(self.report, self.keys)}
         return results.build(
             self.sources,
             self.labels,
-            pictured,
+            self.pictured(),
             self.report,
             revision=self.revision,
             started=STARTED,

@@ -10,7 +10,7 @@ from pydicom.charset import convert_encodings
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
-from dicom_node import montage, results
+from dicom_node import results
 from tests.dicom_node import ct
 
 CORPUS = Path(__file__).parents[2].parent / "shared" / "corpus" / "60_charset_names"
@@ -50,5 +50,5 @@ def build(one: ct.Case, kind: str, form: results.Form = results.USUAL) -> result
         warnings.simplefilter("ignore", UserWarning)  # pydicom warns of the names that this is about
         if kind == "failed":
             return results.build_notice(one.sources[0], REASON, ct.MODEL, revision=1, started=ct.STARTED)
-        pictured = {key: one.hu[one.keys.index(key)] for key in montage.pictured(one.report, one.keys)}
-        return results.build(one.sources, one.labels, pictured, one.report, revision=1, started=ct.STARTED, form=form)
+        about = {"revision": 1, "started": ct.STARTED, "form": form}
+        return results.build(one.sources, one.labels, one.pictured(), one.report, **about)

@@ -9,6 +9,7 @@ import pytest
 
 from dicom_node import capture, codes, panel, results, sc
 from dicom_node.panel import Panel
+from dicom_node.picture import WINDOWS, grey
 from dicom_node.source import plane
 from runtime.types import Plane
 from tests.dicom_node import ct
@@ -31,7 +32,8 @@ def drawn(mask: NDArray[np.bool_], hu: int = 40, **options: object) -> NDArray[n
     """A picture of one subdural on an even grey."""
     labels = mask.astype(np.uint8) * 2
     case = CASES["one finding"]
-    return capture.render(np.full(mask.shape, hu, dtype=np.int16), labels, Panel(case.report), "1.2.3", **options)
+    shown = grey(np.full(mask.shape, hu, dtype=np.int16), WINDOWS["brain"])
+    return np.asarray(capture.render(shown, labels, Panel(case.report), "1.2.3", **options))
 
 
 def test_contour_surrounds_the_class_and_leaves_its_inside_untouched() -> None:
@@ -66,10 +68,9 @@ def test_a_class_without_a_finding_is_not_drawn() -> None:
     mask = np.zeros((128, 128), dtype=bool)
     mask[40:60, 40:60] = True
     labels = mask.astype(np.uint8)  # class 1 is below the threshold here
-    picture = capture.render(
-        np.full(mask.shape, 40, dtype=np.int16), labels, Panel(CASES["one finding"].report), "1.2.3"
-    )
-    assert not coloured(picture, "intracerebral").any()
+    shown = np.full(mask.shape, 127, dtype=np.uint8)
+    picture = capture.render(shown, labels, Panel(CASES["one finding"].report), "1.2.3")
+    assert not coloured(np.asarray(picture), "intracerebral").any()
 
 
 @pytest.mark.parametrize(("hu", "grey"), [(-1000, 0), (0, 0), (40, 127), (80, 255), (3000, 255), (-32768, 0)])
@@ -151,9 +152,9 @@ def test_images_read_back_as_rendered_and_name_their_source(name: str, tmp_path:
         source = case.sources[index]
         caption = f"Series {source.SeriesNumber}, image {source.InstanceNumber}" if "SeriesNumber" in source else ""
         expected = capture.render(
-            case.hu[index], case.labels[index], Panel(case.report), key, plane=plane(source), caption=caption
+            case.grey[index], case.labels[index], Panel(case.report), key, plane=plane(source), caption=caption
         )
-        np.testing.assert_array_equal(image.pixel_array, expected)
+        np.testing.assert_array_equal(image.pixel_array, np.asarray(expected))
         assert image.SourceImageSequence[0].ReferencedSOPInstanceUID == key
         assert image.InstanceNumber == number + (case.revision - 1) * sc.A_REVISION
         assert list(image.PatientOrientation) == ["L", "P"]
@@ -162,10 +163,10 @@ def test_images_read_back_as_rendered_and_name_their_source(name: str, tmp_path:
         assert (image.DateOfSecondaryCapture, image.TimeOfSecondaryCapture) == ("20260304", "050607.800000")
 
 
-def test_hu_of_a_foreign_slice_are_refused() -> None:
+def test_a_picture_of_a_foreign_slice_is_refused() -> None:
     case = CASES["one finding"]
     with pytest.raises(ValueError, match=r"not of this series: 9\.9"):
-        results.build(case.sources, case.labels, {"9.9": case.hu[0]}, case.report, revision=1, started=ct.STARTED)
+        results.build(case.sources, case.labels, {"9.9": case.grey[0]}, case.report, revision=1, started=ct.STARTED)
 
 
 def test_the_panel_holds_long_reports_above_its_footer() -> None:
@@ -178,8 +179,10 @@ def test_the_panel_holds_long_reports_above_its_footer() -> None:
             f"{number} slices missing: a step of 20.0 mm after slice {number}, {'m' * 90}" for number in range(9)
         ),
     )
-    short = capture.render(case.hu[5], case.labels[5], Panel(case.report), case.keys[5])
-    full = capture.render(case.hu[5], case.labels[5], Panel(report), case.keys[5])
+    short, full = (
+        np.asarray(capture.render(case.grey[5], case.labels[5], Panel(one), case.keys[5]))
+        for one in (case.report, report)
+    )
     footer = (slice(panel.FOOTER, None), slice(capture.SIDE, None))
     np.testing.assert_array_equal(full[footer], short[footer])
     right_margin = full[61:, -panel.MARGIN + 1 :]

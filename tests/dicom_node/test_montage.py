@@ -29,8 +29,8 @@ def test_it_is_the_first_of_the_series_and_as_large_as_the_others(name: str, tmp
     assert (overview.Rows, overview.Columns) == (key_slice.Rows, key_slice.Columns)
     shown = [item.ReferencedSOPInstanceUID for item in overview.SourceImageSequence]
     assert shown == list(montage.tiles(case.report, case.keys))
-    drawn = [Shown(case.sources[n], case.hu[n], case.labels[n]) for n in map(case.keys.index, shown)]
-    np.testing.assert_array_equal(overview.pixel_array, montage.render(drawn, Panel(case.report)))
+    drawn = [Shown(case.sources[n], case.grey[n], case.labels[n]) for n in map(case.keys.index, shown)]
+    np.testing.assert_array_equal(overview.pixel_array, np.asarray(montage.render(drawn, Panel(case.report))))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -49,8 +49,8 @@ def test_tiles_go_through_the_head_in_order_with_every_key_slice(name: str, coun
 def test_the_tile_of_a_key_slice_is_framed_in_its_colour() -> None:
     case = CASES["one finding"]
     (finding,) = case.report.findings
-    drawn = [*map(Shown, case.sources, case.hu, case.labels)]
-    picture = montage.render(drawn, Panel(case.report))
+    drawn = [*map(Shown, case.sources, case.grey, case.labels)]
+    picture = np.asarray(montage.render(drawn, Panel(case.report)))
     side = capture.SIDE // 4
     colour = np.array(codes.look_up(finding.name).colour)
     for number, key in enumerate(case.keys):
@@ -61,8 +61,8 @@ def test_the_tile_of_a_key_slice_is_framed_in_its_colour() -> None:
 
 def test_it_shows_what_has_been_found_and_no_other_class() -> None:
     case = CASES["below threshold"]
-    picture = montage.render([*map(Shown, case.sources, case.hu, case.labels)], Panel(case.report))
-    tiles = picture[:, : capture.SIDE].astype(int)
+    picture = montage.render([*map(Shown, case.sources, case.grey, case.labels)], Panel(case.report))
+    tiles = np.asarray(picture)[:, : capture.SIDE].astype(int)
     for name, is_shown in (("intracerebral", True), ("subdural", False)):
         assert (np.abs(tiles - codes.look_up(name).colour) < 40).all(axis=2).any() == is_shown
 

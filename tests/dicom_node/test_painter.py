@@ -18,7 +18,7 @@ import pytest
 from pydicom import dcmwrite
 from structlog.testing import capture_logs
 
-from dicom_node import capture, montage, painter, results
+from dicom_node import capture, painter, results
 from dicom_node.painter import Painter
 from dicom_node.source import normalise
 from dicom_node.uids import Issue
@@ -40,9 +40,8 @@ def process() -> Iterator[Painter]:
 
 def made(name: str, draw: painter.Draw, **changed: object) -> Iterator[tuple[str, Dataset]]:
     case = replace(CASES[name], **changed)
-    hu = {key: case.hu[case.keys.index(key)] for key in montage.pictured(case.report, case.keys)}
     about = {"revision": case.revision, "started": ct.STARTED}
-    return results.make(case.sources, case.labels, hu, case.report, **about, draw=draw)
+    return results.make(case.sources, case.labels, case.pictured(), case.report, **about, draw=draw)
 
 
 def pictures(draw: painter.Draw, name: str = "six findings") -> list[bytes]:
@@ -149,7 +148,7 @@ def test_reports_that_nobody_wants_to_their_end_fill_no_socket(process: Painter)
     """As on a disk that stays full: both ends would wait for each other at the 19th."""
     keys, case = CASES["one finding"].keys, CASES["one finding"]
     source = normalise(case.sources)[0][5]
-    shown = {keys[5]: capture.Shown(source, case.hu[5], case.labels[5])}
+    shown = {keys[5]: capture.Shown(source, case.grey[5], case.labels[5])}
     with capture_logs() as logs:
         for _ in range(60):
             process.draw(keys, shown, case.report, issue(case))

@@ -17,6 +17,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from dicom_node import results, uids
+from dicom_node.picture import WINDOWS, grey
 from runtime.types import ModelIdentity
 from tests.dicom_node import ct
 
@@ -166,7 +167,7 @@ def test_times_with_a_zone_are_written_as_local_time() -> None:
     assert str(built.sr.ContentTime).startswith(started.astimezone().strftime("%H%M%S"))
 
 
-def test_only_the_slices_whose_hu_are_given_are_pictured() -> None:
+def test_only_the_slices_that_are_given_are_pictured() -> None:
     case = CASES["one finding"]
     built = results.build(case.sources, case.labels, {}, case.report, revision=1, started=ct.STARTED)
     assert built.sc == ()
@@ -201,7 +202,7 @@ def test_no_patient_in_logs_and_warnings(
     caplog.set_level(logging.DEBUG)
     with warnings.catch_warnings(record=True) as warned, capture_logs() as events:
         warnings.simplefilter("always")
-        pictured = {report.findings[0].key_slice: ct.hounsfield(labels)[5]}
+        pictured = {report.findings[0].key_slice: grey(ct.hounsfield(labels)[5], WINDOWS["brain"])}
         results.write(results.build(sources, labels, pictured, report, revision=1, started=ct.STARTED), tmp_path)
     assert [event["event"] for event in events] in ([], ["sources_repaired"])
     said = caplog.text + "".join(str(each) for each in (*events, *(each.message for each in warned)))
