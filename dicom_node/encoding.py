@@ -100,12 +100,16 @@ def _element(keyword: str | BaseTag, vr: str, value: bytes) -> RawDataElement:
     return RawDataElement(Tag(keyword), vr, len(value), value, 0, is_implicit_VR=False, is_little_endian=True)
 
 
-def _written(element: RawDataElement) -> bytes:
-    tag, vr, length = element.tag, element.VR, len(element.value)
+def opening(tag: BaseTag, vr: str, length: int) -> bytes:
+    """What stands before the value of an element (PS3.5 section 7.1.2)."""
     if length > LONGEST_SHORT and vr not in EXPLICIT_VR_LENGTH_32:
         vr = "UN"  # PS3.5 section 6.2.2
     head = _LONG if vr in EXPLICIT_VR_LENGTH_32 else _SHORT
-    return head.pack(tag.group, tag.elem, vr.encode(), length) + element.value
+    return head.pack(tag.group, tag.elem, vr.encode(), length)
+
+
+def _written(element: RawDataElement) -> bytes:
+    return opening(element.tag, element.VR, len(element.value)) + element.value
 
 
 def _mark(dataset: Dataset) -> Dataset:

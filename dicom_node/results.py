@@ -13,7 +13,8 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal
 
 import numpy as np
 import structlog
@@ -22,6 +23,7 @@ from pydicom.config import disable_value_validation
 
 from dicom_node import codes, notice, painter, seg, source, sr
 from dicom_node.capture import Shown
+from dicom_node.encoding import opening
 from dicom_node.uids import Issue
 from runtime.errors import ScansideError
 
@@ -293,11 +295,8 @@ def write(results: Iterable[tuple[str, Dataset]], folder: Path, report_json: str
     try:
         return _write(results, folder, report_json)
     except OSError as error:
-        cause = error
-        while cause.errno is None and isinstance(cause.__cause__, OSError):  # pydicom raises it anew without its number
-            cause = cause.__cause__
-        if cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoRoom(f"{folder}: {cause.strerror}: make room") from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoRoom(f"{folder}: {error.strerror}: make room") from error
         raise
 
 
@@ -309,10 +308,7 @@ def _write(results: Iterable[tuple[str, Dataset]], folder: Path, report_json: st
         for role, dataset in results:
             paths[role] = folder / f"{role}.dcm"
             file = opened.enter_context((folder / f"{role}.dcm.tmp").open("wb"))
-            with _quoting_nobody():
-                dcmwrite(file, dataset, enforce_file_format=True)
-            file.flush()
-            synced.append(disk.submit(os.fsync, file.fileno()))  # while the next one is encoded
+            synced.append(disk.submit(_sync, file, *_encoded(dataset)))  # while the next one is encoded
         for one in synced:
             one.result()
     if report_json is not None:
@@ -325,6 +321,25 @@ def _write(results: Iterable[tuple[str, Dataset]], folder: Path, report_json: st
     finally:
         os.close(handle)
     return paths
+
+
+def _encoded(dataset: Dataset) -> tuple[bytes, ...]:
+    """A file in parts, its pixels as they are: to copy them takes as long as to write them."""
+    head, pixels = BytesIO(), dataset.pop("PixelData", None)
+    with _quoting_nobody():
+        dcmwrite(head, dataset, enforce_file_format=True)
+    if pixels is None:
+        return (head.getvalue(),)
+    dataset[pixels.tag] = pixels
+    pad = b"\0" * (len(pixels.value) % 2)
+    # the last by its tag; OB as all pixels of no more than 8 bits (PS3.5 section A.2)
+    return head.getvalue(), opening(pixels.tag, "OB", len(pixels.value) + len(pad)), pixels.value, pad
+
+
+def _sync(file: BinaryIO, *parts: bytes) -> None:
+    file.writelines(parts)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 @contextmanager

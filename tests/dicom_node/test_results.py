@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shutil
@@ -8,18 +9,22 @@ import warnings
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
+from pydicom import dcmwrite
 from structlog.testing import capture_logs
 
 from dicom_node import results, uids
 from dicom_node.picture import WINDOWS, grey
 from runtime.types import ModelIdentity
 from tests.dicom_node import ct
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 CASES = ct.cases()
 CORPUS = Path(__file__).parents[2].parent / "shared" / "corpus"
@@ -234,6 +239,17 @@ def test_files_are_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
     assert "seg" not in results.write(ct.built("negative"), tmp_path)
 
 
+@pytest.mark.parametrize("missing", [0, 1], ids=["even", "odd"])
+def test_files_are_to_the_byte_what_pydicom_writes(missing: int, tmp_path: Path) -> None:
+    built = CASES["one finding"].build()
+    for dataset in (built.seg, *built.sc):
+        dataset.PixelData = dataset.PixelData[missing:]
+    for role, path in results.write(built, tmp_path).items():
+        expected = io.BytesIO()
+        dcmwrite(expected, dict(built)[role], enforce_file_format=True)
+        assert path.read_bytes() == expected.getvalue()
+
+
 def test_a_file_that_cannot_be_synced_never_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
@@ -253,20 +269,25 @@ class Filling:
     def __getattr__(self, name: str) -> object:
         return getattr(self._file, name)
 
-    def write(self, piece: bytes) -> int:
-        if len(piece) > 1_000_000:
-            raise OSError(28, "No space left on device")
-        return self._file.write(piece)
+    def __enter__(self) -> Filling:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def writelines(self, pieces: Iterable[bytes]) -> None:
+        for piece in pieces:
+            if len(piece) > 1_000_000:
+                raise OSError(28, "No space left on device")
+            self._file.write(piece)
 
 
 def test_a_disk_that_fills_while_a_file_is_written_leaves_nothing_half_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pydicom raises anew what the disk says, without its number."""
     for name in ("report.json", "sc-1.dcm"):
         (tmp_path / name).write_text("of an earlier attempt")
-    write = results.dcmwrite
-    monkeypatch.setattr(results, "dcmwrite", lambda file, *more, **how: write(Filling(file), *more, **how))
+    monkeypatch.setattr(Path, "open", lambda path, *how, work=Path.open, **more: Filling(work(path, *how, **more)))
     with pytest.raises(results.NoRoom, match="No space left on device: make room"):
         results.write(ct.built("one finding"), tmp_path, "{}")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "sc-1.dcm"]
