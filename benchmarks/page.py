@@ -113,6 +113,9 @@ phantoms alone. Research use only; not a medical device.
 `scanside bench compare A.json B.json` says what has changed beyond noise between two records: a 99 % interval of the
 ratio of medians by block bootstrap, and a change of 5 % at least. What the hot paths may do at most (syncs, names,
 bytes, sends, memory, inferences) is counted in every test run and held against `tests/budgets.toml`.
+
+`pace` is the machine's own, before and after: a million additions in Python, and reading 16 MB that rested for 0.1 s.
+That of a virtual machine changes within hours, and all figures with it: compare what was measured at one pace.
 """
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks import pace
 from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
@@ -126,10 +127,13 @@ class Record:
 
 @contextmanager
 def measuring(kind: str, **asked: Any) -> Iterator[Record]:
-    """Take the load before and after what is measured."""
+    """Take the load and the machine's pace before and after what is measured."""
     record = Record(kind, asked)
     record.load_average["before"] = round(os.getloadavg()[0], 2)
+    before = pace.measure()
     yield record
+    for name, after in pace.measure().items():
+        record.add(name, before[name] + after)
     record.load_average["after"] = round(os.getloadavg()[0], 2)
 
 

@@ -18,6 +18,7 @@ from benchmarks.record import Record, read
 from runtime.bundle import open_bundle
 
 PNG = b"\x89PNG"
+PACE = {"pace_loop_ms", "pace_rested_ms"}  # of the machine, in every record
 
 
 def bench(*arguments: object) -> str:
@@ -41,7 +42,7 @@ def test_latency_beside_its_floor(tmp_path: Path):
     shown = bench("latency", "--matrix", 64, "--threads", 1, "--seconds", 0.02, "--out", out)
     assert "x session_run_ms" in shown
     told = read(out)
-    assert told.samples.keys() == {"infer_ms", "session_run_ms", "decode_ms"}
+    assert told.samples.keys() == {"infer_ms", "session_run_ms", "decode_ms", *PACE}
     assert len(told.samples["infer_ms"]) >= 10
     assert out.with_suffix(".png").read_bytes().startswith(PNG)
     assert str(tmp_path) not in out.read_text()
@@ -82,7 +83,7 @@ def test_the_ways_to_a_triton_beside_none(tmp_path: Path):
     told = read(out)
     ways = ("shared_memory", "grpc", "http")
     figures = {"local_ms", *(f"{way}_ms" for way in ways), *(f"{way}_more_per_slice_ms" for way in ways)}
-    assert told.samples.keys() == figures
+    assert told.samples.keys() == figures | PACE
     assert "HTTP; hashes" in told.about["engines"]["http"]
     assert "gRPC; hashes" in told.about["engines"]["grpc"]
     assert "gRPC with shared memory; hashes" in told.about["engines"]["shared_memory"]

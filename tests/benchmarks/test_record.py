@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import comparison, page
+from benchmarks import comparison, pace, page
 from benchmarks.commands import app
 from benchmarks.record import MOST_SAMPLES, Record, RecordError, measuring, read
 
@@ -42,6 +42,7 @@ def test_a_record_comes_back_from_its_file(tmp_path: Path):
     assert told["machine"]["threads"] >= 1
     assert told["versions"]["numpy"]
     assert told["load_average"].keys() == {"before", "after"}
+    assert [told["figures"][name]["count"] for name in ("pace_loop_ms", "pace_rested_ms")] == [2 * pace.TIMES] * 2
     assert "= 2.00 x floor_ms" in made.lines()[0]
     again = read(tmp_path / "new" / "one.json")
     assert (again.samples, again.floors, again.about) == (made.samples, made.floors, made.about)

@@ -9,7 +9,7 @@ import warnings
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Self
 
 import highdicom as hd
 import numpy as np
@@ -269,7 +269,7 @@ class Filling:
     def __getattr__(self, name: str) -> object:
         return getattr(self._file, name)
 
-    def __enter__(self) -> Filling:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
