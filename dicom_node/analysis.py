@@ -344,7 +344,7 @@ class Analyser:
         objects = results.make(
             [series.sources[key] for key in stack.keys],
             [series.labels[key].labels for key in stack.keys],
-            {key: series.grey(key, small=small) for key, small in montage.pictured(report, stack.keys).items()},
+            montage.pictured(report, stack.keys, series.tile, series.grey),
             report,
             revision=revision,
             started=series.started,

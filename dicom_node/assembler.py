@@ -89,6 +89,11 @@ class Assembly:
     def is_seen(self) -> bool:
         return len(self.planes) == len(self.paths)
 
+    def promises_results(self, min_slices: int) -> bool:
+        """Whether it looks like a head for the brain: others have results seldom or never."""
+        planes = [plane for of_file in self.planes.values() for plane in of_file if plane]
+        return not self.rank[0] and len(planes) >= min_slices
+
     @property
     def folder(self) -> Path:
         """Its folder in the spool, whose last two parts are safe names for study and series."""

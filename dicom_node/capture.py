@@ -52,6 +52,10 @@ class Shown:
     grey: NDArray[np.uint8]
     labels: NDArray[np.uint8] | None
 
+    def __post_init__(self) -> None:
+        if self.grey.dtype.char != "B" or self.grey.ndim != 2:
+            raise ValueError(f"a picture of {self.grey.ndim} dimensions in {self.grey.dtype}: two in uint8 are shown")
+
 
 def key_slices(report: Report, keys: Sequence[str]) -> tuple[str, ...]:
     """Slices worth a picture, the most telling first, `MAX_IMAGES` at most.

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydicom.uid import (
-    Comprehensive3DSRStorage,
-    EncapsulatedPDFStorage,
-    SecondaryCaptureImageStorage,
-    SegmentationStorage,
-)
 from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION
-from pynetdicom.sop_class import LabelMapSegmentationStorage, UnifiedProcedureStepPush
+from pynetdicom.sop_class import UnifiedProcedureStepPush
 
 from dicom_node import commitment, confirmation, connection, mpps, outbox, receiver, requestor, sender, services
 from dicom_node.alerts import worklist
@@ -25,13 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SERVICES = (mpps.SOP_CLASS, commitment.SOP_CLASS)
-RESULTS = (
-    Comprehensive3DSRStorage,
-    SecondaryCaptureImageStorage,
-    EncapsulatedPDFStorage,
-    SegmentationStorage,
-    LabelMapSegmentationStorage,
-)
+RESULTS = tuple(dict.fromkeys(one for role in ("sr", "sc", "pdf", "seg") for one in sender.SOP_CLASSES[role]))
 
 PAGE = """# DICOM conformance statement
 
@@ -115,8 +103,8 @@ groups. An image, a frame, or a series of such, with one of these reasons is kep
 
 ## Associations that the node asks for
 
-To each of `[[destinations]]`, one for all that it is owed at a time. Who gets results of every decision is asked for it
-when a series closes, while its results are made; where none come within {ahead_s:g} s it is released.
+To each of `[[destinations]]`, one for all that it is owed at a time. To those that get results of every decision it is
+opened when a series of a head closes, while its results are made; it is released where none come within {ahead_s:g} s.
 
 | SOP Class | UID | role | transfer syntaxes |
 |---|---|---|---|

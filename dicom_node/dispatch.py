@@ -55,6 +55,10 @@ class Result:
     patient: Mapping[str, str] = field(default_factory=dict)  # by keyword, as `dicom_node.source.patient` has it
 
     @property
+    def has_failed(self) -> bool:
+        return self.state is SeriesState.FAILED
+
+    @property
     def level(self) -> str | None:
         """Of the triage decision; None without a report."""
         return json.loads(self.report_json)["decision"]["level"] if self.report_json else None

@@ -1,4 +1,4 @@
-"""Sequences that are encoded once, however many frames or items have them.
+"""Elements in Explicit VR Little Endian: above all sequences, encoded once however many frames or items have them.
 
 pydicom takes them as they are in a data set that says it is encoded as it will be written
 (`pydicom.dataset.Dataset.set_original_encoding`), and decodes them for whoever looks at them.
@@ -100,7 +100,7 @@ def _element(keyword: str | BaseTag, vr: str, value: bytes) -> RawDataElement:
     return RawDataElement(Tag(keyword), vr, len(value), value, 0, is_implicit_VR=False, is_little_endian=True)
 
 
-def opening(tag: BaseTag, vr: str, length: int) -> bytes:
+def element_header(tag: BaseTag, vr: str, length: int) -> bytes:
     """What stands before the value of an element (PS3.5 section 7.1.2)."""
     if length > LONGEST_SHORT and vr not in EXPLICIT_VR_LENGTH_32:
         vr = "UN"  # PS3.5 section 6.2.2
@@ -109,7 +109,7 @@ def opening(tag: BaseTag, vr: str, length: int) -> bytes:
 
 
 def _written(element: RawDataElement) -> bytes:
-    return opening(element.tag, element.VR, len(element.value)) + element.value
+    return element_header(element.tag, element.VR, len(element.value)) + element.value
 
 
 def _mark(dataset: Dataset) -> Dataset:

@@ -16,13 +16,17 @@ from dicom_node.sc import Picture
 from dicom_node.source import plane, slice_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
     from dicom_node.capture import Shown
     from dicom_node.panel import Panel
     from runtime.types import Plane, Report
+
+    Grey = NDArray[np.uint8]
 
 MAX_TILES = 16  # in four rows: 85 pixels each in a viewport of 512
 DESCRIPTION = "Overview of the slices with contours of the segmented haemorrhage. Research use only"
@@ -44,9 +48,19 @@ def tiles(report: Report, keys: Sequence[str]) -> tuple[str, ...]:
     return tuple(keys[index] for index in sorted(wanted))
 
 
-def pictured(report: Report, keys: Sequence[str]) -> dict[str, bool]:
-    """All slices that pictures are made of, and whether they are shown as tiles alone, where a small one will do."""
-    return dict.fromkeys(tiles(report, keys), True) | dict.fromkeys(capture.key_slices(report, keys), False)
+def pictured(
+    report: Report, keys: Sequence[str], tile: Callable[[str], Grey], whole: Callable[[str], Grey]
+) -> dict[str, Grey]:
+    """All slices that pictures are made of, by key, at the brain window: whole where they are more than a tile.
+
+    Parameters
+    ----------
+    report, keys : as of `tiles`
+    tile, whole : give a slice ``(h, w)`` by its key, reduced to a tile and as it is
+
+    """
+    shown = {key: tile(key) for key in tiles(report, keys)}
+    return shown | {key: whole(key) for key in capture.key_slices(report, keys)}
 
 
 def draw(keys: Sequence[str], shown: Mapping[str, Shown], panel: Panel) -> Iterator[Picture]:

@@ -24,7 +24,7 @@ from dicom_node.backlog import Backlog
 from dicom_node.commitment import Commitments
 from dicom_node.dispatch import Dispatch
 from dicom_node.gate import Reason
-from dicom_node.journal import Journal, JournalError, RevisionTaken, SeriesState
+from dicom_node.journal import Journal, JournalError, RevisionTaken
 from dicom_node.lock import FolderLock
 from dicom_node.membership import Membership
 from dicom_node.metrics import Metrics
@@ -339,7 +339,8 @@ class Node:
             self.metrics.stage("closing", time.monotonic() - assembly.last_arrival)
             log.info("series_closed", series=assembly.name, images=len(assembly.paths), missing=assembly.missing)
             self._dispatch.close(assembly)
-            self._sender.expect()
+            if self._dispatch.is_ready and assembly.promises_results(self.config.series.min_slices):
+                self._sender.expect()
 
     def _on_early(self, assembly: Assembly, report_json: str, patient: Mapping[str, str]) -> None:
         """Raise an alert before its series ends; what can't be written is tried again, as long as that is so."""
@@ -355,8 +356,7 @@ class Node:
         """Write a result and what is owed for it into the journal, and only then forget the series."""
         try:
             self._register.record(assembly, result, self.config.destinations)
-            failed = result.state is SeriesState.FAILED
-            left_out = self._journal.left_out(assembly.study_uid, Reason.BONE_KERNEL) if failed else ()
+            left_out = self._journal.left_out(assembly.study_uid, Reason.BONE_KERNEL) if result.has_failed else ()
         except RevisionTaken as error:  # by a node that has got other slices of the series
             log.warning("revision_taken", series=assembly.name, reason=str(error))
             result.discard()

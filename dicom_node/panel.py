@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw, ImageFont
 
 from dicom_node import codes
-from dicom_node.picture import WINDOWS
+from dicom_node.picture import BRAIN
 from runtime import millilitres
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from runtime.types import Finding, Report
 
 MAX_FINDINGS = 6  # that there is room for
-BRAIN = WINDOWS["brain"]
 HEIGHT = 768  # pixels: 512 x 1.5, so that text is legible
 WIDTH = 384  # in a viewport of 512, with a slice as high beside it, text has 8 pixels
 MARGIN = 20

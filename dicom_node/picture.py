@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FINEST = (
     1024  # pixels: contours are drawn at twice the slice's size up to this, so that they stay thin when it is shown
 )
-SMALL = 256  # pixels, at least, of the longer edge of a slice that was made small: as many as a tile has
+TILE = 256  # pixels, at least, of the longer edge of a slice that was reduced to one: as many as a tile of nine has
 TINT = 46  # of 255: what lies within a contour keeps its grey
 
 
@@ -57,6 +57,9 @@ WINDOWS = MappingProxyType(
 )
 
 
+BRAIN = WINDOWS["brain"]  # what results show
+
+
 def grey(hu: NDArray[np.int16], window: Window) -> NDArray[np.uint8]:
     """Hounsfield units ``(H, W)`` as grey values (DICOM PS3.3 C.11.2.1.3.2, LINEAR_EXACT)."""
     lowest = window.level_hu - window.width_hu // 2
@@ -64,9 +67,9 @@ def grey(hu: NDArray[np.int16], window: Window) -> NDArray[np.uint8]:
     return (within.astype(np.uint32 if window.width_hu > 257 else np.uint16) * 255 // window.width_hu).astype(np.uint8)
 
 
-def small(shown: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A picture ``(h, w)`` reduced by a whole number, as far as a tile of it shows no less."""
-    times = max(shown.shape) // SMALL
+def reduced(shown: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture ``(h, w)`` reduced by a whole number, for a tile of five or more."""
+    times = max(shown.shape) // TILE
     return np.asarray(Image.fromarray(shown).reduce(times)) if times > 1 else shown
 
 
@@ -148,7 +151,7 @@ def overlay(labels: NDArray[np.uint8], colours: Mapping[int, Colour]) -> Image.I
 
 def drawn(hu: NDArray[np.int16], labels: NDArray[np.uint8] | None, colours: Mapping[int, Colour]) -> Image.Image:
     """A slice at the brain window with its overlay on it, RGB, at the overlay's size."""
-    base = Image.fromarray(grey(hu, WINDOWS["brain"]))
+    base = Image.fromarray(grey(hu, BRAIN))
     if labels is None:
         return base.convert("RGB")
     above = overlay(labels, colours)

@@ -48,6 +48,7 @@ def associate(
     *,
     identity: Identity | None = None,
     handlers: Sequence[EventHandlerType] = (),
+    patience_s: float | None = None,
 ) -> Association:
     """Open an association, or say why there is none.
 
@@ -58,6 +59,7 @@ def associate(
     contexts, roles : what is proposed
     identity : for peers that take TLS
     handlers : of what the peer may ask on it
+    patience_s : with the peer, in place of the usual; then nobody looks into why it gave no answer
 
     Raises
     ------
@@ -66,7 +68,8 @@ def associate(
 
     """
     ae = AE(ae_title)
-    ae.connection_timeout, ae.acse_timeout, ae.dimse_timeout = CONNECT_TIMEOUT_S, ACSE_TIMEOUT_S, DIMSE_TIMEOUT_S
+    ae.connection_timeout, ae.acse_timeout = patience_s or CONNECT_TIMEOUT_S, patience_s or ACSE_TIMEOUT_S
+    ae.dimse_timeout = DIMSE_TIMEOUT_S
     peer = f"{destination.name} ({destination.ae_title} at {destination.host}:{destination.port})"
     ends: list[A_ASSOCIATE_RJ | A_ABORT_RQ] = []
     began = time.monotonic()
@@ -94,6 +97,8 @@ def associate(
         raise ContextError(f"{peer} accepts none of: {refused}")
     if ends:
         raise PeerError(f"{peer} aborted the association of {ae_title} before it was open")
+    if patience_s:
+        raise PeerError(f"{peer}: no answer")
     is_cut = time.monotonic() - began < ACSE_TIMEOUT_S
     raise PeerError(f"{peer}: {explain(destination, identity, timeout_s=CONNECT_TIMEOUT_S, is_cut=is_cut)}")
 

@@ -23,7 +23,7 @@ from pydicom.config import disable_value_validation
 
 from dicom_node import codes, notice, painter, seg, source, sr
 from dicom_node.capture import Shown
-from dicom_node.encoding import opening
+from dicom_node.encoding import element_header
 from dicom_node.uids import Issue
 from runtime.errors import ScansideError
 
@@ -302,13 +302,14 @@ def write(results: Iterable[tuple[str, Dataset]], folder: Path, report_json: str
 
 def _write(results: Iterable[tuple[str, Dataset]], folder: Path, report_json: str | None) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {}
+    paths, synced = {}, []
     with _unfinished(folder), ExitStack() as opened, ThreadPoolExecutor(1, "disk") as disk:
-        synced = []
         for role, dataset in results:
             paths[role] = folder / f"{role}.dcm"
             file = opened.enter_context((folder / f"{role}.dcm.tmp").open("wb"))
             synced.append(disk.submit(_sync, file, *_encoded(dataset)))  # while the next one is encoded
+            for one in synced[:-1]:
+                one.result()  # no more than two in memory, and none made for a disk that is full
         for one in synced:
             one.result()
     if report_json is not None:
@@ -332,8 +333,8 @@ def _encoded(dataset: Dataset) -> tuple[bytes, ...]:
         return (head.getvalue(),)
     dataset[pixels.tag] = pixels
     pad = b"\0" * (len(pixels.value) % 2)
-    # the last by its tag; OB as all pixels of no more than 8 bits (PS3.5 section A.2)
-    return head.getvalue(), opening(pixels.tag, "OB", len(pixels.value) + len(pad)), pixels.value, pad
+    # the last by its tag; OB as all native pixels of no more than 8 bits (PS3.5 section A.2)
+    return head.getvalue(), element_header(pixels.tag, "OB", len(pixels.value) + len(pad)), pixels.value, pad
 
 
 def _sync(file: BinaryIO, *parts: bytes) -> None:

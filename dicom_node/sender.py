@@ -1,14 +1,15 @@
 """Storage SCU: brings what the journal owes to its destinations (DICOM PS3.4 annex B, PS3.7 section 9.1.1).
 
 One thread for each destination, so that a dead one delays no other. One association carries all that a destination is
-owed. Delivery is at least once: a crash between the peer's success and the journal's means the same object, under the
-same SOP Instance UID, once more.
+owed; where results are expected, it is open before they are. Delivery is at least once: a crash between the peer's
+success and the journal's means the same object, under the same SOP Instance UID, once more.
 """
 
 from __future__ import annotations
 
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from threading import Event, Thread
 from types import MappingProxyType
 from typing import TYPE_CHECKING, get_args
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from dicom_node.sections import Destination
     from dicom_node.tls import Identity
 
-AHEAD_S = 5.0  # an association is open for results that are being made
+AHEAD_S = 5.0  # an association stays open for results that are being made
 SOP_CLASSES = MappingProxyType(
     {
         "notice": (SecondaryCaptureImageStorage,),
@@ -103,9 +104,10 @@ class Sender:
             courier.wake()
 
     def expect(self) -> None:
-        """Results are being made: be connected to who gets those of every decision by the time they are owed."""
+        """Results are being made: be connected to who gets them, whatever they say, by the time they are owed."""
         for courier in self._couriers:
-            if set(courier.destination.levels) == set(get_args(Level)):
+            wanted = courier.destination
+            if set(wanted.levels) == set(get_args(Level)) and not {"sr", "sc"}.isdisjoint(wanted.results):
                 courier.expect()
 
     def reload(self, destinations: Sequence[Destination]) -> None:
@@ -149,6 +151,15 @@ class Sender:
                 courier.join()
 
 
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """An association that is open before anything is owed, and until when (clock)."""
+
+    association: Association
+    confirmation: Confirmation
+    until: float
+
+
 class _Courier(Thread):
     """The way to one destination."""
 
@@ -172,14 +183,15 @@ class _Courier(Thread):
         self._news = Event()
         self._stopping = False
         self._fruitless = 0  # turns in a row in which nothing arrived; the back-off of the destination
-        self._ahead: tuple[Association, Confirmation] | None = None  # open before anything is owed
-        self._expected_until = 0.0  # clock
+        self._ahead: _Ahead | None = None
+        self._is_expecting = self._is_owing = False
 
     def expect(self) -> None:
-        self._expected_until = time.monotonic() + AHEAD_S
+        self._is_expecting = True
         self._news.set()
 
     def wake(self) -> None:
+        self._is_owing = True
         self._news.set()
 
     def stop(self) -> None:
@@ -199,6 +211,7 @@ class _Courier(Thread):
             self._after = None
         while not self._stopping:
             self._news.clear()  # before the journal is read: what is recorded from here on cuts the sleep short
+            self._is_owing = False
             try:
                 if self.destination.confirm == "no":
                     self._outbox.believe(self.destination.name)  # what was taken when it was asked still
@@ -209,10 +222,12 @@ class _Courier(Thread):
                 due = self._outbox.next_due(self.destination.name)
                 sleep_s = min(self._be_ahead(), LONGEST_SLEEP_S if due is None else max(due - time.time(), 0.0))
             except JournalError as error:  # a full disk, a database that is away
+                self._let_go()
                 self._fruitless += 1
                 sleep_s = back_off_s(self._fruitless)
                 self._log.warning("delivery_waits_for_journal", reason=str(error), retry_s=sleep_s)
             except Exception:  # noqa: BLE001 (a bug in one batch must not end all delivery)
+                self._let_go()
                 self._fruitless += 1
                 sleep_s = back_off_s(self._fruitless)
                 self._log.exception("delivery_failed", retry_s=sleep_s)
@@ -220,47 +235,49 @@ class _Courier(Thread):
         self._let_go()
 
     def _be_ahead(self) -> float:
-        """Connect for results that are expected, let go of a connection for which none came; how long to sleep then.
-
-        One takes 20 ms, as long as an object or two, and has room beside what makes the results.
-        """
-        left_s = self._expected_until - time.monotonic()
-        if left_s <= 0:
+        """Connect for results that are expected, let go of a connection for which none came; how long to sleep then."""
+        ahead = self._ahead
+        if ahead and (ahead.until <= time.monotonic() or not ahead.association.is_established):
             self._let_go()
-            return LONGEST_SLEEP_S
-        if self._ahead is None and not self._fruitless:
-            classes = {each for role in self.destination.results for each in SOP_CLASSES[role]}
-            contexts = [build_context(each, syntax) for each in sorted(classes) for syntax in SYNTAXES]
-            try:
-                self._ahead = self._connect(contexts)
-            except PeerError:  # delivery says why, if it is so then
-                self._expected_until = 0.0
-        return left_s
+        if self._is_expecting and not self._ahead:
+            self._is_expecting = False
+            if not self._fruitless and not self._stopping:
+                classes = {each for role in self.destination.results for each in SOP_CLASSES[role]}
+                contexts = [build_context(each, syntax) for each in sorted(classes) for syntax in SYNTAXES]
+                with suppress(PeerError):  # delivery says why, if it is so then
+                    self._ahead = _Ahead(*self._connect(contexts, AHEAD_S), time.monotonic() + AHEAD_S)
+        return max(self._ahead.until - time.monotonic(), 0.0) if self._ahead else LONGEST_SLEEP_S
+
+    def _is_called(self) -> bool:
+        return self._is_owing or self._stopping
 
     def _let_go(self) -> None:
         if self._ahead:
-            self._ahead[0].release()
+            self._ahead.association.release()
             self._ahead = None
 
-    def _connect(self, contexts: Iterable[PresentationContext]) -> tuple[Association, Confirmation]:
-        confirmation = Confirmation(self._outbox, self.destination.confirm, self._news.is_set)
+    def _connect(
+        self, contexts: Iterable[PresentationContext], patience_s: float | None = None
+    ) -> tuple[Association, Confirmation]:
+        confirmation = Confirmation(self._outbox, self.destination.confirm, self._is_called)
         association = associate(
             self.destination,
             self._ae_title,
             [*contexts, *confirmation.contexts()],
             identity=self._identity,
             handlers=confirmation.handlers(),
+            patience_s=patience_s,
         )
         return association, confirmation
 
     def _deliver(self, items: list[OutboxItem], unconfirmed: list[OutboxItem]) -> None:
         """Send a batch over one association, and ask there for what has been taken; no item stays in ``sending``."""
-        ahead, self._expected_until = self._take_ahead(items), 0.0
+        ahead = self._take_ahead(items)
         sendable, contexts = (items, []) if ahead else self._look_at_files(items)
         if not sendable and not unconfirmed:
             return
         try:
-            association, confirmation = ahead or self._connect(contexts)
+            association, confirmation = (ahead.association, ahead.confirmation) if ahead else self._connect(contexts)
         except ContextError as error:
             for item in sendable:
                 self._outbox.refused(item, str(error))
@@ -282,16 +299,15 @@ class _Courier(Thread):
                 association.abort()
         self._postpone(unsent, "the node stopped" if self._stopping else "the association ended before its turn")
 
-    def _take_ahead(self, items: Sequence[OutboxItem]) -> tuple[Association, Confirmation] | None:
-        """The association that is open already, if these can go there."""
-        if self._ahead is None:
+    def _take_ahead(self, items: Sequence[OutboxItem]) -> _Ahead | None:
+        """What is open already, if it is for such as these; what was offered before is looked at first."""
+        ahead = self._ahead
+        if not items or ahead is None or not ahead.association.is_established:
             return None
-        association = self._ahead[0]
-        accepted = {context.abstract_syntax for context in association.accepted_contexts}
-        if not association.is_established or not accepted.issuperset(item.sop_class_uid for item in items):
-            self._let_go()
+        proposed = {context.abstract_syntax for context in ahead.association.requestor.requested_contexts}
+        if any(item.tries > 1 or item.sop_class_uid not in proposed for item in items):
             return None
-        ahead, self._ahead = self._ahead, None
+        self._ahead = None
         return ahead
 
     def _send(self, association: Association, unsent: list[OutboxItem]) -> None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 KEPT_B = 32 << 20  # of HU of each open series, for the key slices: 64 slices of 512 x 512
 
+TILES_B = 32 << 20  # of tiles: 512 slices of 512 x 512; of more every second one, for an overview has few
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -49,7 +51,7 @@ class Series:
     sizes: set[tuple[int, ...]] = field(default_factory=set)
     order: list[tuple[float, str]] = field(default_factory=list)  # places along the first slice's normal, mm
     recent: dict[str, NDArray[np.int16]] = field(default_factory=dict)  # HU of the last slices
-    small: dict[str, NDArray[np.uint8]] = field(default_factory=dict)  # all slices as tiles show them
+    tiles: dict[str, NDArray[np.uint8]] = field(default_factory=dict)  # slices as the overview shows them
     labels: dict[str, SliceLabels] = field(default_factory=dict)
     engines: dict[str, ModelIdentity] = field(default_factory=dict)  # who gave each answer
     looked_at: dict[str, tuple[str, ...]] = field(default_factory=dict)  # what each answer was made from
@@ -65,10 +67,16 @@ class Series:
         """Take a slice in and find its place among the others."""
         self.paths[slice_.key], self.headers[slice_.key], self.sources[slice_.key] = path, header, prepared
         self.planes[slice_.key], self.recent[slice_.key] = slice_.plane, slice_.hu
-        self.small[slice_.key] = picture.small(picture.grey(slice_.hu, picture.WINDOWS["brain"]))
+        self._keep_tile(slice_)
         self.sizes.add(slice_.hu.shape)
         normal = next(iter(self.planes.values())).normal_lps
         bisect.insort(self.order, (float(normal @ np.asarray(slice_.plane.origin_lps)), slice_.key))
+
+    def _keep_tile(self, slice_: Slice) -> None:
+        self.tiles[slice_.key] = tile = picture.reduced(picture.grey(slice_.hu, picture.BRAIN))
+        if len(self.tiles) * tile.nbytes > TILES_B:
+            for key in list(self.tiles)[1::2]:
+                del self.tiles[key]
 
     @property
     def received(self) -> int:
@@ -86,9 +94,13 @@ class Series:
         for key in list(self.recent)[: -max(least, KEPT_B // each)]:
             del self.recent[key]
 
-    def grey(self, key: str, *, small: bool) -> NDArray[np.uint8]:
-        """A slice at the brain window, as pictures show it; small is there already."""
-        return self.small[key] if small else picture.grey(self.hu(key), picture.WINDOWS["brain"])
+    def grey(self, key: str) -> NDArray[np.uint8]:
+        """A slice at the brain window, as pictures show it."""
+        return picture.grey(self.hu(key), picture.BRAIN)
+
+    def tile(self, key: str) -> NDArray[np.uint8]:
+        """The same as a tile shows it, made when it came; of very many slices some are made again."""
+        return self.tiles[key] if key in self.tiles else picture.reduced(self.grey(key))
 
     def hu(self, key: str) -> NDArray[np.int16]:
         """HU of a slice: one of the last, or decoded again, for keeping all would hold whole series in memory."""

@@ -130,8 +130,12 @@ def store_file(association: Association, path: Path, sop_class_uid: str, sop_uid
         cut = len(pixels) == 12 and file.tell() + int.from_bytes(pixels[8:], "little") > path.stat().st_size
     if cut and meta.TransferSyntaxUID == uid.ExplicitVRLittleEndian:
         raise ValueError("is cut off within its pixel data")
-    if (head.SOPClassUID, head.SOPInstanceUID) != (sop_class_uid, sop_uid):
-        raise ValueError(f"holds {head.SOPClassUID} {head.SOPInstanceUID}, not {sop_class_uid} {sop_uid}")
+    for held in (
+        (meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID),
+        (head.SOPClassUID, head.SOPInstanceUID),
+    ):
+        if held != (sop_class_uid, sop_uid):
+            raise ValueError(f"holds {held[0]} {held[1]}, not {sop_class_uid} {sop_uid}")
     context_id = accepted(association, sop_class_uid, meta.TransferSyntaxUID)
     if context_id is None:
         return association.send_c_store(dcmread(path)).get("Status")

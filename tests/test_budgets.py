@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dicom_node import analysis, decode, sender
+from dicom_node import decode, sender
 from dicom_node import phantom as writer
 from dicom_node import series as kept
 from dicom_node.analysis import Analyser, Series
@@ -154,12 +154,11 @@ def test_close_of_a_series(paths: list[Path], tmp_path: Path, monkeypatch: pytes
     decoded.clear()
     pictured: set[str] = set()
 
-    def noted(report: object, keys: list[str], work: object = analysis.montage.pictured) -> object:
-        found = work(report, keys)
-        pictured.update(key for key, is_small in found.items() if not is_small)
-        return found
+    def noted(series: Series, key: str, work: object = Series.grey) -> object:
+        pictured.add(key)
+        return work(series, key)
 
-    monkeypatch.setattr(analysis.montage, "pictured", noted)
+    monkeypatch.setattr(Series, "grey", noted)
     with counted(monkeypatch) as count:
         outcome = one.close(series, tmp_path / "results", revision=1, missing=())
     assert outcome.state is SeriesState.ANALYSED

@@ -15,7 +15,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from scipy import ndimage
 
 from dicom_node import montage, results
-from dicom_node.picture import WINDOWS, grey
+from dicom_node.picture import BRAIN, grey, reduced
 from dicom_node.source import plane
 from runtime.geometry import stack
 from runtime.types import Decision, Finding, ModelIdentity, Report
@@ -202,14 +202,15 @@ class Case:
 
     @property
     def grey(self) -> NDArray[np.uint8]:
-        return grey(self.hu, WINDOWS["brain"])
+        return grey(self.hu, BRAIN)
 
     @property
     def keys(self) -> list[str]:
         return [str(source.SOPInstanceUID) for source in self.sources]
 
     def pictured(self) -> dict[str, NDArray[np.uint8]]:
-        return {key: self.grey[self.keys.index(key)] for key in montage.pictured(self.report, self.keys)}
+        shown = dict(zip(self.keys, self.grey, strict=True))
+        return montage.pictured(self.report, self.keys, lambda key: reduced(shown[key]), shown.__getitem__)
 
     def build(self, form: results.Form = results.USUAL) -> results.ResultSet:
         return results.build(

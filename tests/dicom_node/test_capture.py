@@ -9,7 +9,7 @@ import pytest
 
 from dicom_node import capture, codes, panel, results, sc
 from dicom_node.panel import Panel
-from dicom_node.picture import WINDOWS, grey
+from dicom_node.picture import BRAIN, grey
 from dicom_node.source import plane
 from runtime.types import Plane
 from tests.dicom_node import ct
@@ -32,7 +32,7 @@ def drawn(mask: NDArray[np.bool_], hu: int = 40, **options: object) -> NDArray[n
     """A picture of one subdural on an even grey."""
     labels = mask.astype(np.uint8) * 2
     case = CASES["one finding"]
-    shown = grey(np.full(mask.shape, hu, dtype=np.int16), WINDOWS["brain"])
+    shown = grey(np.full(mask.shape, hu, dtype=np.int16), BRAIN)
     return np.asarray(capture.render(shown, labels, Panel(case.report), "1.2.3", **options))
 
 

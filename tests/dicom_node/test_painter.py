@@ -187,10 +187,10 @@ def test_it_quotes_nobody(capfd: pytest.CaptureFixture, process: Painter, recwar
     findings = tuple(
         replace(one, keys=tuple(keys[case.keys.index(key)] for key in one.keys)) for one in case.report.findings
     )
-    hu = dict(zip(keys, case.hu, strict=True))
+    shown = dict(zip(keys, case.grey, strict=True))
     report = replace(case.report, findings=findings)
     about = {"revision": 1, "started": ct.STARTED}
-    list(results.make(case.sources, case.labels, hu, report, **about, draw=process.draw))
+    list(results.make(case.sources, case.labels, shown, report, **about, draw=process.draw))
     told = capfd.readouterr()
     assert "DOE" not in told.err + "".join(str(one.message) for one in recwarn)
 

@@ -19,7 +19,7 @@ from pydicom import dcmwrite
 from structlog.testing import capture_logs
 
 from dicom_node import results, uids
-from dicom_node.picture import WINDOWS, grey
+from dicom_node.picture import BRAIN, grey
 from runtime.types import ModelIdentity
 from tests.dicom_node import ct
 
@@ -207,7 +207,7 @@ def test_no_patient_in_logs_and_warnings(
     caplog.set_level(logging.DEBUG)
     with warnings.catch_warnings(record=True) as warned, capture_logs() as events:
         warnings.simplefilter("always")
-        pictured = {report.findings[0].key_slice: grey(ct.hounsfield(labels)[5], WINDOWS["brain"])}
+        pictured = {report.findings[0].key_slice: grey(ct.hounsfield(labels)[5], BRAIN)}
         results.write(results.build(sources, labels, pictured, report, revision=1, started=ct.STARTED), tmp_path)
     assert [event["event"] for event in events] in ([], ["sources_repaired"])
     said = caplog.text + "".join(str(each) for each in (*events, *(each.message for each in warned)))

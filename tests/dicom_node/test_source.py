@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from dicom_node import results
-from dicom_node.picture import WINDOWS, grey
+from dicom_node.picture import BRAIN, grey
 from dicom_node.source import Repairs, normalise, own, patient, plane
 from tests.dicom_node import ct
 
@@ -34,7 +34,7 @@ illegal = pytest.mark.filterwarnings(
 
 def build(sources: list[pydicom.Dataset]) -> results.ResultSet:
     labels = ct.bleeds(len(sources), classes=(2,))
-    shown = grey(ct.hounsfield(labels), WINDOWS["brain"])
+    shown = grey(ct.hounsfield(labels), BRAIN)
     report = ct.report(sources, labels)
     key = report.findings[0].key_slice
     pictured = {key: shown[[source.SOPInstanceUID for source in sources].index(key)]}
