@@ -390,3 +390,16 @@ def test_who_pauses_is_waited_for_three_times_as_long_and_not_for_ever(bench: Be
     bench.now += 29
     bench.store(10, series="1.3")
     assert bench.assembler.next_deadline() == pytest.approx(bench.now + 6 * TIMEOUT_S)
+
+
+@pytest.mark.parametrize(("slices", "rank", "promises"), [(5, (0.0,), True), (4, (0.0,), False), (5, (1.0,), False)])
+def test_a_head_for_the_brain_promises_results(bench: Bench, slices: int, rank: tuple[float, ...], promises: bool):
+    for z in range(slices):
+        bench.store(z)
+    bench.store(9.0, seen=False)
+    (assembly,) = bench.assembler.restarted()
+    for z in range(slices):
+        bench.assembler.seen(assembly.name, Path(f"/spool/1.2/{z}.dcm"), (axial(z),))
+    bench.assembler.seen(assembly.name, Path("/spool/1.2/9.0.dcm"), (None,))
+    assembly.rank = rank
+    assert assembly.promises_results(5) == promises

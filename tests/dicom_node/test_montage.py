@@ -11,6 +11,7 @@ import pytest
 from dicom_node import capture, codes, montage, results, sc
 from dicom_node.capture import Shown
 from dicom_node.panel import Panel
+from dicom_node.picture import BRAIN, grey, reduced
 from tests.dicom_node import ct
 
 if TYPE_CHECKING:
@@ -57,6 +58,29 @@ def test_the_tile_of_a_key_slice_is_framed_in_its_colour() -> None:
         row, column = side * (number // 4), side * (number % 4)
         edge = picture[row + 1, column : column + side]
         assert (edge == colour).all() == (key == finding.key_slice)
+
+
+def test_tiles_that_were_reduced_before_look_like_those_of_whole_slices() -> None:
+    size, (rows, columns) = 512, np.mgrid[:512, :512]
+    hu = np.where((rows - 256) ** 2 + (columns - 256) ** 2 < 200**2, 30 + rows // 32, -1000).astype(np.int16)
+    hu[200:240, 200:260] = 70
+    labels = (hu == 70).astype(np.uint8) * 2
+    case = CASES["one finding"]
+    whole, tile = grey(hu, BRAIN), reduced(grey(hu, BRAIN))
+    assert tile.shape == (size // 2, size // 2)
+    pictures = [
+        np.asarray(montage.render([Shown(one, shown, labels) for one in case.sources], Panel(case.report))).astype(int)
+        for shown in (whole, tile)
+    ]
+    apart = np.abs(pictures[0] - pictures[1])
+    assert apart.mean() < 0.5
+    assert apart.max() < 40, "where the head ends"
+
+
+@pytest.mark.parametrize("shown", [np.zeros((8, 8), np.int16), np.zeros((8, 8, 3), np.uint8)], ids=["HU", "RGB"])
+def test_what_is_no_slice_at_a_window_is_refused(shown: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"a picture of \d dimensions in"):
+        Shown(CASES["one finding"].sources[0], shown, None)
 
 
 def test_it_shows_what_has_been_found_and_no_other_class() -> None:

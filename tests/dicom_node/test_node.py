@@ -75,9 +75,20 @@ def faults(path: Path) -> list[str]:
     return [line for line in (shown.stdout + shown.stderr).splitlines() if line.startswith("Error")]
 
 
-def test_a_bleed_pushed_by_our_own_scanner_comes_back_as_seg_sr_and_sc(bleeding: Pushable, node: Node, pacs: Pacs):
+@pytest.fixture
+def expected(node: Node, monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """An entry each time that results are expected."""
+    times, expect = [], node._sender.expect
+    monkeypatch.setattr(node._sender, "expect", lambda: times.append(expect()))
+    return times
+
+
+def test_a_bleed_pushed_by_our_own_scanner_comes_back_as_seg_sr_and_sc(
+    bleeding: Pushable, node: Node, pacs: Pacs, expected: list[None]
+):
     scan(bleeding.paths, node)
     report = result(pacs)
+    assert len(expected) == 1
     assert node._first_answer.empty(), "who keeps every answer of a worker grows with every slice"
     assert report["slices"] == len(bleeding.paths)
     assert not report["provisional"], report["missing"]
@@ -441,7 +452,9 @@ def test_the_same_push_again_changes_nothing(bleeding: Pushable, node: Node, pac
     assert len(pacs.received) == count
 
 
-def test_what_is_no_head_ct_is_recorded_with_its_reason(bleeding: Pushable, node: Node, tmp_path: Path):
+def test_what_is_no_head_ct_is_recorded_with_its_reason(
+    bleeding: Pushable, node: Node, tmp_path: Path, expected: list[None]
+):
     path = tmp_path / "localizer.dcm"
     localizer = dcmread(bleeding.paths[0])
     localizer.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
@@ -454,6 +467,7 @@ def test_what_is_no_head_ct_is_recorded_with_its_reason(bleeding: Pushable, node
     (record,) = _records(node)
     assert record.state is SeriesState.NOT_ANALYSED
     assert record.reason.startswith("a localizer")
+    assert expected == [], "no archive is connected to for it"
 
 
 def _records(node: Node) -> list:

@@ -24,7 +24,7 @@ from runtime.types import ModelIdentity
 from tests.dicom_node import ct
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 CASES = ct.cases()
 CORPUS = Path(__file__).parents[2].parent / "shared" / "corpus"
@@ -292,6 +292,20 @@ def test_a_disk_that_fills_while_a_file_is_written_leaves_nothing_half_done(
         results.write(ct.built("one finding"), tmp_path, "{}")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "sc-1.dcm"]
     assert (tmp_path / "report.json").read_text() == "of an earlier attempt"
+
+
+def test_nothing_more_is_made_for_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def watched() -> Iterator[tuple[str, pydicom.Dataset]]:
+        for role, dataset in ct.built("one finding"):
+            made.append(role)
+            yield role, dataset
+
+    monkeypatch.setattr(Path, "open", lambda path, *how, work=Path.open, **more: Filling(work(path, *how, **more)))
+    with pytest.raises(results.NoRoom):
+        results.write(watched(), tmp_path)
+    assert made == ["seg", "sr", "sc-1", "sc-2"], "the disk fails with the first picture, beside the second one"
 
 
 class TestUids:

@@ -29,7 +29,7 @@ from pynetdicom.sop_class import (
 )
 
 from dicom_node import outbox, requestor, sender
-from dicom_node.journal import Journal, ResultFile, SeriesState
+from dicom_node.journal import Journal, JournalError, ResultFile, SeriesState
 from dicom_node.outbox import DeliveryState, Outbox
 from dicom_node.requestor import PeerError, associate
 from dicom_node.sections import Destination
@@ -290,17 +290,90 @@ def test_who_gets_some_decisions_only_is_not_connected_to_for_nothing(serve, run
     assert choosy.associations == 0
 
 
-def test_a_peer_that_is_away_when_results_are_expected_gets_them_when_it_is_back(journal, serve, run, owe):
+def test_a_peer_that_is_away_when_results_are_expected_gets_them_when_it_is_back(journal, serve, run, owe, monkeypatch):
+    tried = threading.Event()
+
+    def associate(*arguments, work=requestor.associate, **options):
+        try:
+            return work(*arguments, **options)
+        finally:
+            tried.set()
+
+    monkeypatch.setattr(sender, "associate", associate)
     port = free_port()
     running, _ = run(to(port))
-    running.expect()
-    time.sleep(0.1)
+    with structlog.testing.capture_logs() as logs:
+        running.expect()
+        assert tried.wait(DEADLINE_S)
+        archive = Archive()
+        serve(archive, port)
+        expected = owe("1.1", "pacs")
+        running.wake()
+        wait_for(all_in(journal, DeliveryState.SENT))
+    assert archive.uids == expected
+    assert {entry["event"] for entry in logs} == {"result_sent"}, "an attempt ahead that fails is nobody's loss"
+
+
+def test_who_expects_again_and_again_holds_no_association_for_long(serve, run, monkeypatch):
+    monkeypatch.setattr(sender, "AHEAD_S", 0.3)
     archive = Archive()
-    serve(archive, port)
+    running, _ = run(to(serve(archive)))
+    deadline = time.monotonic() + DEADLINE_S
+    while archive.released < 2:
+        assert time.monotonic() < deadline, "it is held as long as results are expected"
+        running.expect()
+        time.sleep(0.02)
+
+
+def test_a_journal_that_is_away_holds_no_association(serve, run, monkeypatch):
+    archive = Archive()
+    running, _ = run(to(serve(archive)))
+    running.expect()
+    wait_for(lambda: archive.associations == 1)
+
+    def away(*_: object) -> None:
+        raise JournalError("away")
+
+    monkeypatch.setattr(Outbox, "claim", away)
+    running.wake()
+    wait_for(lambda: archive.released == 1)
+    monkeypatch.undo()
+
+
+def test_an_archive_that_takes_no_masks_gets_the_rest_at_once(journal, serve, run, owe):
+    archive = Archive(classes=[Comprehensive3DSRStorage, SecondaryCaptureImageStorage])
+    running, _ = run(to(serve(archive)))
+    running.expect()
+    wait_for(lambda: archive.associations == 1)
     expected = owe("1.1", "pacs")
     running.wake()
+    wait_for(lambda: archive.uids == expected[:2])
+    assert archive.on == [1, 1]
+    wait_for(lambda: Outbox(journal).items()[2].state is DeliveryState.PARKED)
+
+
+def test_results_that_come_while_others_go_are_still_expected(journal, serve, run, owe):
+    """A series closes while the results of another are on their way: its own go over another association ahead."""
+    first, go_on = threading.Event(), threading.Event()
+
+    def answer(_):
+        first.set()
+        return 0x0000 if go_on.wait(DEADLINE_S) else 0xA700
+
+    archive = Archive(answer=answer)
+    running, _ = run(to(serve(archive)))
+    running.expect()
+    wait_for(lambda: archive.associations == 1)
+    owe("1.1", "pacs")
+    running.wake()
+    assert first.wait(DEADLINE_S)
+    running.expect()
+    go_on.set()
+    wait_for(lambda: archive.associations == 2)
+    owe("1.2", "pacs")
+    running.wake()
     wait_for(all_in(journal, DeliveryState.SENT))
-    assert archive.uids == expected
+    assert archive.on == [1, 1, 1, 2, 2, 2]
 
 
 def test_what_is_owed_at_the_start_goes_out_without_a_wake(journal, serve, run, owe):
@@ -609,11 +682,20 @@ def cut_in_the_pixels(path: Path) -> None:
         lambda path: path.write_bytes(b""),
     ],
 )
-def test_a_file_that_is_gone_or_damaged_parks_and_the_rest_goes(journal, serve, run, owe, spoil):
+@pytest.mark.parametrize("is_ahead", [False, True], ids=["", "ahead"])
+def test_a_file_that_is_gone_or_damaged_parks_and_the_rest_goes(journal, serve, run, owe, spoil, is_ahead):
     archive = Archive()
+    port = serve(archive)
+    if is_ahead:
+        running, _ = run(to(port))
+        running.expect()
+        wait_for(lambda: archive.associations == 1)
     expected = owe("1.1", "pacs")
     spoil(Outbox(journal).items()[0].path)
-    run(to(serve(archive)))
+    if is_ahead:
+        running.wake()
+    else:
+        run(to(port))
     wait_for(lambda: Outbox(journal).items()[0].state is DeliveryState.PARKED)
     assert archive.uids == expected[1:]
     assert "1.1.sr.dcm" in Outbox(journal).items()[0].last_error
