@@ -65,6 +65,7 @@ class Archive:
         self.requests: list[Dataset] = []
         self.queries: list[Dataset] = []
         self.answers: list[int] = []
+        self.on: set[object] = set()  # which associations objects came on
         self.reports_to: tuple[str, int] | None = None  # a port; otherwise on the association of the request
         self.is_silent = False
         self.promise = 0x0000
@@ -92,6 +93,7 @@ class Archive:
 
     def _store(self, event: evt.Event) -> int:
         self.stored.append(event.request.AffectedSOPInstanceUID)
+        self.on.add(event.assoc)
         return 0x0000
 
     def _commit(self, event: evt.Event) -> tuple[int, Dataset | None]:
@@ -227,6 +229,23 @@ def test_a_commitment_on_the_association_of_its_request(bench):
     }
     assert archive.answers == [0x0000]
     assert all(item.sent <= item.confirmed for item in bench.outbox.items())
+
+
+@pytest.mark.parametrize("confirm", ["commitment", "query"])
+def test_an_association_that_was_open_before_results_were_owed_serves_as_well(bench, confirm):
+    archive = Archive(StorageCommitmentPushModel, StudyRootQueryRetrieveInformationModelFind)
+    for item in bench.outbox.items():
+        bench.outbox.park(item.id, "not yet")
+    with archive.running() as port, bench.sending(port, confirm) as running:
+        running.expect()
+        wait_until(lambda: len(archive._ae.active_associations) == 1)
+        (association,) = archive._ae.active_associations
+        bench.outbox.retry()
+        running.expect()  # of another series: no reason to hurry
+        running.wake()
+        bench.wait_for("confirmed", "confirmed", "confirmed")
+    assert len(archive.stored) == 3
+    assert archive.on == {association}
 
 
 def test_a_commitment_on_an_association_of_the_archive(bench, node_port):
