@@ -11,6 +11,7 @@ import socket
 import subprocess
 import time
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import Self
 from urllib.error import URLError
@@ -105,7 +106,7 @@ class TritonServer:
             try:
                 with urlopen(f"{self.http}/v2/health/ready", timeout=1):  # noqa: S310  # ours
                     return
-            except (URLError, OSError):
+            except (URLError, OSError, HTTPException):  # or somebody else has taken the port
                 time.sleep(0.05)
         self.kill()
         said = (self._folder / "tritonserver.log").read_text(errors="replace")[-2000:]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from runtime.triage import Rule
     from runtime.types import OperatingPoint, Plane, SliceLabels
 
+ROUNDING_ML = 1e-9  # what adding up slice by slice may lose: at a limit it must not keep anybody from measuring
 MOST_IN_A_ROW = 16  # neighbours that an operating point may ask for
 
 
@@ -78,11 +79,11 @@ class Evidence:
         """
         if not self._places or not self._total_ml[1:].any():
             return None
+        most_ml = [float(ml) + ROUNDING_ML for ml in self._total_ml]
         volumes_ml = {
-            name: float(self._total_ml[c])
+            name: most_ml[c]
             for c, (name, point) in enumerate(operating_point.items(), start=1)
-            if self._in_a_row[c]
-            and point.admits(float(self._total_ml[c]), float(self._probability[c]), int(self._in_a_row[c]))
+            if self._in_a_row[c] and point.admits(most_ml[c], float(self._probability[c]), int(self._in_a_row[c]))
         }
         return level_of(volumes_ml, rules) if volumes_ml else None
 

@@ -98,6 +98,18 @@ def test_no_level_on_the_way_is_higher_than_the_last(arrival: Arrival, point: Op
         assert not is_higher(report.decision.level, final)
 
 
+def test_a_volume_at_the_limit_is_looked_at_however_it_rounds():
+    """Slice by slice these 80 pixels come to a little less than 0.1 ml."""
+    point, evidence, planes, answers = OperatingPoint(0.1, 0.0, 1), Evidence(), {}, {}
+    for key, pixels in zip("01234", (0, 3, 30, 30, 17), strict=True):
+        planes[key], answers[key] = axial(5.5 + 5.0 * int(key), thickness=5.0), answer(pixels, 0)
+        evidence.take(key, planes[key], answers[key])
+    report = compose(geometry.stack(planes, growing=True), answers, operating(point), MODEL, RULES, arriving=True)
+    assert report.findings[0].volume_ml == 0.1
+    assert evidence._total_ml[1] < 0.1
+    assert evidence.level(operating(point).operating_point, RULES) == report.decision.level
+
+
 def test_with_all_its_slices_a_series_knows_what_the_whole_one_shows():
     planes = {str(i): axial(5.0 * i) for i in range(6)}
     assert geometry.stack(planes, growing=True).thickness_mm == pytest.approx(geometry.stack(planes).thickness_mm)
