@@ -10,7 +10,7 @@ from benchmarks.timing import once_ms
 
 ADDITIONS = 1_000_000
 RESTED_B, RESTED_S = 16_000_000, 0.1
-TIMES = 3
+TIMES = 2
 
 
 def measure() -> dict[str, list[float]]:

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 CASES = ct.cases()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def process() -> Iterator[Painter]:
+    """One for all tests, as for all reports of a worker: whatever they do to it, it draws the next one's pictures."""
     with closing(Painter()) as one:
         yield one
 
@@ -111,16 +112,16 @@ def test_what_it_had_drawn_when_it_was_lost_is_not_drawn_twice(
     assert len(lost(logs)) == 1
 
 
-def test_one_that_cannot_be_started_costs_nothing(process: Painter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_cannot_be_started_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def none(*_: object, **__: object) -> None:
         raise OSError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(subprocess, "Popen", none)
     before = len(list(Path("/proc/self/fd").iterdir()))
-    with capture_logs() as logs:
-        assert pictures(process.draw) == pictures(painter.draw)
-    assert lost(logs) == ["BlockingIOError"]
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    with capture_logs() as logs, closing(Painter()) as one:
+        assert pictures(one.draw) == pictures(painter.draw)
+        assert lost(logs) == ["BlockingIOError"]
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_one_that_says_nothing_is_not_waited_for(process: Painter, monkeypatch: pytest.MonkeyPatch) -> None:
