@@ -59,8 +59,8 @@ def pictured(
     tile, whole : give a slice ``(h, w)`` by its key, reduced to a tile and as it is
 
     """
-    shown = {key: tile(key) for key in tiles(report, keys)}
-    return shown | {key: whole(key) for key in capture.key_slices(report, keys)}
+    large = capture.key_slices(report, keys)
+    return {key: whole(key) if key in large else tile(key) for key in dict.fromkeys((*tiles(report, keys), *large))}
 
 
 def draw(keys: Sequence[str], shown: Mapping[str, Shown], panel: Panel) -> Iterator[Picture]:

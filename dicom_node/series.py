@@ -52,6 +52,7 @@ class Series:
     order: list[tuple[float, str]] = field(default_factory=list)  # places along the first slice's normal, mm
     recent: dict[str, NDArray[np.int16]] = field(default_factory=dict)  # HU of the last slices
     tiles: dict[str, NDArray[np.uint8]] = field(default_factory=dict)  # slices as the overview shows them
+    _untiled: list[str] = field(default_factory=list)
     labels: dict[str, SliceLabels] = field(default_factory=dict)
     engines: dict[str, ModelIdentity] = field(default_factory=dict)  # who gave each answer
     looked_at: dict[str, tuple[str, ...]] = field(default_factory=dict)  # what each answer was made from
@@ -67,16 +68,22 @@ class Series:
         """Take a slice in and find its place among the others."""
         self.paths[slice_.key], self.headers[slice_.key], self.sources[slice_.key] = path, header, prepared
         self.planes[slice_.key], self.recent[slice_.key] = slice_.plane, slice_.hu
-        self._keep_tile(slice_)
+        self._untiled.append(slice_.key)
         self.sizes.add(slice_.hu.shape)
         normal = next(iter(self.planes.values())).normal_lps
         bisect.insort(self.order, (float(normal @ np.asarray(slice_.plane.origin_lps)), slice_.key))
 
-    def _keep_tile(self, slice_: Slice) -> None:
-        self.tiles[slice_.key] = tile = picture.reduced(picture.grey(slice_.hu, picture.BRAIN))
-        if len(self.tiles) * tile.nbytes > TILES_B:
-            for key in list(self.tiles)[1::2]:
-                del self.tiles[key]
+    def make_tile(self) -> bool:
+        """Make the tile of the last slice that has none, while nobody waits; False where there is none to make."""
+        while self._untiled:
+            key = self._untiled.pop()
+            if key in self.recent:
+                self.tiles[key] = made = self.tile(key)
+                if len(self.tiles) * made.nbytes > TILES_B:
+                    for other in list(self.tiles)[1::2]:
+                        del self.tiles[other]
+                return True
+        return False
 
     @property
     def received(self) -> int:
@@ -99,7 +106,7 @@ class Series:
         return picture.grey(self.hu(key), picture.BRAIN)
 
     def tile(self, key: str) -> NDArray[np.uint8]:
-        """The same as a tile shows it, made when it came; of very many slices some are made again."""
+        """The same as a tile shows it: made before, or now."""
         return self.tiles[key] if key in self.tiles else picture.reduced(self.grey(key))
 
     def hu(self, key: str) -> NDArray[np.int16]:

@@ -154,8 +154,7 @@ def _serve(analyser: Analyser, requests: queue.SimpleQueue[dict[str, Any] | None
     engine = _engine(analyser.bundle, analyser.session)
     while True:
         engine = _tell_engine(analyser, engine, answers)
-        while not waiting or not requests.empty():
-            waiting.append(requests.get())
+        _wait(requests, waiting, open_series)
         request = waiting.popleft()
         if request is None:
             analyser.session.close()
@@ -197,6 +196,18 @@ def _serve(analyser: Analyser, requests: queue.SimpleQueue[dict[str, Any] | None
         _tell_early(analyser, name, series, folder, answers)
         for seen in fed:
             _say(answers, {"is": "slice", "series": name, **_seen(seen, series)})
+
+
+def _wait(
+    requests: queue.SimpleQueue[dict[str, Any] | None],
+    waiting: deque[dict[str, Any] | None],
+    open_series: Mapping[str, Series],
+) -> None:
+    """Have something to do; what pictures will need is made while there is nothing, and in no slice's way."""
+    while not waiting and requests.empty() and any(series.make_tile() for series in open_series.values()):
+        pass
+    while not waiting or not requests.empty():
+        waiting.append(requests.get())
 
 
 def _tell_engine(analyser: Analyser, told: dict[str, Any], answers: IO[str]) -> dict[str, Any]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import queue
 import shutil
 import subprocess
 import sys
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dicom_node import phantom
+from dicom_node import phantom, worker
 from dicom_node.check import check
 from dicom_node.config import Config
 from dicom_node.opening import opening
@@ -127,3 +129,22 @@ def test_a_worker_that_loses_its_gpu_says_so_and_ends(tmp_path: Path):
     assert [one["is"] for one in answers] == ["ready", "slice", "broken"]
     assert answers[-1]["error"] == "a batch is not done after 10 s: the GPU hangs"
     assert shown.returncode == 3
+
+
+@pytest.mark.parametrize(("is_there", "made"), [(False, 2), (True, 0)], ids=["nobody waits", "a slice waits"])
+def test_tiles_are_made_while_nobody_waits(is_there: bool, made: int):
+    """The second tile is the last; with it a request comes."""
+    request, requests, waiting = {"do": "slice"}, queue.SimpleQueue(), deque()
+    calls = []
+
+    class Open:
+        def make_tile(self) -> bool:
+            calls.append(None)
+            if len(calls) == 2:
+                requests.put(request)
+            return True
+
+    if is_there:
+        requests.put(request)
+    worker._wait(requests, waiting, {"1.2/1.2.3/1": Open()})
+    assert (len(calls), list(waiting)) == (made, [request])
