@@ -16,17 +16,18 @@ from dicom_node import journal, spool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     import pytest
 
 SYSTEM_CALLS = ("fsync", "fdatasync", "link", "rename", "replace", "unlink")
-_listening: list[tuple[Counter[str], Callable[[], bool]]] = []  # an audit hook stays for ever: one for all
+_listening: list[tuple[Counter[str], Callable[[], bool], str]] = []  # an audit hook stays for ever: one for all
 
 
 def _audit(event: str, arguments: tuple[object, ...]) -> None:
     if event == "open" and _listening and not isinstance(arguments[0], int):  # a number is open already
-        count, is_meant = _listening[-1]
-        if is_meant():
+        count, is_meant, folder = _listening[-1]
+        if is_meant() and os.fsdecode(arguments[0]).startswith(folder):
             count["open"] += 1
 
 
@@ -34,8 +35,11 @@ sys.addaudithook(_audit)
 
 
 @contextmanager
-def counted(monkeypatch: pytest.MonkeyPatch, threads: str = "") -> Iterator[Counter[str]]:
-    """Operations of this block, in threads whose names begin so: ours, not those of a sender beside it."""
+def counted(monkeypatch: pytest.MonkeyPatch, threads: str = "", folder: Path | str = "") -> Iterator[Counter[str]]:
+    """Operations of this block, in threads whose names begin so: ours, not those of a sender beside it.
+
+    Files that are opened count in this folder: what a log or a library opens besides is no slice's.
+    """
     count: Counter[str] = Counter()
 
     def is_meant() -> bool:
@@ -60,7 +64,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, threads: str = "") -> Iterator[Coun
             work(file, piece)
 
         patch.setattr(spool, "_write", written)
-        _listening.append((count, is_meant))
+        _listening.append((count, is_meant, str(folder)))
         try:
             yield count
         finally:

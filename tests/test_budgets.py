@@ -94,7 +94,7 @@ def test_intake_of_a_slice(paths: list[Path], tmp_path: Path, monkeypatch: pytes
         send(paths[:1])  # which makes the directories, and loads what is loaded once
         counts = []
         for some in (paths[1:5], paths[5:]):
-            with counted(monkeypatch, "association-") as count:
+            with counted(monkeypatch, "association-", tmp_path) as count:
                 send(some)
             count["slices"] = len(some)
             counts.append(count)
