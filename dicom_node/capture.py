@@ -53,7 +53,7 @@ class Shown:
     labels: NDArray[np.uint8] | None
 
     def __post_init__(self) -> None:
-        if self.grey.dtype.char != "B" or self.grey.ndim != 2:
+        if self.grey.dtype != "uint8" or self.grey.ndim != 2:
             raise ValueError(f"a picture of {self.grey.ndim} dimensions in {self.grey.dtype}: two in uint8 are shown")
 
 

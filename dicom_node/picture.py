@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FINEST = (
     1024  # pixels: contours are drawn at twice the slice's size up to this, so that they stay thin when it is shown
 )
-TILE = 256  # pixels, at least, of the longer edge of a slice that was reduced to one: as many as a tile of nine has
+TILE = 256  # pixels, at least, of the longer edge of a slice that was reduced to one: as many as each of nine tiles has
 TINT = 46  # of 255: what lies within a contour keeps its grey
 
 

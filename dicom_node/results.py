@@ -325,7 +325,7 @@ def _write(results: Iterable[tuple[str, Dataset]], folder: Path, report_json: st
 
 
 def _encoded(dataset: Dataset) -> tuple[bytes, ...]:
-    """A file in parts, its pixels as they are: to copy them takes as long as to write them."""
+    """A file in parts: what pydicom writes before the pixels, and these as they are, not copied."""
     head, pixels = BytesIO(), dataset.pop("PixelData", None)
     with _quoting_nobody():
         dcmwrite(head, dataset, enforce_file_format=True)

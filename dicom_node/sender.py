@@ -273,6 +273,8 @@ class _Courier(Thread):
     def _deliver(self, items: list[OutboxItem], unconfirmed: list[OutboxItem]) -> None:
         """Send a batch over one association, and ask there for what has been taken; no item stays in ``sending``."""
         ahead = self._take_ahead(items)
+        if items and not ahead:  # what was expected is here
+            self._is_expecting = False
         sendable, contexts = (items, []) if ahead else self._look_at_files(items)
         if not sendable and not unconfirmed:
             return

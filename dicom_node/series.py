@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from runtime.types import ModelIdentity, Plane, Slice, SliceLabels
 
 KEPT_B = 32 << 20  # of HU of each open series, for the key slices: 64 slices of 512 x 512
-
 TILES_B = 32 << 20  # of tiles: 512 slices of 512 x 512; of more every second one, for an overview has few
 
 
