@@ -88,6 +88,7 @@
     event.preventDefault();
   });
 
+  if (find("unscripted")) find("unscripted").remove();
   announce();
   tick();
   setInterval(tick, 500);

@@ -17,9 +17,11 @@ from pydicom import dcmread
 
 from dicom_node.config import Config
 from dicom_node.pacs import Pacs
+from dicom_node.page.child import Page
 from dicom_node.scanner import push
 from tests.dicom_node.alerts.listener import Listener
 from tests.dicom_node.conftest import Pushable, config_for, running, wait_until
+from tests.dicom_node.page.conftest import Folder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ESCALATION_S = 20.0  # longer than a person, and a machine that has other work, take to acknowledge
@@ -160,6 +162,7 @@ def _is_drawn(page) -> None:
 
 def _is_said_to_be_stale(page, node) -> None:
     """A page that is not answered says so before anything else."""
+    page.locator("#unscripted").wait_for(state="detached")  # a click ends before scripts have run
     assert not page.locator("#stale").is_visible()
     os.kill(node.page.pid, signal.SIGSTOP)
     try:
@@ -170,32 +173,45 @@ def _is_said_to_be_stale(page, node) -> None:
     page.locator("#stale").wait_for(state="hidden")
 
 
-def test_on_a_phone_nothing_is_wider_than_it(tmp_path: Path):
-    from tests.dicom_node.page.conftest import Folder
+@contextmanager
+def served(folder: Folder) -> Iterator[Page]:
+    """The page of a folder, without a node."""
+    folder.journal.close()
+    page = Page(folder.config())
+    page.start()
+    try:
+        yield page
+    finally:
+        page.stop()
 
+
+def test_a_page_without_its_script_says_that_it_stands_still(tmp_path: Path):
+    with served(Folder(tmp_path / "node")) as node_page, browser(1400, 900) as page:
+        page.goto(f"http://127.0.0.1:{node_page.port}/")
+        page.locator("#unscripted").wait_for(state="detached")
+        page.route("**/page.js", lambda route: route.fulfill(body=""))
+        page.reload()
+        assert not page.locator("#unscripted").is_visible()
+        page.locator("#unscripted").wait_for()
+        assert "does not update itself" in page.locator("#unscripted").inner_text()
+
+
+def test_on_a_phone_nothing_is_wider_than_it(tmp_path: Path):
     folder = Folder(tmp_path / "node")
     placed = folder.place(1, classes=(1, 2), PatientName="Wolfeschlegelsteinhausenbergerdorff^Hubert Blaine")
     folder.analyse(placed, "critical")
-    folder.journal.close()
-    from dicom_node.page.child import Page
-
-    served = Page(folder.config())
-    served.start()
-    try:
-        with browser(390, 844, is_touched=True) as page:
-            for address in ("/", placed.address):
-                page.goto(f"http://127.0.0.1:{served.port}{address}")
-                page.locator(".badge.critical").first.wait_for()
-                assert page.evaluate("document.documentElement.scrollWidth") <= 390, address
-            page.locator("#slice[src]").wait_for()
-            before = int(page.locator("#place").input_value())
-            box = page.locator("#stage").bounding_box()
-            page.mouse.move(box["x"] + 60, box["y"] + 100)
-            page.mouse.down()
-            page.mouse.move(box["x"] + 160, box["y"] + 100, steps=5)
-            page.mouse.up()
-            assert int(page.locator("#place").input_value()) > before
-            for button in page.locator("button").all():
-                assert button.bounding_box()["height"] >= 36
-    finally:
-        served.stop()
+    with served(folder) as node_page, browser(390, 844, is_touched=True) as page:
+        for address in ("/", placed.address):
+            page.goto(f"http://127.0.0.1:{node_page.port}{address}")
+            page.locator(".badge.critical").first.wait_for()
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390, address
+        page.locator("#slice[src]").wait_for()
+        before = int(page.locator("#place").input_value())
+        box = page.locator("#stage").bounding_box()
+        page.mouse.move(box["x"] + 60, box["y"] + 100)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 160, box["y"] + 100, steps=5)
+        page.mouse.up()
+        assert int(page.locator("#place").input_value()) > before
+        for button in page.locator("button").all():
+            assert button.bounding_box()["height"] >= 36
