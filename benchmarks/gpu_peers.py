@@ -32,7 +32,7 @@ WINDOWS = ((0.0, 90.0), (-60.0, 140.0), (-200.0, 1000.0))
 def measure(name: str, grid: int, rounds: int, device: str = "cuda") -> dict[str, Any]:
     """Median milliseconds of each batch size, eager and compiled."""
     network = catalogue.build(name, in_channels=len(WINDOWS)).eval()
-    graph = HeadCT(network, WINDOWS, grid, network.config.classes).eval().to(device)
+    graph = HeadCT(network, WINDOWS, grid).eval().to(device)
     graph.network.to(torch.float16 if device == "cuda" else torch.float32).to(memory_format=torch.channels_last)
 
     def answer(hu: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -128,7 +128,7 @@ def same_weights(bundle: Bundle) -> HeadCT:
             if isinstance(module, nn.Sequential) and len(module) == 2 and isinstance(module[1], nn.BatchNorm2d):
                 module[1] = nn.Identity()
     windows = tuple(map(tuple, contract["windows_hu"]))
-    return HeadCT(network, windows, contract["grid"], len(bundle.classes), view.shown, view.answered)
+    return HeadCT(network, windows, contract["grid"], view.shown, view.answered)
 
 
 def _order(network: nn.Module) -> list[tuple[nn.Module, str, nn.Conv2d]]:

@@ -20,6 +20,7 @@ from calibration.weights import rounded, store
 from export.errors import ExportError
 from export.graph import to_onnx
 from runtime import seal
+from runtime.engine import OUTPUTS
 from runtime.manifest import FILES, FORMAT
 from runtime.verdict import Budget
 
@@ -182,22 +183,19 @@ def _distance(
 
     """
     labels, evidence = limits
-    names = ["labels", "voxels", "evidence"]
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-        together = session.run(names, {"hu": hu})
-        alone = session.run(names, {"hu": hu[:1]})
+        together = session.run(OUTPUTS, {"hu": hu})
+        alone = session.run(OUTPUTS, {"hu": hu[:1]})
     except Exception as error:  # onnxruntime's exceptions share no base class below Exception
         raise ExportError(f"the graph does not run on batches of {len(hu)} and 1: {error}") from error
     if any(one.shape[1:] != two.shape[1:] for one, two in zip(alone, together, strict=True)):
         raise ExportError(f"the graph answers a batch of 1 with {[one.shape for one in alone]}")
-    pairs = list(zip(together, expected, strict=True))
-    (ours, theirs), *_ = pairs
-    disagreement = float((ours != theirs).reshape(len(ours), -1).mean(1).max())
-    counts, error = (float(np.abs(one - two).max()) for one, two in pairs[1:])
+    (labels_here, evidence_here), (labels_there, evidence_there) = together, expected
+    disagreement = float((labels_here != labels_there).reshape(len(labels_here), -1).mean(1).max())
+    error = float(np.abs(evidence_here - evidence_there).max())
     return {
         "worst_slice_label_disagreement": disagreement,
-        "worst_voxel_count_difference": int(counts),
         "worst_evidence_difference": error,
         "budget": {"label_disagreement": labels, "evidence_difference": evidence},
         "passed": disagreement <= labels and error <= evidence,

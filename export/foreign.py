@@ -15,6 +15,7 @@ from calibration.lint import OPSET
 from export.errors import ExportError
 from export.graph import traced
 from models.graph import HeadCT
+from runtime.engine import OUTPUTS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,7 +64,7 @@ class _After(nn.Module):
         super().__init__()
         self.graph = graph
 
-    def forward(self, logits: Tensor, shown: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, logits: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
         return self.graph.answer(logits, shown)
 
 
@@ -101,13 +102,13 @@ def surround(path: Path, contract: Contract) -> tuple[HeadCT, onnx.ModelProto]:
             f"{path}: answers with {answered}: {contract.name} has {classes} classes on a grid of {grid}, so logits "
             f"are of shape {(2, classes, grid, grid)}"
         )
-    graph = HeadCT(Foreign(given, answered[1]), contract.input.windows_hu, grid, classes, view.shown).eval()
+    graph = HeadCT(Foreign(given, answered[1]), contract.input.windows_hu, grid, view.shown).eval()
     sizes = {0: "N", 2: "H", 3: "W"}
     hu = torch.zeros(2, view.shown, 2 * grid, 2 * grid, dtype=torch.int32)
     before = traced(_Before(graph), (hu,), {"hu": sizes}, {"x": {0: "N"}, "shown": sizes})
     after = traced(
         _After(graph), (torch.zeros(2, answered[1], grid, grid), hu), {"logits": {0: "N"}, "shown": sizes},
-        {"labels": {0: "N", 1: "H", 2: "W"}, "voxels": {0: "N"}, "evidence": {0: "N"}},
+        {"labels": {0: "N", 1: "H", 2: "W"}, "evidence": {0: "N"}},
     )  # fmt: skip
     parts = [
         compose.add_prefix(part, f"{name}/")
@@ -118,7 +119,7 @@ def surround(path: Path, contract: Contract) -> tuple[HeadCT, onnx.ModelProto]:
     inner, outer = parts[1].graph.input[0].name, parts[1].graph.output[0].name
     joined = compose.merge_models(parts[0], parts[1], io_map=[("before/x", inner)])
     joined = compose.merge_models(joined, parts[2], io_map=[(outer, "after/logits"), ("before/shown", "after/shown")])
-    _rename(joined, {"before/hu": "hu", **{f"after/{name}": name for name in ("labels", "voxels", "evidence")}})
+    _rename(joined, {"before/hu": "hu", **{f"after/{name}": name for name in OUTPUTS}})
     onnx.checker.check_model(joined, full_check=True)
     return graph, joined
 

@@ -25,8 +25,8 @@ TRACED = 2  # views in the batch that is traced
 def to_onnx(graph: HeadCT) -> onnx.ModelProto:
     """Trace the network with its pre- and post-processing.
 
-    Input ``hu`` int32 ``(N, shown, H, W)``; outputs ``labels`` uint8 ``(N * answered, H, W)``, ``voxels`` and
-    ``evidence`` float32 ``(N * answered, classes)``.
+    Input ``hu`` int32 ``(N, shown, H, W)``; outputs ``labels`` uint8 ``(N * answered, H, W)`` and ``evidence``
+    float32 ``(N * answered, classes)``.
 
     Raises
     ------
@@ -35,7 +35,7 @@ def to_onnx(graph: HeadCT) -> onnx.ModelProto:
 
     """
     hu = torch.zeros(TRACED, graph.shown, 2 * graph.grid, 2 * graph.grid, dtype=torch.int32)
-    sizes = {"labels": {0: "answered", 1: "H", 2: "W"}, "voxels": {0: "answered"}, "evidence": {0: "answered"}}
+    sizes = {"labels": {0: "answered", 1: "H", 2: "W"}, "evidence": {0: "answered"}}
     return _of_any_batch(traced(graph.eval(), (hu,), {"hu": {0: "N", 2: "H", 3: "W"}}, sizes))
 
 

@@ -17,7 +17,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before it starts, or it t
 import onnxruntime
 import triton_python_backend_utils as triton  # brought by the server
 
-OUTPUTS = ("labels", "voxels", "evidence")
+OUTPUTS = ("labels", "evidence")
 THREADS = "intra_op_thread_count"  # as Triton's own backend of ONNX Runtime calls it
 
 

@@ -38,7 +38,6 @@ max_batch_size: {most}
 input [ {{ name: "hu" data_type: TYPE_INT32 dims: [ {shown} ] }} ]
 output [
   {{ name: "labels" data_type: TYPE_UINT8 dims: [ {labels} ] }},
-  {{ name: "voxels" data_type: TYPE_FP32 dims: [ {classes} ] }},
   {{ name: "evidence" data_type: TYPE_FP32 dims: [ {classes} ] }}
 ]
 """

@@ -20,7 +20,6 @@ class HeadCT(nn.Module):
         ``(N, classes, K, G, G)``; one logit where its ``config.classes`` is 1: blood alone, of two classes
     windows_hu : (lower, upper) Hounsfield units of each of the C windows of a slice; their ends map to 0 and 1
     grid : G, edge in pixels of the network's own grid
-    classes : how many classes the logits have, background included
     shown, answered : K slices that the network sees at once, and A in the middle that `forward` answers: 1 of a slice
         between its neighbours, more of a volume
 
@@ -31,7 +30,6 @@ class HeadCT(nn.Module):
         network: nn.Module,
         windows_hu: tuple[tuple[float, float], ...],
         grid: int,
-        classes: int,
         shown: int = 1,
         answered: int = 1,
     ) -> None:
@@ -45,8 +43,6 @@ class HeadCT(nn.Module):
         upper = torch.tensor([w[1] for w in windows_hu], dtype=torch.float32)[:, None, None]
         self.register_buffer("lower", lower)
         self.register_buffer("width", upper - lower)
-        index = torch.arange(classes, dtype=torch.float32)[None, :, None, None]
-        self.register_buffer("index", index, persistent=False)
 
     def prepare(self, hu: Tensor) -> Tensor:
         """HU ``(N, K, H, W)`` of any number type -> the network's input, float32 in [0, 1].
@@ -63,19 +59,18 @@ class HeadCT(nn.Module):
         """Give a network for one class its background: softmax of (0, z) is the sigmoid of z."""
         return torch.cat([torch.zeros_like(logits), logits], dim=1) if self.lone else logits
 
-    def forward(self, hu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, hu: Tensor) -> tuple[Tensor, Tensor]:
         """HU ``(N, K, H, W)`` int32 -> what the service needs of N * A slices, and no more bytes than that.
 
         Returns
         -------
         labels : ``(N * A, H, W)`` uint8, class index per pixel
-        voxels : ``(N * A, classes)`` float32, pixels per class (exact: a float32 counts to 2**24)
         evidence : ``(N * A, classes)`` float32, highest probability of each class on the network's grid
 
         """
         return self.answer(self.network(self.prepare(hu)), hu)
 
-    def answer(self, logits: Tensor, hu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def answer(self, logits: Tensor, hu: Tensor) -> tuple[Tensor, Tensor]:
         """What `forward` returns, from the network's own logits; of `hu` only the size is asked for."""
         logits = self.complete(logits)
         if self.volumetric:
@@ -86,5 +81,4 @@ class HeadCT(nn.Module):
         evidence = (powers / powers.sum(dim=1, keepdim=True)).amax(dim=(2, 3))
         full = functional.interpolate(logits, size=hu.shape[2:], mode="bilinear", align_corners=False)
         labels = full.argmax(dim=1).to(torch.float32)  # (N * A, H, W); TensorRT makes uint8 of nothing else
-        voxels = (labels[:, None] == self.index).to(torch.float32).sum(dim=(2, 3))
-        return labels.to(torch.uint8), voxels, evidence
+        return labels.to(torch.uint8), evidence

@@ -28,7 +28,8 @@ NAMES = {"fp32": ("fp32", "float"), "fp16": ("fp16", "half"), "int8": ("int8",)}
 WORKSPACE = 1 << 30
 LEAST_SHARE = 1 / 3  # of the convolutions in the asked precision: calibration leaves some out
 NO_REASON = "it gives no reason"
-OUTPUTS = ("labels", "voxels", "evidence")
+OUTPUTS = ("labels", "evidence")  # of `models.graph.HeadCT.forward`
+COUNTS = "voxels"  # pixels per class: an output of older bundles that nobody asks for
 
 
 def build(
@@ -65,6 +66,9 @@ def build(
         errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
         raise BackendError(f"TensorRT {trt.__version__} does not take the graph: {errors}")
     network.get_input(0).shape = shape  # static: the inspector tells no types of others, and no CUDA graph holds them
+    for one in [network.get_output(i) for i in range(network.num_outputs)]:
+        if one.name == COUNTS:
+            network.unmark_output(one)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the inspector tells no types

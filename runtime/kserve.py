@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 BUNDLE, GRAPH, PRECISION = "bundle_sha256", "graph_sha256", "precision"  # a model's parameters in the repository
 CHECKED = "graph_checked_by"  # and another, where something on the server hashes the file before it runs it
 VERSION = "1"  # of a model in the repository: another bundle has another name
-OUTPUTS = {"labels": np.uint8, "voxels": np.float32, "evidence": np.float32}
+OUTPUTS = {"labels": np.uint8, "evidence": np.float32}
 MOST_VIEWS = 4  # in a request; larger batches are the server's to make, of several nodes' requests
 CHECK_S = 10.0  # between looks at a model's hashes: a server may start anew behind a connection that goes on
 NO_LABEL = 255  # no bundle has so many classes
@@ -223,7 +223,7 @@ class Server:
     # a request
 
     def _ask(self, views: NDArray[np.int16] | NDArray[np.int32], shape: tuple[int, ...]) -> list[NDArray[Any]]:
-        """Answers to a batch as arrays: labels of this shape, voxels, evidence."""
+        """Answers to a batch as arrays: labels of this shape, evidence."""
         request = self._library.InferInput("hu", list(views.shape), "INT32")
         seconds = min(self._deadline_s * shape[0], LONGEST_S / 2)  # however large: another server has to have time left
         if self._shares:
@@ -241,7 +241,7 @@ class Server:
         return self._of_kinds(arrays)
 
     def _ask_shared(self, request: Any, views: NDArray[Any], shape: tuple[int, ...], seconds: float) -> list[Any]:
-        shapes = {"labels": shape, "voxels": (shape[0], self._classes), "evidence": (shape[0], self._classes)}
+        shapes = {"labels": shape, "evidence": (shape[0], self._classes)}
         kinds = {"hu": (views.shape, np.int32)} | {name: (shapes[name], kind) for name, kind in OUTPUTS.items()}
         sizes = [-(-int(np.prod(one)) * np.dtype(kind).itemsize // ALIGNED) * ALIGNED for one, kind in kinds.values()]
         places = dict(zip(kinds, itertools.accumulate(sizes, initial=0), strict=False))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnxruntime
 
+from runtime.engine import OUTPUTS
 from runtime.errors import BackendError, InferenceError
 from runtime.session import checked, identity
 
@@ -111,7 +112,7 @@ class OrtSession:
     @staticmethod
     def _run(session: onnxruntime.InferenceSession, hu: NDArray[np.int32]) -> Outputs:
         try:
-            return session.run(["labels", "voxels", "evidence"], {"hu": hu})
+            return session.run(OUTPUTS, {"hu": hu})
         except Exception as error:  # as above
             raise InferenceError(f"ONNX Runtime failed on a batch of shape {hu.shape}: {error}") from error
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from runtime.bundle import Bundle
     from runtime.device import GPU
 
-FORMAT = 1
+FORMAT = 2
 SIZE = (512, 512)
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 

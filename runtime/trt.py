@@ -135,8 +135,8 @@ class TrtSession:
                 slot, views = waiting.popleft()
                 self._wait(slot.done)
                 slices = views * self._view.answered
-                labels, voxels, evidence = (slot.outputs[name][:slices].copy() for name in OUTPUTS)
-                answers += checked(labels, voxels, evidence, self._classes, (slices, *size))
+                labels, evidence = (slot.outputs[name][:slices].copy() for name in OUTPUTS)
+                answers += checked(labels, evidence, self._classes, (slices, *size))
         except InferenceError as error:
             if not isinstance(error, DeviceLost):
                 for slot, _ in waiting:  # its buffers are the next call's
@@ -322,8 +322,7 @@ class _Runner:
 def _answer(shape: tuple[int, int, int], answered: int, classes: int) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Shape and type of each output of a batch (`models.graph.HeadCT.forward`)."""
     slices = shape[0] * answered
-    each = (slices, classes), np.float32
-    return {"labels": ((slices, *shape[1:]), np.uint8), "voxels": each, "evidence": each}
+    return {"labels": ((slices, *shape[1:]), np.uint8), "evidence": ((slices, classes), np.float32)}
 
 
 def _size(shape: tuple[int, ...], dtype: Any) -> int:

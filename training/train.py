@@ -60,7 +60,7 @@ def build(recipe: Recipe) -> HeadCT:
     """The recipe's network between its pre- and post-processing."""
     network = catalogue.build(recipe.network.architecture, **recipe.settings)
     view = recipe.input.view
-    return HeadCT(network, recipe.input.windows_hu, recipe.input.grid, len(recipe.classes), view.shown, view.answered)
+    return HeadCT(network, recipe.input.windows_hu, recipe.input.grid, view.shown, view.answered)
 
 
 def train(recipe: Recipe, run: Path, data: Path | None = None) -> Path:

@@ -18,8 +18,8 @@ CLASSES = ("background", "intracerebral", "subdural")
 
 
 def graph(nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], out: str, channels: int = 1) -> onnx.ModelProto:
-    """HU in and labels, voxels and evidence out, around nodes from ``x`` (N, channels, H, W) to `out` (N, 3, H, W)."""
-    constants = {"scale": np.float32(100), "ones": np.array([2, 3]), "index": np.arange(3).reshape(1, 3, 1, 1)}
+    """HU in, labels and evidence out, around nodes from ``x`` (N, channels, H, W) to `out` (N, 3, H, W)."""
+    constants = {"scale": np.float32(100)}
     around = [
         helper.make_node("Cast", ["hu"], ["float"], to=TensorProto.FLOAT),
         helper.make_node("Div", ["float", "scale"], ["x"], name="window"),
@@ -27,9 +27,6 @@ def graph(nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], out: str,
         helper.make_node("Softmax", [out], ["probability"], name="softmax", axis=1),
         helper.make_node("ReduceMax", ["probability"], ["evidence"], name="most", axes=[2, 3], keepdims=0),
         helper.make_node("ArgMax", [out], ["argmax"], name="argmax", axis=1, keepdims=1),
-        helper.make_node("Equal", ["argmax", "index"], ["equal"], name="equal"),
-        helper.make_node("Cast", ["equal"], ["counted"], name="counted", to=TensorProto.FLOAT),
-        helper.make_node("ReduceSum", ["counted", "ones"], ["voxels"], name="voxels", keepdims=0),
         helper.make_node("Cast", ["argmax"], ["argmax_float"], name="argmax_float", to=TensorProto.FLOAT),
         helper.make_node("Squeeze", ["argmax_float", "axis"], ["flat"], name="flat"),
         helper.make_node("Cast", ["flat"], ["labels"], name="labels", to=TensorProto.UINT8),
@@ -42,7 +39,6 @@ def graph(nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], out: str,
             [helper.make_tensor_value_info("hu", TensorProto.INT32, ["N", channels, "H", "W"])],
             [
                 helper.make_tensor_value_info("labels", TensorProto.UINT8, ["N", "H", "W"]),
-                helper.make_tensor_value_info("voxels", TensorProto.FLOAT, ["N", 3]),
                 helper.make_tensor_value_info("evidence", TensorProto.FLOAT, ["N", 3]),
             ],
             [numpy_helper.from_array(np.asarray(values), name) for name, values in stored.items()],

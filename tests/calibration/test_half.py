@@ -35,7 +35,7 @@ def test_the_network_is_half_and_what_surrounds_it_is_not():
     kind = kinds(model)
     assert full == {}
     assert {kind[f"{name}.out"] for name in ("first", "merge", "head")} == {TensorProto.FLOAT16}
-    assert {kind[name] for name in ("x", "probability", "evidence", "voxels")} == {TensorProto.FLOAT}
+    assert {kind[name] for name in ("x", "probability", "evidence")} == {TensorProto.FLOAT}
     assert kind["labels"] == TensorProto.UINT8
     assert all(one.data_type == TensorProto.FLOAT16 for one in model.graph.initializer if one.name.endswith("w_half"))
     assert lint.check(model) == []

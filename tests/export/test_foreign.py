@@ -101,7 +101,7 @@ def test_a_network_in_onnx_becomes_a_bundle_that_answers_as_it_did(tmp_path: Pat
     session = open_session(bundle)
     assert self_test(session, bundle) < 1e-4
     with torch.no_grad():
-        expected = HeadCT(network(), said.input.windows_hu, 64, 3).eval()(torch.from_numpy(golden.astype(np.int32)))[0]
+        expected = HeadCT(network(), said.input.windows_hu, 64).eval()(torch.from_numpy(golden.astype(np.int32)))[0]
     for answer, truth in zip(session.infer(golden), expected.numpy(), strict=True):
         assert (answer.labels != truth).mean() < 1e-3
     assert len({int(c) for c in np.unique(expected)}) > 1
@@ -110,14 +110,14 @@ def test_a_network_in_onnx_becomes_a_bundle_that_answers_as_it_did(tmp_path: Pat
 def test_ones_own_module_becomes_a_bundle(tmp_path: Path, golden: np.ndarray):
     """The lines that docs/export.md shows."""
     said = contract(tmp_path)
-    graph = HeadCT(network(), said.input.windows_hu, said.input.grid, len(said.classes)).eval()
+    graph = HeadCT(network(), said.input.windows_hu, said.input.grid).eval()
     assert bundles.write(said, graph, golden, tmp_path / "b", point=POINT, learnt_from="unknown")["passed"]
     assert open_session(open_bundle(tmp_path / "b")).infer(golden)
 
 
 def test_codes_of_a_contract_reach_every_answer(tmp_path: Path, golden: np.ndarray):
     said = contract(tmp_path, (CONTRACT + CODES).replace("intracerebral", "hygroma"))
-    graph = HeadCT(network(), said.input.windows_hu, said.input.grid, len(said.classes)).eval()
+    graph = HeadCT(network(), said.input.windows_hu, said.input.grid).eval()
     bundles.write(said, graph, golden, tmp_path / "b", point=POINT, learnt_from="unknown")
     own = open_session(open_bundle(tmp_path / "b")).identity.codes
     assert own.keys() == {"hygroma"}
@@ -152,7 +152,7 @@ def test_a_module_that_answers_for_other_classes_is_refused(
     module = network(classes=answered)
     module.config.classes = said
     wanted = contract(tmp_path) if answered != 3 else contract(tmp_path, CONTRACT.replace(', "subdural"', ""))
-    graph = HeadCT(module, wanted.input.windows_hu, 64, len(wanted.classes)).eval()
+    graph = HeadCT(module, wanted.input.windows_hu, 64).eval()
     with pytest.raises(ExportError, match=r"the network answers with \d logits; theirs has [23] classes"):
         bundles.write(wanted, graph, golden, tmp_path / "b", point=POINT)
     assert not (tmp_path / "b").exists()

@@ -41,7 +41,7 @@ def made(name: str) -> tuple[onnx.ModelProto, np.ndarray]:
             torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
     rng = np.random.default_rng(4)
     hu = np.kron(rng.normal(40, 80, (3, 1, 16, 16)), np.ones((6, 6))).astype(np.int16)
-    return rounded(to_onnx(HeadCT(network, WINDOWS, GRID, CLASSES).eval())), hu
+    return rounded(to_onnx(HeadCT(network, WINDOWS, GRID).eval())), hu
 
 
 def answers(model: onnx.ModelProto, hu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

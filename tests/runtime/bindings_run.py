@@ -98,6 +98,8 @@ def network() -> tuple[object, dict[str, object]]:
     one.num_layers = len(layers)
     one.get_layer.side_effect = list(layers.values()).__getitem__
     one.get_input.side_effect = [hu].__getitem__
+    outputs = [tensor(name, full.dtype) for name in ("labels", "voxels", "evidence")]
+    one.num_outputs, one.get_output.side_effect = len(outputs), outputs.__getitem__
     return one, layers
 
 
@@ -125,6 +127,7 @@ def built(precision: str) -> dict[str, object]:
     config.get_timing_cache.return_value.serialize.return_value = b"times"
     assert engine.build(trt, b"graph", precision, SHAPE) == (b"plan", b"times")
     assert found.get_input(0).shape == SHAPE
+    assert [call.args[0].name for call in found.unmark_output.call_args_list] == ["voxels"]
     return {
         "network": builder.create_network.call_args.args[0],
         "set": [call.args[0].name for call in config.set_flag.call_args_list],
@@ -140,8 +143,8 @@ def built(precision: str) -> dict[str, object]:
 def ran() -> str:
     """Open a session and infer: an engine that does nothing leaves the poison."""
     found, context = spec("ICudaEngine"), spec("IExecutionContext")
-    types = {"labels": real.uint8, "voxels": real.float32, "evidence": real.float32}
-    shapes = {"labels": (2, 64, 64), "voxels": (2, 7), "evidence": (2, 7)}
+    types = {"labels": real.uint8, "evidence": real.float32}
+    shapes = {"labels": (2, 64, 64), "evidence": (2, 7)}
     found.get_tensor_dtype.side_effect = types.__getitem__
     found.create_execution_context.return_value = context
     for name in ("device_memory_size_v2", "device_memory_size"):

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 
+from runtime.engine import OUTPUTS
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -248,7 +250,8 @@ class Builder:
 
     def create_network(self, flags: int) -> Any:
         hu = SimpleNamespace(name="hu", shape=(-1, 1, -1, -1))
-        return SimpleNamespace(get_input=lambda _: hu)
+        outputs = [SimpleNamespace(name=name) for name in OUTPUTS]
+        return SimpleNamespace(get_input=lambda _: hu, num_outputs=len(outputs), get_output=outputs.__getitem__)
 
     def create_builder_config(self) -> Any:
         return SimpleNamespace(
@@ -269,10 +272,9 @@ def plan(graph: Path | str | None, shape: tuple[int, ...]) -> bytes:
 
 
 def answer(hu: np.ndarray) -> list[np.ndarray]:
-    """What a plan without a graph computes of HU ``(N, 1, H, W)``: labels of seven classes, counts, some evidence."""
+    """What a plan without a graph computes of HU ``(N, 1, H, W)``: labels of seven classes, and their shares."""
     labels = (hu[:, 0] // 16 % 7).astype(np.uint8)
-    voxels = np.stack([(labels == c).sum((1, 2)) for c in range(7)], axis=1).astype(np.float32)
-    return [labels, voxels, voxels / labels[0].size]
+    return [labels, np.stack([(labels == c).mean((1, 2)) for c in range(7)], axis=1).astype(np.float32)]
 
 
 @lru_cache(maxsize=4)
@@ -298,7 +300,7 @@ class Engine:
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         batch, _, *size = self.shape
-        return {"labels": (batch, *size), "voxels": (batch, 7), "evidence": (batch, 7)}[name]
+        return {"labels": (batch, *size), "evidence": (batch, 7)}[name]
 
     def get_tensor_dtype(self, name: str) -> type:
         return {"labels": np.uint8, "hu": np.int32}.get(name, np.float32)
@@ -335,6 +337,5 @@ class Context:
         return True
 
     def _run(self, hu: np.ndarray) -> dict[str, np.ndarray]:
-        names = ["labels", "voxels", "evidence"]
         graph = self.engine.graph
-        return dict(zip(names, _opened(graph).run(names, {"hu": hu}) if graph else answer(hu), strict=True))
+        return dict(zip(OUTPUTS, _opened(graph).run(OUTPUTS, {"hu": hu}) if graph else answer(hu), strict=True))

@@ -280,25 +280,23 @@ def test_a_model_with_one_shape_gets_it(stub: Stub, local: Session):
 
 
 SPOILT = {
-    "voxels are missing": lambda told: {"labels": told["labels"], "evidence": told["evidence"]},
-    "voxels is int64": lambda told: told | {"voxels": told["voxels"].astype(np.int64)},
+    "evidence is missing": lambda told: {"labels": told["labels"]},
+    "labels is int64": lambda told: told | {"labels": told["labels"].astype(np.int64)},
     "answers of shape": lambda told: told | {"labels": told["labels"][:, :-1].copy()},
     "label 9 of 7 classes": lambda told: told | {"labels": np.full_like(told["labels"], 9)},
-    "not those of the labels": lambda told: told | {"labels": np.zeros_like(told["labels"])},
     "no probability": lambda told: told | {"evidence": np.full_like(told["evidence"], np.nan)},
 }
 
 
 @pytest.mark.parametrize("fault", SPOILT)
 def test_what_is_no_answer_is_never_taken_for_one(stub: Stub, local: Session, fault: str):
-    said = fault.replace("are missing", "is missing")
     with serving(stub) as address, closing(opened(address, fail_over="onnxruntime")) as session:
         assert session.identity.backend == "stub 1 onnx"
         stub.spoil = SPOILT[fault]
         assert same(session.infer(HU), local.infer(HU))
         assert session.identity.backend.endswith("in place of triton")
-        assert said in session.why
-        with pytest.raises(BackendError, match=said):
+        assert fault in session.why
+        with pytest.raises(BackendError, match=fault):
             opened(address)
 
 
