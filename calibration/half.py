@@ -2,7 +2,7 @@
 
 TensorRT 11 has no builder flag for FP16: precision is the graph's (strong typing). What comes before the first
 convolution and after the last, the pre- and post-processing, stays FP32: Hounsfield units beyond 2,048 are not exact in
-FP16, and a slice has more pixels than FP16 can count.
+FP16.
 
 In a graph with Q/DQ for TensorRT it types what is not computed on bytes. Where bytes are, FP32 stays in name: opset 17
 quantises nothing else, and a cast in between would keep TensorRT from fusing.

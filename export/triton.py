@@ -165,7 +165,7 @@ def _plans(bundle: Bundle, precision: str, folder: Path, size: tuple[int, int]) 
         one
         for one in plans.accepted(folder)
         if (one.key.bundle, one.key.precision, one.key.sha256) == (bundle.name, precision, bundle.sha256(precision))
-        and one.key.shape == (1, *size)
+        and (one.key.format, one.key.shape) == (plans.FORMAT, (1, *size))
     ]
     if not found:
         wanted = "--precision", precision, "--batch", "1", "--size", f"{size[0]}x{size[1]}"

@@ -4,7 +4,7 @@
 
     BUNDLE/
       manifest.json    name, version, classes, input, operating point, budget, rulings, SHA-256 of every other file
-      model.onnx       HU in, labels, voxel counts and evidence out: FP32
+      model.onnx       HU in, labels and evidence out: FP32
       model.fp16.onnx, model.int8.onnx (for TensorRT), model.int8-cpu.onnx (for ONNX Runtime's CPU kernels)
       weights.bin      the tensors of all of them, each once
       golden.npz       slices, and the answers that PyTorch gave on them: parity, and the self-test at every start

@@ -248,7 +248,7 @@ class Server:
         memory = self._share(sum(sizes))
         arrays = {name: memory.array(places[name], *kinds[name]) for name in kinds}
         arrays["hu"][:] = views
-        arrays["labels"][:] = NO_LABEL  # an answer of the request before must not pass for this one's
+        arrays["labels"][:], arrays["evidence"][:] = NO_LABEL, np.nan  # the last answer must not pass for this one
         request.set_shared_memory(memory.name, arrays["hu"].nbytes, offset=places["hu"])
         wanted = [self._library.InferRequestedOutput(name) for name in OUTPUTS]
         for one in wanted:

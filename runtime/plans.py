@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from runtime.bundle import Bundle
     from runtime.device import GPU
 
-FORMAT = 2
+FORMAT = 2  # of 1 the engines counted pixels: an output to which nobody gives an address
 SIZE = (512, 512)
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 

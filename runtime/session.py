@@ -182,8 +182,9 @@ def checked(
         raise InferenceError(f"answers of shape {labels.shape}, {evidence.shape} to slices of {shape}")
     if labels.max(initial=0) >= classes:
         raise InferenceError(f"label {labels.max()} of {classes} classes: the engine returned something else")
-    least = evidence.sum(axis=1).min()  # of any one pixel the probabilities sum to 1
-    if not np.isfinite(evidence).all() or evidence.min() < 0 or evidence.max() > 1 + 1e-4 or least < 0.99:
+    within = np.isfinite(evidence).all() and evidence.min() >= 0 and evidence.max() <= 1 + 1e-4
+    # at any one pixel the probabilities make 1; 0.99, for all that engines may round
+    if not within or evidence.sum(axis=1).min() < 0.99:
         raise InferenceError("evidence is no probability: the engine overflowed or returned nothing")
     counts = np.array([[np.count_nonzero(one == c) for c in range(classes)] for one in labels])  # bincount's 0.9 ms
     return [SliceLabels(*one) for one in zip(labels, counts, evidence, strict=True)]

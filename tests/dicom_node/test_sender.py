@@ -376,6 +376,35 @@ def test_results_that_come_while_others_go_are_still_expected(journal, serve, ru
     assert archive.on == [1, 1, 1, 2, 2, 2]
 
 
+def test_results_that_are_here_already_are_not_expected_any_more(journal, serve, owe):
+    """They go at once, over an association of their own: one ahead would be for nothing."""
+    archive = Archive()
+    owe("1.1", "pacs")
+    held = Sender(Outbox(journal), [to(serve(archive))], "NODE")
+    held.expect()
+    held.start()
+    try:
+        wait_for(all_in(journal, DeliveryState.SENT))
+        wait_for(lambda: archive.released == 1)
+        time.sleep(0.2)
+    finally:
+        held.stop()
+    assert archive.associations == 1
+
+
+def test_an_association_ahead_to_who_has_moved_is_released(journal, serve, run, owe):
+    archive, elsewhere = Archive(), Archive()
+    running, _ = run(to(serve(archive)))
+    running.expect()
+    wait_for(lambda: archive.associations == 1)
+    running.reload([to(serve(elsewhere))])
+    wait_for(lambda: archive.released == 1)
+    expected = owe("1.1", "pacs")
+    running.wake()
+    wait_for(all_in(journal, DeliveryState.SENT))
+    assert (archive.uids, elsewhere.uids) == ([], expected)
+
+
 def test_what_is_owed_at_the_start_goes_out_without_a_wake(journal, serve, run, owe):
     owe("1.1", "pacs")
     run(to(serve(Archive())))

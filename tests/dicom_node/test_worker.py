@@ -21,7 +21,7 @@ from dicom_node.opening import opening
 from dicom_node.sections import Model
 from dicom_node.sections import Node as NodeSettings
 from runtime import seal, signature
-from runtime.bundle import SHIPPED
+from runtime.bundle import SHIPPED, open_bundle
 from runtime.types import Plane, Slice
 from tests.runtime.test_signature import keys
 
@@ -47,7 +47,7 @@ def bundle(tmp_path: Path) -> Path:
 
 def test_a_worker_serves_what_is_asked_for(bundle: Path):
     told = opened(Model(bundle=bundle, precision="int8-cpu"))
-    assert (told["is"], told["model"]) == ("ready", "phantom-unet 1.6.0")
+    assert (told["is"], told["model"]) == ("ready", f"{open_bundle().name} {open_bundle().version}")
     assert 0 < told["self_test"] < 0.01, "FP32 would differ by nothing"
 
 

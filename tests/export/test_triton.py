@@ -28,6 +28,7 @@ from runtime.errors import BackendError, NotVerified
 from runtime.geometry import View
 from runtime.kserve import BUNDLE, CHECKED, GRAPH, PRECISION
 from runtime.plans import Key, Plan
+from tests import older_graphs
 
 NUMPY = {"TYPE_INT32": np.int32, "TYPE_UINT8": np.uint8, "TYPE_FP32": np.float32}
 
@@ -84,6 +85,14 @@ def test_a_precision_that_has_not_passed_goes_nowhere(tmp_path: Path):
     assert not (tmp_path / "repository").exists()
 
 
+def test_of_a_graph_that_counts_pixels_that_is_not_asked_for(tmp_path: Path):
+    older = older_graphs.bundle(shutil.copytree(SHIPPED, tmp_path / "bundle"), 7)
+    folder = triton.write(open_bundle(older), "fp32", tmp_path / "repository")
+    assert [one.name for one in parsed(folder).output] == ["labels", "evidence"]
+    graph = onnx.load(folder / "1" / "model.onnx")
+    assert [one.name for one in graph.graph.output] == ["labels", "evidence", "voxels"]
+
+
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_what_no_processor_computes_gets_no_repository(tmp_path: Path, precision: str):
     with pytest.raises(ExportError, match=f"{precision} is TensorRT's"):
@@ -107,6 +116,14 @@ def plan_in(folder: Path, precision: str = "fp16", verdict: object = "passed", *
     (folder / f"{key.stem}.plan").write_bytes(data)
     plans.keep(folder, plan)
     return plan
+
+
+def test_a_plan_of_another_format_is_none(tmp_path: Path):
+    plan_in(tmp_path, format=plans.FORMAT - 1)
+    with pytest.raises(ExportError, match="no fp16 plan of phantom-unet"):
+        triton.write(open_bundle(), "fp16", tmp_path / "repository", engine="tensorrt", folder=tmp_path)
+    plan_in(tmp_path)
+    assert triton.write(open_bundle(), "fp16", tmp_path / "repository", engine="tensorrt", folder=tmp_path).is_dir()
 
 
 def test_plans_of_several_gpus_are_one_model_of_one_shape(tmp_path: Path):

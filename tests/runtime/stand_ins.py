@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 
-from runtime.engine import OUTPUTS
+from runtime.engine import COUNTS, OUTPUTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -250,8 +250,14 @@ class Builder:
 
     def create_network(self, flags: int) -> Any:
         hu = SimpleNamespace(name="hu", shape=(-1, 1, -1, -1))
-        outputs = [SimpleNamespace(name=name) for name in OUTPUTS]
-        return SimpleNamespace(get_input=lambda _: hu, num_outputs=len(outputs), get_output=outputs.__getitem__)
+        outputs = [SimpleNamespace(name=name) for name in (*OUTPUTS, COUNTS)]  # as of an older bundle
+        return SimpleNamespace(
+            get_input=lambda _: hu,
+            num_outputs=len(outputs),
+            get_output=outputs.copy().__getitem__,
+            unmark_output=outputs.remove,
+            outputs=outputs,
+        )
 
     def create_builder_config(self) -> Any:
         return SimpleNamespace(
@@ -264,6 +270,7 @@ class Builder:
         )
 
     def build_serialized_network(self, network: Any, config: Any) -> bytes | None:
+        assert [one.name for one in network.outputs] == [*OUTPUTS]
         return None if "build" in self.trt.refuses else plan(network.path, network.get_input(0).shape)
 
 

@@ -16,6 +16,7 @@ from runtime.errors import BackendError, BundleError, BundleTampered, InferenceE
 from runtime.manifest import Manifest
 from runtime.session import checked, open_session, self_test
 from runtime.types import OperatingPoint, SliceLabels
+from tests import older_graphs
 
 
 @pytest.fixture
@@ -217,6 +218,14 @@ def test_an_engine_that_answers_differently_fails_the_self_test():
     session.infer = lambda hu: honest(hu + np.int16(25))  # a calibration gone wrong
     with pytest.raises(SelfTestFailed, match="differ from PyTorch"):
         self_test(session, bundle)
+
+
+def test_a_graph_that_counts_pixels_still_answers(copy: Path):
+    older = open_bundle(older_graphs.bundle(copy, 7))
+    session = open_session(older)
+    assert self_test(session, older) <= 1e-3
+    assert [one.name for one in session._session.get_outputs()] == ["labels", "evidence", "voxels"]
+    session.close()
 
 
 def test_an_unknown_backend_is_refused():

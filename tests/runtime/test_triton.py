@@ -150,6 +150,33 @@ def test_memory_that_the_server_does_not_let_go_yet_is_no_fault(
         assert same(session.infer(HU), local.infer(HU))
 
 
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [(0, "label 255 of 7 classes"), (1, "evidence is no probability")],
+    ids=["nothing", "labels"],
+)
+def test_what_a_server_does_not_write_is_not_the_answer_before(
+    server: TritonServer, monkeypatch: pytest.MonkeyPatch, written: int, message: str
+):
+    genuine, answered = Server._call, []
+
+    def idle(self: Server, name: str, *arguments, **options):
+        if name != "infer":
+            return genuine(self, name, *arguments, **options)
+        memory = self._memory._map
+        if not answered:
+            answered.extend([genuine(self, name, *arguments, **options), memory[:]])
+        ends = [one._get_tensor().parameters["shared_memory_offset"].int64_param for one in options["outputs"]]
+        memory[ends[0] : ends[written]] = answered[1][ends[0] : ends[written]]
+        return answered[0]
+
+    with closing(opened(server.grpc)) as session:
+        monkeypatch.setattr(Server, "_call", idle)
+        session.infer(HU[:1])
+        with pytest.raises(InferenceError, match=message):
+            session.infer(HU[:1])
+
+
 def test_memory_that_the_server_can_not_open_is_not_shared(
     server: TritonServer, local: Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

@@ -88,8 +88,8 @@
     event.preventDefault();
   });
 
-  if (find("unscripted")) find("unscripted").remove();
   announce();
   tick();
   setInterval(tick, 500);
+  if (find("unscripted")) find("unscripted").remove(); // last: whatever fails above leaves it there
 })();
