@@ -63,7 +63,8 @@ def _whole(model: onnx.ModelProto) -> Iterator[str]:
     if inputs != ["hu"]:
         yield f"inputs {', '.join(inputs)}: a bundle's graph has one, hu"
     if not {*OUTPUTS} <= {*outputs} <= {*OUTPUTS, COUNTS}:
-        yield f"outputs {', '.join(outputs)}: a bundle's graph has {', '.join(OUTPUTS)}; drop what only training needs"
+        wanted = f"{', '.join(OUTPUTS)}, and nothing that only training needs"
+        yield f"outputs {', '.join(outputs)}: a bundle's graph has {wanted}"
 
 
 def _node(node: onnx.NodeProto, model: onnx.ModelProto) -> Iterator[str]:

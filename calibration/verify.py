@@ -15,7 +15,7 @@ from calibration.emulation import rounded_everywhere
 from calibration.samples import SampleError, check_distinct
 from calibration.weights import load
 from runtime import seal
-from runtime.errors import DeviceLost, InferenceError, NoPlan, ScansideError, SelfTestFailed
+from runtime.errors import BundleError, DeviceLost, InferenceError, NoPlan, ScansideError, SelfTestFailed
 from runtime.manifest import PROCESSOR
 from runtime.ort import OrtSession
 from runtime.report import compose
@@ -220,7 +220,9 @@ class _Logits:
 def logits(model: onnx.ModelProto) -> str:
     """Name of the tensor that the softmax of the evidence is taken of."""
     maker = {name: node for node in model.graph.node for name in node.output}
-    node = maker["evidence"]
+    node = maker.get("evidence")
+    if node is None:
+        raise BundleError("the graph answers no evidence: export the bundle again")
     while node.op_type in ("ReduceMax", "Div", "Exp"):
         node = maker[node.input[0]]
     return node.input[0]  # of a Softmax, or of the Sub that begins one in parts

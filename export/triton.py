@@ -93,6 +93,7 @@ def write(
     Raises
     ------
     NotVerified : a precision that has not passed
+    BackendError : ONNX Runtime does not take the graph
     ExportError : the repository has a model of this name, the precision is not for the engine, or there is no plan
 
     """
@@ -130,7 +131,9 @@ def write(
 
 def _of_graph(bundle: Bundle, precision: str, engine: Engine, threads: int) -> _Model:
     from calibration.weights import load  # noqa: PLC0415  # wants onnx, which plans do not
+    from runtime.ort import OrtSession  # noqa: PLC0415  # as above
 
+    OrtSession(bundle, precision).close()  # what can't answer here can't there
     shown, batches = str(bundle.view.shown), bundle.view.answered == 1
     model = _Model(shown, "", MOST_SLICES) if batches else _Model(f"-1, {shown}", "-1, ", 0)
     model.lines += ["instance_group [ { count: 1 kind: KIND_CPU } ]\n", _parameter(THREADS, str(threads))]

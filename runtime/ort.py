@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Outputs = list[NDArray]
 
 
+TENSORS = {"hu": "tensor(int32)", "labels": "tensor(uint8)", "evidence": "tensor(float)"}  # of a bundle's graph
 MOST_AT_ONCE = 4  # views in work side by side: each has its own activations in memory
 
 
@@ -85,6 +86,10 @@ class OrtSession:
             ) from error
         if self._session.get_providers()[0] != provider:  # it falls back in silence
             raise BackendError(f"ONNX Runtime {onnxruntime.__version__}: {provider} does not start: see `nvidia-smi`")
+        found = {one.name: one.type for one in (*self._session.get_inputs(), *self._session.get_outputs())}
+        if not TENSORS.items() <= found.items():
+            has, wanted = (", ".join(f"{name} {kind}" for name, kind in each.items()) for each in (found, TENSORS))
+            raise BackendError(f"{path}: takes and answers {has}; a bundle's graph {wanted}: export it again")
         self._callers = ThreadPoolExecutor(at_once, "view")
         self.max_batch = at_once if provider == "CPUExecutionProvider" else MOST_AT_ONCE
         self._classes, self._answered = len(bundle.classes), bundle.view.answered

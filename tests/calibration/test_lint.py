@@ -56,7 +56,7 @@ def infinite(model: onnx.ModelProto) -> None:
     [
         (opset, "opset 18: export with 17"),
         (domain, "operators of com.microsoft"),
-        (output, "outputs labels, evidence, gate: a bundle's graph has labels, evidence; drop"),
+        (output, "outputs labels, evidence, gate: a bundle's graph has labels, evidence, and nothing"),
         (infinite, "first.w: weights that are not finite"),
         (resize, "odd: Resize with mode cubic: TensorRT has nearest, linear"),
         (lambda model: put(model, "Det"), "odd: TensorRT 8.6 has no Det"),

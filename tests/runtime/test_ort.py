@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 import pytest
 
-from runtime.bundle import open_bundle
-from runtime.errors import InferenceError
+from export import triton
+from runtime import seal
+from runtime.bundle import SHIPPED, open_bundle
+from runtime.errors import BackendError, InferenceError
 from runtime.ort import MOST_AT_ONCE, OrtSession
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 
@@ -67,3 +74,36 @@ def test_one_view_that_fails_among_others_fails_the_batch_and_the_session_goes_o
         session.infer(np.concatenate([hu[:2], hu[:2]], axis=1))
     assert len(session.infer(hu[:2])) == 2
     session.close()
+
+
+def renamed(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        node.output[:] = ["proof" if name == "evidence" else name for name in node.output]
+    next(one for one in model.graph.output if one.name == "evidence").name = "proof"
+
+
+def wide(model: onnx.ModelProto) -> None:
+    last = next(node for node in model.graph.node if "labels" in node.output)
+    last.attribute[0].i = onnx.TensorProto.INT64
+    next(one for one in model.graph.output if one.name == "labels").type.tensor_type.elem_type = onnx.TensorProto.INT64
+
+
+@pytest.mark.parametrize(("spoil", "has"), [(renamed, "proof tensor.float"), (wide, "labels tensor.int64")])
+def test_a_graph_of_another_contract_is_named_and_not_opened(
+    tmp_path: Path, spoil: Callable[[onnx.ModelProto], None], has: str
+):
+    folder = shutil.copytree(SHIPPED, tmp_path / "bundle")
+
+    def put(partial: Path) -> None:
+        path = partial / "model.onnx"
+        model = onnx.load(path, load_external_data=False)
+        spoil(model)
+        path.write_bytes(model.SerializeToString())
+
+    seal.change(folder, put)
+    message = rf"model.onnx: takes and answers .*{has}.*a bundle's graph hu tensor.int32.*: export it again"
+    with pytest.raises(BackendError, match=message):
+        OrtSession(open_bundle(folder))
+    with pytest.raises(BackendError, match=message):
+        triton.write(open_bundle(folder), "fp32", tmp_path / "repository")
+    assert not (tmp_path / "repository").exists()
