@@ -40,9 +40,8 @@ def test_answers_are_those_of_the_graph_in_whatever_order_a_gpu_works(seed: int)
         labels, evidence = answer(hu)
         answers = session.infer(hu)
         assert (np.stack([one.labels for one in answers]) == labels).all()
-        assert (
-            np.stack([one.voxels for one in answers]) == [np.bincount(one.ravel(), minlength=7) for one in labels]
-        ).all()
+        counts = [np.bincount(one.ravel(), minlength=7) for one in labels]
+        assert (np.stack([one.voxels for one in answers]) == counts).all()
         assert (np.stack([one.evidence for one in answers]) == evidence).all()
 
 
