@@ -88,7 +88,7 @@ class Node:
             self._announced.names,
             min_coverage_mm=config.series.min_coverage_mm,
         )
-        self._events: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._is_to_close = False  # an event that waits will look for what is due
         self._desk = threading.Thread(target=self._run, name="desk", daemon=True)
         self.metrics = Metrics()
@@ -208,12 +208,10 @@ class Node:
         self._receiver.close()
 
     def unfinished(self, within_s: float) -> dict[str, Any]:
-        """What a stop may wait for: open associations, series that are being analysed, results that are due by then.
-
-        Asked in this order: what has just become the next is found there.
-        """
+        """What a stop may wait for, in an order in which nothing slips by on its way from one to the next."""
         found: dict[str, Any] = {"associations": self._receiver.associations()}
-        found["series"] = self._ask_desk(self._assembler.unfinished)
+        series = self._ask_desk(partial(self._close_due, time.monotonic()))
+        found["series"] = "unknown: the desk gives no answer" if series is None else series
         found["destinations"] = self._sender.busy(within_s)
         found["channels"] = self._heralds.busy(within_s)
         return {what: waiting for what, waiting in found.items() if waiting}
@@ -332,8 +330,8 @@ class Node:
             except Exception:  # one event's failure must not end the desk: every series behind it would wait for ever
                 log.exception("event_failed")
 
-    def _close_due(self, heard_until: float) -> None:
-        """Close what is due by all that had been told by then."""
+    def _close_due(self, heard_until: float) -> int:
+        """Close what is due by all that had been told by then; how many series are in work from there on."""
         self._is_to_close = False
         for assembly in self._assembler.due(heard_until):
             self.metrics.stage("closing", time.monotonic() - assembly.last_arrival)
@@ -341,6 +339,7 @@ class Node:
             self._dispatch.close(assembly)
             if self._dispatch.is_ready and assembly.promises_results(self.config.series.min_slices):
                 self._sender.expect()
+        return self._assembler.unfinished()
 
     def _on_early(self, assembly: Assembly, report_json: str, patient: Mapping[str, str]) -> None:
         """Raise an alert before its series ends; what can't be written is tried again, as long as that is so."""

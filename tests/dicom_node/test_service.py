@@ -12,8 +12,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import Event
 
 import httpx
 import pytest
@@ -24,6 +26,7 @@ from structlog.testing import capture_logs
 
 from dicom_node import requestor, service, supervisor
 from dicom_node.journal import ResultFile, SeriesState
+from dicom_node.node import Node
 from dicom_node.pacs import Pacs
 from dicom_node.scanner import push
 from dicom_node.service import Service
@@ -136,6 +139,17 @@ def written(folder: Path, port: int, **node: object) -> Path:
     return path
 
 
+@contextmanager
+def held(node: Node) -> Iterator[None]:
+    """A desk that hears nothing."""
+    let_go = Event()
+    node._events.put(let_go.wait)
+    try:
+        yield
+    finally:
+        let_go.set()
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         return free.getsockname()[1]
@@ -162,12 +176,40 @@ def test_who_sends_when_the_node_is_told_to_stop_finishes_and_has_its_result(ble
         )
         assert not sent.failed
         assert process.wait(PATIENCE_S) == 0
+    assert not events(config, "stop_waits_no_longer")
     assert any(sop_class == SegmentationStorage for _, sop_class, _ in pacs.received)
     (report,) = (json.loads(path.read_text()) for path in (tmp_path / "node").rglob("report.json"))
     assert (report["slices"], report["provisional"]) == (len(bleeding.paths), False)
     waits = events(config, "stop_waits")
     assert waits[0]["associations"][0].startswith("CT1@127.0.0.1:")
-    assert not events(config, "stop_waits_no_longer")
+
+
+def test_a_stop_that_asks_before_a_series_is_closed_waits_for_it(bleeding: Pushable, tmp_path, pacs: Pacs):
+    """The desk is asked between the event that makes a series complete and its own look at what is."""
+    with running(config_for(tmp_path / "node", pacs.port)) as node, ThreadPoolExecutor(1) as asker, ExitStack() as desk:
+        seen = []
+
+        def hold_the_desk_at_the_last(_: object) -> None:
+            seen.append(1)
+            if len(seen) == len(bleeding.paths):
+                wait_until(lambda: list(node.progress().values()) == [(len(seen), len(seen))], "all to be analysed")
+                desk.enter_context(held(node))
+
+        push(
+            bleeding.paths, ("127.0.0.1", node.port), calling_ae="CT1", called_ae="SCANSIDE",
+            on_slice=hold_the_desk_at_the_last,
+        )  # fmt: skip
+        wait_until(lambda: not node._receiver.associations(), "the association's end")
+        answer = asker.submit(node.unfinished, 60)
+        wait_until(lambda: node._events.qsize() == 2, "the question behind the association's end")
+        desk.close()
+        assert answer.result()["series"] == 1
+
+
+def test_a_stop_waits_for_a_desk_that_does_not_answer(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("dicom_node.node.DESK_PATIENCE_S", 0.01)
+    with running(config_for(tmp_path / "node", 1)) as node, held(node):
+        assert node.unfinished(60) == {"series": "unknown: the desk gives no answer"}
 
 
 def test_a_stop_waits_for_results_that_may_still_be_delivered_in_time(tmp_path):
@@ -257,7 +299,7 @@ def test_whose_watchdog_it_is(environment, watchdog_s):
     assert ServiceManager(environment).watchdog_s == watchdog_s
 
 
-class Node:
+class Numbered:
     """A node whose desk answers as often as it is told to."""
 
     def __init__(self, answers: int) -> None:
@@ -276,7 +318,7 @@ def test_the_watchdog_hears_nothing_of_a_node_whose_desk_hangs(tmp_path, monkeyp
     monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
     monkeypatch.setenv("WATCHDOG_USEC", "30000")
     service = Service(tmp_path / "node.toml")
-    node = Node(answers=2)
+    node = Numbered(answers=2)
     monkeypatch.setattr(service, "_ended", Counted(4))
     service._report(node)
     told = [manager.next() for _ in range(4)]
