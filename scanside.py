@@ -18,7 +18,7 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
-from dicom_node.commands import ConfigFile, Days, Json, alerts, end, err, out, outbox
+from dicom_node.operation.commands import ConfigFile, Days, Json, alerts, end, err, out, outbox
 from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _set_up(
     ] = False,
 ) -> None:
     """Keep what is logged away from stdout: that is for results."""
-    from dicom_node import log
+    from dicom_node.monitoring import log
 
     log.configure("warning", "auto")
 
@@ -137,9 +137,9 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Push a phantom head with a bleed through a node into a local PACS, and show what came out."""
-    from dicom_node import demo as demonstration
-    from dicom_node import tables
-    from dicom_node.phantom import write
+    from dicom_node.operation import tables
+    from dicom_node.simulation import demo as demonstration
+    from dicom_node.simulation.phantom import write
     from training.lesions import Lesion
     from training.phantom import Scan, make
 
@@ -172,8 +172,8 @@ def serve(config: ConfigFile) -> None:
 @app.command()
 def page(config: ConfigFile) -> None:
     """Serve the triage page of a node's folder by itself; `serve` does so too where `page.port` is set."""
-    from dicom_node import config as configuration
-    from dicom_node import log as logging
+    from dicom_node.configuration import config as configuration
+    from dicom_node.monitoring import log as logging
     from dicom_node.page import server
 
     settings = configuration.load(config)
@@ -199,8 +199,8 @@ def page_password(name: Annotated[str, typer.Argument(help="Whoever logs in by i
 @app.command()
 def check(config: ConfigFile, as_json: Json = False) -> None:
     """Look at everything the node needs: configuration, disk, port, destinations, model. Every fault at once."""
-    from dicom_node import check as checks
-    from dicom_node import config as configuration
+    from dicom_node.configuration import config as configuration
+    from dicom_node.operation import check as checks
 
     _hush_peers()
     items = checks.check(*configuration.examine(config))
@@ -220,7 +220,7 @@ def check(config: ConfigFile, as_json: Json = False) -> None:
 @app.command()
 def conformance() -> None:
     """Print the DICOM conformance statement: what the node takes, sends and answers (docs/conformance.md)."""
-    from dicom_node import conformance as statement
+    from dicom_node.operation import conformance as statement
 
     print(statement.compose(), end="")
 
@@ -233,8 +233,8 @@ def config_(
     show: Annotated[Path | None, typer.Option(help="A file as it is understood, environment included.")] = None,
 ) -> None:
     """Print a configuration."""
-    from dicom_node import config as configuration
-    from dicom_node import toml
+    from dicom_node.configuration import config as configuration
+    from dicom_node.configuration import toml
 
     if example == (show is not None):
         raise typer.BadParameter("give either --example or --show FILE")
@@ -246,9 +246,9 @@ def status(config: ConfigFile, days: Days = 1.0, as_json: Json = False) -> None:
     """What became of each series, what is arriving, and whether the node runs."""
     import dataclasses
 
-    from dicom_node import config as configuration
-    from dicom_node import status as looks
-    from dicom_node import tables
+    from dicom_node.configuration import config as configuration
+    from dicom_node.operation import status as looks
+    from dicom_node.operation import tables
 
     told = looks.look(configuration.load(config), days)
     if as_json:
@@ -277,13 +277,14 @@ def analyse(
     as_json: Json = False,
 ) -> None:
     """Analyse a folder as the node would, without a network; report.html and montage.png need no viewer."""
-    from dicom_node import config as configuration
     from dicom_node import folder as folders
-    from dicom_node import offline, tables
-    from dicom_node.analysis import Analyser
+    from dicom_node import offline
+    from dicom_node.analysis.analyser import Analyser
+    from dicom_node.configuration import config as configuration
+    from dicom_node.configuration.serving import servers
+    from dicom_node.operation import tables
     from dicom_node.page.palette import Palette
-    from dicom_node.results import Form
-    from dicom_node.serving import servers
+    from dicom_node.results.result_set import Form
     from runtime.bundle import open_bundle
     from runtime.session import open_session, self_test
     from runtime.triage import Rule
@@ -348,7 +349,7 @@ def push(
     as_json: Json = False,
 ) -> None:
     """Send a folder as a scanner does: one association, slice after slice, at a pace."""
-    from dicom_node import scanner
+    from dicom_node.simulation import scanner
 
     def show(sent: scanner.Sent) -> None:
         if not as_json:
@@ -401,8 +402,8 @@ def phantom(
     """Write a synthetic head CT as a DICOM series, with truth.json (ml per class) and truth.npz (masks) beside it."""
     import numpy as np
 
-    from dicom_node import enhanced as multi_frame
-    from dicom_node import phantom as single_frame
+    from dicom_node.simulation import enhanced as multi_frame
+    from dicom_node.simulation import phantom as single_frame
     from training.lesions import CLASSES, Lesion, PhantomError
     from training.phantom import Scan, make
 
@@ -660,7 +661,7 @@ def verify(
     """
     from calibration.verify import check_held_out, record
     from calibration.verify import verify as judge
-    from dicom_node import config as configuration
+    from dicom_node.configuration import config as configuration
     from runtime import gpu
     from runtime.bundle import open_bundle
     from runtime.plans import command, default_folder
@@ -719,7 +720,7 @@ def build(
     """
     from rich.markup import escape
 
-    from dicom_node import config as configuration
+    from dicom_node.configuration import config as configuration
     from runtime import gpu, plans
     from runtime.bundle import open_bundle
 

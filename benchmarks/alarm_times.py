@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.soak import serving
-from dicom_node import phantom
-from dicom_node.pacs import Pacs
-from dicom_node.scanner import Sent, push
+from dicom_node.simulation import phantom
+from dicom_node.simulation.pacs import Pacs
+from dicom_node.simulation.scanner import Sent, push
 from runtime.evidence import Evidence
 from runtime.triage import is_higher
 from runtime.types import SliceLabels

@@ -26,7 +26,7 @@ from benchmarks.alarm_heads import FIRST, HEADS, cached
 from benchmarks.alarm_page import draw_clock, draw_sweep, page
 from benchmarks.alarm_times import MIN_SLICES, in_slices, on_the_clock
 from benchmarks.study import machine
-from dicom_node.config import Config
+from dicom_node.configuration.config import Config
 from runtime import geometry
 from runtime.bundle import open_bundle
 from runtime.triage import Rule, level_of

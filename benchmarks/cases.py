@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydicom import dcmread
 from pydicom.filebase import DicomBytesIO
 
-from dicom_node import phantom
+from dicom_node.simulation import phantom
 from training.lesions import Lesion
 from training.phantom import Scan, make
 

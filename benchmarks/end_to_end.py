@@ -1,8 +1,9 @@
 """A scanner pushes through the real node into an archive: how long after its last slice what is where.
 
-`scanside serve` in processes of its own, an archive, and `dicom_node.scanner` as the scanner, at a pace or as fast as
-it goes; each round is another study. Counted from the answer on the last slice. Stages are those of the node's own
-metrics; what the remaining work takes by itself, part by part, is measured in the same run, between two rounds.
+`scanside serve` in processes of its own, an archive, and `dicom_node.simulation.scanner` as the scanner, at a pace or
+as fast as it goes; each round is another study. Counted from the answer on the last slice. Stages are those of the
+node's own metrics; what the remaining work takes by itself, part by part, is measured in the same run, between two
+rounds.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from benchmarks import cases, floors
 from benchmarks.ingest import sync_ms
 from benchmarks.record import Record, measuring
 from benchmarks.running import PATIENCE_S, Arrival, Emergency, Node, Orthanc, Ours, RunError, serving
-from dicom_node.scanner import push
+from dicom_node.simulation.scanner import push
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from benchmarks.running import Archive
-    from dicom_node.scanner import PushReport
+    from dicom_node.simulation.scanner import PushReport
 
 QUIET_S = 0.6  # without another object before a round is over: an archive gets them one after the other
 SETTLING_S = 1.0  # between two rounds: what the last one left behind is not the next one's
@@ -63,7 +64,7 @@ def measure(
     with measuring("end-to-end", **asked) as record, tempfile.TemporaryDirectory(dir=disk) as name:
         folder = Path(name).resolve()
         heads = {count: cases.head(count, folder / f"head-{count}") for count in slices}
-        with _archive(folder / "archive", orthanc=orthanc) as archive, floors.analyser(bundle, precision) as one:
+        with _archive(folder / "archive", orthanc=orthanc) as archive, floors.rehearsed(bundle, precision) as one:
             record.about |= {"archive": archive.name, "engine": one.session.identity.backend, "model": _model(one)}
             emergency = Emergency()
             with serving(folder, archive.port, _sections(bundle, precision, emergency.port)) as node:

@@ -19,11 +19,13 @@ from pynetdicom import build_context
 from benchmarks import ingest
 from benchmarks.running import RunError
 from benchmarks.timing import once_ms
-from dicom_node import analysis, dimse, results
-from dicom_node.analysis import Analyser, Series
-from dicom_node.painter import Painter
-from dicom_node.rehearsal import rehearse
-from dicom_node.results import USUAL
+from dicom_node.analysis import analyser
+from dicom_node.analysis.analyser import Analyser, Series
+from dicom_node.analysis.rehearsal import rehearse
+from dicom_node.network import dimse
+from dicom_node.results import result_set
+from dicom_node.results.painter import Painter
+from dicom_node.results.result_set import USUAL
 from runtime.bundle import open_bundle
 from runtime.session import open_session
 from runtime.triage import Rule
@@ -46,7 +48,7 @@ class Parts:
 
 
 @contextmanager
-def analyser(bundle: Path | None, precision: str = "auto") -> Iterator[Analyser]:
+def rehearsed(bundle: Path | None, precision: str = "auto") -> Iterator[Analyser]:
     """As the worker has it, rehearsed."""
     opened = open_bundle(bundle)
     limits = {"min_slices": 5, "min_coverage_mm": 100.0}
@@ -69,7 +71,7 @@ def close(one: Analyser, paths: Sequence[Path], folder: Path) -> Parts:
 @contextmanager
 def _timed(ms: dict[str, float]) -> Iterator[None]:
     """Time the parts of `Analyser.close` while it runs: what comes of them together is made first, and written then."""
-    compose, write = analysis.compose, results.write
+    compose, write = analyser.compose, result_set.write
 
     def timed_compose(*args: object, **options: object) -> object:
         return _noted(ms, "compose", lambda: compose(*args, **options))
@@ -78,11 +80,11 @@ def _timed(ms: dict[str, float]) -> Iterator[None]:
         objects = _noted(ms, "build", lambda: list(made))
         return _noted(ms, "write", lambda: write(objects, *args, **options))
 
-    analysis.compose, results.write = timed_compose, timed_write
+    analyser.compose, result_set.write = timed_compose, timed_write
     try:
         yield
     finally:
-        analysis.compose, results.write = compose, write
+        analyser.compose, result_set.write = compose, write
 
 
 def _noted(ms: dict[str, float], part: str, work: Callable[[], T]) -> T:

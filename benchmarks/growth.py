@@ -21,8 +21,8 @@ from benchmarks.end_to_end import pushed
 from benchmarks.record import Record, measuring
 from benchmarks.running import Ours, RunError, free_port, serving
 from benchmarks.timing import once_ms
-from dicom_node.analysis import Series
-from dicom_node.phantom import write
+from dicom_node.analysis.analyser import Series
+from dicom_node.simulation.phantom import write
 from training.lesions import CLASSES, Lesion
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def measure(
         with tempfile.TemporaryDirectory(dir=disk) as name:
             folder = Path(name).resolve()
             names = [name for name in CLASSES if name != "background"]
-            with floors.analyser(None) as one:
+            with floors.rehearsed(None) as one:
                 record.about["engine"] = one.session.identity.backend
                 for count in slices:
                     _analysis(record, f"slices_{count}", one, cases.head(count, folder / "head"), folder)

@@ -36,10 +36,11 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotific
 from pynetdicom.sop_class import CTImageStorage
 
 from benchmarks.record import Record, measuring
-from dicom_node import dimse, part10
-from dicom_node.phantom import write
-from dicom_node.receiver import Receiver
-from dicom_node.spool import Spool
+from dicom_node.images import part10
+from dicom_node.intake.receiver import Receiver
+from dicom_node.network import dimse
+from dicom_node.simulation.phantom import write
+from dicom_node.storage.spool import Spool
 from runtime.types import Plane, Slice
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks import cases
 from benchmarks.record import Record, measuring
 from benchmarks.timing import LEAST_S, in_turn_ms, once_ms
-from dicom_node import decode
+from dicom_node.analysis import decode
 from runtime.bundle import open_bundle
 from runtime.ort import OrtSession
 from runtime.session import open_session

@@ -28,7 +28,7 @@ from benchmarks import cases, floors
 from benchmarks.record import Record, measuring
 from benchmarks.timing import once_ms
 from calibration.weights import load
-from dicom_node.analysis import Series
+from dicom_node.analysis.analyser import Series
 from models.graph import HeadCT
 from models.res_unet import ResUNet, ResUNetConfig
 from runtime.bundle import open_bundle
@@ -70,9 +70,9 @@ def measure(*, slices: int = 40, rounds: int = 5, bundle: Path | None = None, co
         folder = Path(name)
         record.about |= {"model": f"{opened.name} {opened.version}", "quiet_s": QUIET_S, "pixels_that_differ": {}}
         paths = cases.head(slices, folder / "head").write(folder / "series", 1)
-        engines = {"scanside": stack.enter_context(floors.analyser(bundle))}
+        engines = {"scanside": stack.enter_context(floors.rehearsed(bundle))}
         if INT8 in opened.manifest.rulings and opened.manifest.rulings[INT8].passed:
-            engines["scanside_int8"] = stack.enter_context(floors.analyser(bundle, INT8))
+            engines["scanside_int8"] = stack.enter_context(floors.rehearsed(bundle, INT8))
         reference = np.stack([one.labels for one in _labels(engines["scanside"], paths).values()])
         for way, answer in ways.items():  # this warms up, too
             differing = float((np.stack(_analysed(answer, paths)) != reference).mean())

@@ -13,10 +13,10 @@ from pathlib import Path
 from PIL import Image
 from pydicom import dcmread
 
-from dicom_node import phantom as writer
-from dicom_node.analysis import Analyser
-from dicom_node.config import Config
-from dicom_node.series import Series
+from dicom_node.analysis.analyser import Analyser
+from dicom_node.analysis.series import Series
+from dicom_node.configuration.config import Config
+from dicom_node.simulation import phantom as writer
 from runtime.bundle import open_bundle
 from runtime.session import open_session
 from runtime.triage import Rule

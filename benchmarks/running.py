@@ -23,8 +23,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydicom.uid import Comprehensive3DSRStorage, EncapsulatedPDFStorage, SecondaryCaptureImageStorage
 
 from dicom_node.alerts import mllp
-from dicom_node.demo import ROLES
-from dicom_node.pacs import Pacs
+from dicom_node.simulation.demo import ROLES
+from dicom_node.simulation.pacs import Pacs
 from runtime.errors import ScansideError
 
 if TYPE_CHECKING:

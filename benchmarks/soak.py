@@ -28,8 +28,8 @@ import numpy as np
 
 from benchmarks import cases
 from benchmarks.record import machine
-from dicom_node.pacs import Pacs
-from dicom_node.scanner import push
+from dicom_node.simulation.pacs import Pacs
+from dicom_node.simulation.scanner import push
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

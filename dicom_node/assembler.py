@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Sequence
     from pathlib import Path
 
-    from dicom_node.spool import Instance
+    from dicom_node.storage.spool import Instance
     from runtime.types import Plane
 
     History = Callable[[str, str], tuple[int, Sequence[Path], bool]]
@@ -53,7 +53,8 @@ class Assembly:
     missing : set when it closes: why the report is provisional
     closed : the worker has been told to close it
     set_aside : images that no worker is told of any more
-    rank : the lower, the sooner its slices are analysed (`dicom_node.kernel`); what nobody has seen yet comes first
+    rank : the lower, the sooner its slices are analysed (`dicom_node.analysis.kernel`); what nobody has seen yet comes
+        first
     given_up : why no worker is told of it any more but to make a notice
 
     """

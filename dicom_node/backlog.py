@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from dicom_node.journal import JournalError
+from dicom_node.storage.journal import JournalError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
     from pathlib import Path
 
     from dicom_node.assembler import Assembler, Assembly
-    from dicom_node.spool import Instance
+    from dicom_node.storage.spool import Instance
 
 log = structlog.get_logger(__name__)
 

@@ -21,16 +21,16 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from dicom_node import nameplate
-from dicom_node.gate import Reason
-from dicom_node.journal import ResultFile, SeriesState
+from dicom_node.images.gate import Reason
+from dicom_node.monitoring import nameplate
+from dicom_node.storage.journal import ResultFile, SeriesState
 from runtime.types import IN_PLACE, Plane
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from dicom_node.assembler import Assembler, Assembly
-    from dicom_node.metrics import Metrics
+    from dicom_node.monitoring.metrics import Metrics
     from dicom_node.supervisor import Supervisor
 
 UNDER_WAY = 32  # requests at a time; more would wait in the worker instead of here
@@ -52,7 +52,9 @@ class Result:
     report_json: str | None = None
     files: Sequence[ResultFile] = ()
     code: str | None = None
-    patient: Mapping[str, str] = field(default_factory=dict)  # by keyword, as `dicom_node.source.patient` has it
+    patient: Mapping[str, str] = field(
+        default_factory=dict
+    )  # by keyword, as `dicom_node.results.source.patient` has it
 
     @property
     def has_failed(self) -> bool:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import pydicom
 
-from dicom_node import decode
-from dicom_node.gate import NotAnalysed, Reason
-from dicom_node.series import Series
-from dicom_node.uids import derive
+from dicom_node.analysis import decode
+from dicom_node.analysis.series import Series
+from dicom_node.images.gate import NotAnalysed, Reason
+from dicom_node.results.uids import derive
 from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pydicom.dataset import Dataset
 
-    from dicom_node.analysis import Analyser, Outcome
+    from dicom_node.analysis.analyser import Analyser, Outcome
     from runtime.types import Slice
 
 

@@ -15,40 +15,41 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
-from dicom_node import commitment, mpps, nameplate
 from dicom_node.alerts.heralds import Heralds
 from dicom_node.alerts.ledger import Ledger
-from dicom_node.announced import Announced
 from dicom_node.assembler import Assembler, Assembly
 from dicom_node.backlog import Backlog
-from dicom_node.commitment import Commitments
+from dicom_node.delivery.outbox import DeliveryState, Outbox
+from dicom_node.delivery.sender import Sender
 from dicom_node.dispatch import Dispatch
-from dicom_node.gate import Reason
-from dicom_node.journal import Journal, JournalError, RevisionTaken
-from dicom_node.lock import FolderLock
-from dicom_node.membership import Membership
-from dicom_node.metrics import Metrics
-from dicom_node.mpps import PerformedSteps
+from dicom_node.images.gate import Reason
+from dicom_node.intake import commitment, mpps
+from dicom_node.intake.announced import Announced
+from dicom_node.intake.commitment import Commitments
+from dicom_node.intake.mpps import PerformedSteps
+from dicom_node.intake.receiver import Receiver
+from dicom_node.monitoring import nameplate
+from dicom_node.monitoring.metrics import Metrics
+from dicom_node.monitoring.trail import Trail
+from dicom_node.network.tls import Identity
 from dicom_node.opening import limits, opening
-from dicom_node.outbox import DeliveryState, Outbox
 from dicom_node.page.child import Page
-from dicom_node.receiver import Receiver
-from dicom_node.register import Register, history, without_result
 from dicom_node.retention import Retention
-from dicom_node.sender import Sender
-from dicom_node.spool import Spool
+from dicom_node.storage.journal import Journal, JournalError, RevisionTaken
+from dicom_node.storage.lock import FolderLock
+from dicom_node.storage.membership import Membership
+from dicom_node.storage.register import Register, history, without_result
+from dicom_node.storage.spool import Spool
 from dicom_node.supervisor import Supervisor
-from dicom_node.tls import Identity
-from dicom_node.trail import Trail
 from runtime.errors import BackendError, ScansideError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from dicom_node.config import Config
+    from dicom_node.configuration.config import Config
+    from dicom_node.delivery.outbox import OutboxItem
     from dicom_node.dispatch import Result
-    from dicom_node.outbox import OutboxItem
-    from dicom_node.spool import Instance
+    from dicom_node.storage.spool import Instance
 
 JOURNAL_RETRY_S = 5.0
 DESK_PATIENCE_S = 5.0  # for who asks the desk
@@ -128,7 +129,7 @@ class Node:
         self.page = Page(config)
         self._web = None
         if config.web.port is not None:
-            from dicom_node.web import Web  # noqa: PLC0415  # loads a web server: for who wants one
+            from dicom_node.monitoring.web import Web  # noqa: PLC0415  # loads a web server: for who wants one
 
             self._web = Web(self, self.metrics.registry, config.web.address, config.web.port)
         self._first_answer: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()

@@ -13,11 +13,11 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image, ImageDraw, ImageFont
 
-from dicom_node import panel, picture
-from dicom_node.gate import NotAnalysed
+from dicom_node.images.gate import NotAnalysed
 from dicom_node.page import slices, study, views
 from dicom_node.page.app import STATIC
 from dicom_node.page.slices import Pictures
+from dicom_node.results import panel, picture
 from runtime import millilitres
 
 if TYPE_CHECKING:

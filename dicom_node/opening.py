@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dicom_node.config import Config
+    from dicom_node.configuration.config import Config
 
 
 def limits(config: Config) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from dicom_node.codes import check_names
-from dicom_node.config import CHANNELS, Config, ConfigError
-from dicom_node.mistakes import mistake
+from dicom_node.configuration.config import CHANNELS, Config, ConfigError
+from dicom_node.configuration.mistakes import mistake
+from dicom_node.results.codes import check_names
 from runtime.bundle import open_bundle
 from runtime.triage import check_rules
 

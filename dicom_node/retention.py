@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING
 import structlog
 
 from dicom_node.alerts.ledger import Ledger
-from dicom_node.journal import JournalError, SeriesState
-from dicom_node.outbox import DELIVERED, Outbox
-from dicom_node.spool import count, file_name
-from dicom_node.trail import Trail
+from dicom_node.delivery.outbox import DELIVERED, Outbox
+from dicom_node.monitoring.trail import Trail
+from dicom_node.storage.journal import JournalError, SeriesState
+from dicom_node.storage.spool import count, file_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from dicom_node.journal import Journal
-    from dicom_node.spool import Spool
+    from dicom_node.storage.journal import Journal
+    from dicom_node.storage.spool import Spool
 
 INTERVAL_S = 3600.0
 DAY_S = 86400.0

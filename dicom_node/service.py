@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 import structlog
 
-from dicom_node import config as configuration
-from dicom_node import log as logging
 from dicom_node import reload
+from dicom_node.configuration import config as configuration
+from dicom_node.monitoring import log as logging
+from dicom_node.monitoring.systemd import ServiceManager
 from dicom_node.node import Node
-from dicom_node.systemd import ServiceManager
 from runtime.errors import ScansideError
 
 if TYPE_CHECKING:

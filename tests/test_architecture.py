@@ -27,8 +27,32 @@ FORBIDDEN = {
 }
 
 
-def imported(path: Path) -> set[str]:
-    """Top-level packages that a module imports anywhere outside `if TYPE_CHECKING`."""
+# the folders of dicom_node, each of which may import from itself and from those above it here
+FOLDERS = (
+    "images",
+    "results",
+    "storage",
+    "configuration",
+    "network",
+    "monitoring",
+    "delivery",
+    "alerts",
+    "intake",
+    "simulation",
+    "analysis",
+    "",  # the node itself
+    "page",
+    "operation",
+)
+UPWARD = {  # and what is left of the other direction
+    ("configuration", "alerts"),  # a channel's section stands beside its channel
+    ("", "page"),  # the node starts it, and the offline report is made of its parts
+    ("page", "operation"),  # it shows the same status as the command
+}
+
+
+def modules_imported(path: Path) -> set[str]:
+    """What a module imports anywhere outside `if TYPE_CHECKING`."""
     names: set[str] = set()
     todo: list[ast.AST] = [ast.parse(path.read_text())]
     while todo:
@@ -36,12 +60,31 @@ def imported(path: Path) -> set[str]:
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             continue
         if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names.add((node.module or "").partition(".")[0])
+            names.add(node.module or "")
         todo += ast.iter_child_nodes(node)
     return names
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level packages of that."""
+    return {name.partition(".")[0] for name in modules_imported(path)}
+
+
+def test_folders_of_the_service_import_only_from_those_below_them():
+    service = ROOT / "dicom_node"
+    upward = set()
+    for module in sorted(service.rglob("*.py")):
+        folder = module.relative_to(service).parts[0] if module.parent != service else ""
+        for name in modules_imported(module):
+            package, _, rest = name.partition(".")
+            other = rest.partition(".")[0]
+            other = other if (service / other).is_dir() else ""
+            if package == "dicom_node" and FOLDERS.index(other) > FOLDERS.index(folder):
+                upward.add((folder, other))
+    assert upward == UPWARD
 
 
 @pytest.mark.parametrize("package", ALLOWED)
@@ -62,7 +105,8 @@ def test_modules_stay_small(module: Path):
 
 
 @pytest.mark.parametrize(
-    "code", ["import scanside", "import dicom_node.node, dicom_node.worker", "import dicom_node.demo"]
+    "code",
+    ["import scanside", "import dicom_node.node, dicom_node.analysis.worker", "import dicom_node.simulation.demo"],
 )
 def test_the_service_loads_neither_torch_nor_onnx(code: str):
     """What `scanside serve` and its worker import, asked of a fresh interpreter."""

@@ -11,16 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dicom_node import decode, sender
-from dicom_node import phantom as writer
-from dicom_node import series as kept
-from dicom_node.analysis import Analyser, Series
-from dicom_node.journal import Journal, SeriesState
-from dicom_node.outbox import Outbox
-from dicom_node.pacs import Pacs
-from dicom_node.scanner import push
-from dicom_node.sections import Destination
-from dicom_node.sender import Sender
+from dicom_node.analysis import decode
+from dicom_node.analysis import series as kept
+from dicom_node.analysis.analyser import Analyser, Series
+from dicom_node.configuration.sections import Destination
+from dicom_node.delivery import sender
+from dicom_node.delivery.outbox import Outbox
+from dicom_node.delivery.sender import Sender
+from dicom_node.simulation import phantom as writer
+from dicom_node.simulation.pacs import Pacs
+from dicom_node.simulation.scanner import push
+from dicom_node.storage.journal import Journal, SeriesState
 from runtime.bundle import open_bundle
 from runtime.ort import OrtSession
 from runtime.types import ModelIdentity, Plane, Slice, SliceLabels

@@ -62,5 +62,5 @@ def test_the_five_minutes_work_as_written(tmp_path: Path):
 
 
 def test_research_use_is_said_where_it_is_seen():
-    for path in ("README.md", "runtime/bundles/phantom-unet/MODEL_CARD.md", "scanside.py", "dicom_node/sr.py"):
+    for path in ("README.md", "runtime/bundles/phantom-unet/MODEL_CARD.md", "scanside.py", "dicom_node/results/sr.py"):
         assert re.search(r"not a medical device", (ROOT / path).read_text(), re.IGNORECASE), path

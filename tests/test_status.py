@@ -15,13 +15,13 @@ from pydicom.uid import EnhancedCTImageStorage
 from rich.console import Console
 
 import scanside
-from dicom_node import commands
-from dicom_node.config import load
-from dicom_node.journal import Journal, ResultFile, SeriesState
-from dicom_node.lock import FolderLock
-from dicom_node.outbox import Outbox
-from dicom_node.results import to_json
-from dicom_node.spool import Spool
+from dicom_node.configuration.config import load
+from dicom_node.delivery.outbox import Outbox
+from dicom_node.operation import commands
+from dicom_node.results.result_set import to_json
+from dicom_node.storage.journal import Journal, ResultFile, SeriesState
+from dicom_node.storage.lock import FolderLock
+from dicom_node.storage.spool import Spool
 from runtime.millilitres import said
 from runtime.types import Decision
 from tests.dicom_node.ct import cases

@@ -11,7 +11,7 @@ from runtime.triage import LEVELS
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from dicom_node.database import Row
+    from dicom_node.storage.database import Row
 
 Level = Literal["critical", "urgent"]
 State = Literal["provisional", "confirmed", "withdrawn", "unresolved"]
@@ -115,7 +115,7 @@ class Alert:
 
 
 def evidence(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What an alert keeps of a report (JSON, as `dicom_node.analysis.to_json` makes it).
+    """What an alert keeps of a report (JSON, as `dicom_node.analysis.analyser.to_json` makes it).
 
     ``sr_uid`` is the SOP Instance UID of the SR that says the same, if there is one.
     """

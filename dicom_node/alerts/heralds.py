@@ -20,7 +20,7 @@ from dicom_node.alerts.channel import Refused, Unreachable
 from dicom_node.alerts.hl7 import Hl7Channel
 from dicom_node.alerts.settings import Email, Hl7, Settings, Webhook
 from dicom_node.alerts.turn import LONGEST_WAIT_S
-from dicom_node.journal import JournalError
+from dicom_node.storage.journal import JournalError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dicom_node.alerts.alert import Alert, Message
     from dicom_node.alerts.channel import Channel
     from dicom_node.alerts.ledger import Ledger
-    from dicom_node.tls import Identity
+    from dicom_node.network.tls import Identity
 
 FIRST_WAIT_S = 2.0
 LONGEST_SLEEP_S = 2.0  # another process acknowledges or retries, and can't wake this one

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from dicom_node.alerts.alert import Alert, Message
     from dicom_node.alerts.settings import Hl7
-    from dicom_node.tls import Identity
+    from dicom_node.network.tls import Identity
 
 TAKEN, IN_ERROR, REJECTED = {"AA", "CA"}, {"AE", "CE"}, {"AR", "CR"}  # table 0008
 ATTEMPTS_AFTER_REJECTION = 3  # it is for the message's kind, or for a receiver that does not work at all

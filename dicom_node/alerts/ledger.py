@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from dicom_node.alerts.alert import Occasion, Recipient
-    from dicom_node.database import Execute, Row
-    from dicom_node.journal import Journal
+    from dicom_node.storage.database import Execute, Row
+    from dicom_node.storage.journal import Journal
 
 ALERTS_SINCE = 6  # version of the journal
 # somebody has to acknowledge it, or is owed a message of it

@@ -10,7 +10,7 @@ from dicom_node.alerts.channel import Deadline, Unreachable, Unready
 
 if TYPE_CHECKING:
     from dicom_node.alerts.settings import Hl7
-    from dicom_node.tls import Identity
+    from dicom_node.network.tls import Identity
 
 START, END = b"\x0b", b"\x1c\r"
 CONNECT_S = 5.0

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dicom_node.alerts.alert import Occasion, Recipient, Standing, State
-    from dicom_node.database import Execute, Row
+    from dicom_node.storage.database import Execute, Row
 
 # never on the wire, and of a kind that nobody needs who has no use for it any more
 PENDING = "(state = 'queued' AND attempts = 0 AND (occasion = 'escalated' OR (occasion = 'raised' AND due > :now)))"

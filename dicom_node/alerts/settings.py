@@ -9,8 +9,8 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 from dicom_node.alerts.alert import OCCASIONS, Level, Occasion
 from dicom_node.alerts.quiet import QuietHours
-from dicom_node.sections import AETitle, Folder, Host, Name, Section
-from dicom_node.template import check_template
+from dicom_node.configuration.sections import AETitle, Folder, Host, Name, Section
+from dicom_node.configuration.template import check_template
 
 if TYPE_CHECKING:
     from collections.abc import Collection

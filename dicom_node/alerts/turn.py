@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from dicom_node.alerts.news import update
 
 if TYPE_CHECKING:
-    from dicom_node.database import Execute, Row
+    from dicom_node.storage.database import Execute, Row
 
 LONGEST_WAIT_S = 60.0  # between two attempts
 LONGEST_HOLD_S = 3600.0  # that a receiver may ask for

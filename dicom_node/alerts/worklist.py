@@ -17,16 +17,16 @@ from pynetdicom.sop_class import Comprehensive3DSRStorage, UnifiedProcedureStepP
 
 from dicom_node.alerts import text
 from dicom_node.alerts.channel import Refused, Unreachable
-from dicom_node.confirmation import SYNTAXES
-from dicom_node.requestor import DIMSE_TIMEOUT_S, ContextError, PeerError, associate
-from dicom_node.uids import derive, long_string, result_series
+from dicom_node.delivery.confirmation import SYNTAXES
+from dicom_node.network.requestor import DIMSE_TIMEOUT_S, ContextError, PeerError, associate
+from dicom_node.results.uids import derive, long_string, result_series
 
 if TYPE_CHECKING:
     from pynetdicom.association import Association
 
     from dicom_node.alerts.alert import Alert, Message
     from dicom_node.alerts.settings import Worklist
-    from dicom_node.tls import Identity
+    from dicom_node.network.tls import Identity
 
 PRIORITIES = {"critical": "HIGH", "urgent": "MEDIUM"}
 REQUEST_CANCEL = 2  # action type, PS3.4 table CC.2.1-1

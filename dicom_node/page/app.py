@@ -20,10 +20,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from dicom_node import picture, status
 from dicom_node.alerts.ledger import Ledger
-from dicom_node.gate import NotAnalysed
-from dicom_node.journal import JournalError
+from dicom_node.images.gate import NotAnalysed
+from dicom_node.operation import status
 from dicom_node.page import hazards, study
 from dicom_node.page.board import SHOWN, Lookout
 from dicom_node.page.guard import Guard, form_of, user_of
@@ -32,12 +31,14 @@ from dicom_node.page.palette import Palette
 from dicom_node.page.peers import Peers
 from dicom_node.page.slices import Pictures
 from dicom_node.page.views import Views
+from dicom_node.results import picture
+from dicom_node.storage.journal import JournalError
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
-    from dicom_node.config import Config
+    from dicom_node.configuration.config import Config
     from dicom_node.page.board import Row
     from dicom_node.page.slices import Entry
 

@@ -8,7 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dicom_node import part10, spool
+from dicom_node.images import part10
+from dicom_node.storage import spool
 
 if TYPE_CHECKING:
     from pathlib import Path

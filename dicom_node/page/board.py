@@ -14,21 +14,23 @@ from enum import IntEnum
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from dicom_node import lock, nameplate, spool, status
-from dicom_node.gate import Reason
-from dicom_node.journal import JournalError
-from dicom_node.outbox import DELIVERED, DeliveryState
+from dicom_node.delivery.outbox import DELIVERED, DeliveryState
+from dicom_node.images.gate import Reason
+from dicom_node.monitoring import nameplate
+from dicom_node.operation import status
 from dicom_node.page import arrivals, owed, slices
 from dicom_node.page.arrivals import Arrival, Arrivals
 from dicom_node.page.records import Records
+from dicom_node.storage import lock, spool
+from dicom_node.storage.journal import JournalError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from dicom_node.alerts.alert import Alert
-    from dicom_node.config import Config
-    from dicom_node.membership import Member
+    from dicom_node.configuration.config import Config
     from dicom_node.page.owed import Owed
+    from dicom_node.storage.membership import Member
 
 FRESH_S = 0.3  # so long a look is everybody's who asks
 SHOWN = 100  # rows, unless all are asked for
@@ -148,7 +150,7 @@ class Board:
     owed, parked, unconfirmed : how many results are not where they belong
     deliveries : those in groups, parked ones first
     untold : likewise what could not be told of alerts
-    engine : what `dicom_node.nameplate` has
+    engine : what `dicom_node.monitoring.nameplate` has
     troubles : what is wrong, in sentences
     nodes : that share the journal; none where it is a file
     at : when it was looked, in seconds since the epoch

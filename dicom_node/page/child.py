@@ -14,7 +14,7 @@ import structlog
 if TYPE_CHECKING:
     import socket
 
-    from dicom_node.config import Config
+    from dicom_node.configuration.config import Config
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 SETTLED_S = 60.0  # who has lived so long did not die of its start

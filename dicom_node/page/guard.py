@@ -8,7 +8,7 @@ from urllib.parse import quote, urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
-from dicom_node.config import is_loopback
+from dicom_node.configuration.config import is_loopback
 from dicom_node.page.login import COOKIE
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from dicom_node.configuration.sections import Page
     from dicom_node.page.login import Sessions
-    from dicom_node.sections import Page
 
 OPEN = ("/login", "/static/")  # to those who have not logged in
 HEADERS = {

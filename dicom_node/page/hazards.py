@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dicom_node.config import is_loopback
+from dicom_node.configuration.config import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dicom_node.config import Config
+    from dicom_node.configuration.config import Config
 
 
 def find(config: Config) -> Iterator[str]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dicom_node.outbox import DeliveryState
+from dicom_node.delivery.outbox import DeliveryState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from dicom_node.alerts.alert import Alert
-    from dicom_node.outbox import OutboxItem
+    from dicom_node.delivery.outbox import OutboxItem
 
 SHOWN = 20
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dicom_node import codes
+from dicom_node.results import codes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Self
 
-    from dicom_node.codes import Colour
-    from dicom_node.sections import CodeRow
+    from dicom_node.configuration.sections import CodeRow
+    from dicom_node.results.codes import Colour
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,14 @@ import structlog
 from pynetdicom import build_context
 from pynetdicom.sop_class import Verification
 
-from dicom_node.requestor import PeerError, associate
-from dicom_node.tls import Identity, TlsError
+from dicom_node.network.requestor import PeerError, associate
+from dicom_node.network.tls import Identity, TlsError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dicom_node.config import Config
-    from dicom_node.sections import Destination
+    from dicom_node.configuration.config import Config
+    from dicom_node.configuration.sections import Destination
 
 INTERVAL_S = 60.0
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dicom_node import spool, status
 from dicom_node.alerts.ledger import Ledger
-from dicom_node.journal import Journal, JournalError
-from dicom_node.membership import members
-from dicom_node.outbox import Outbox
+from dicom_node.delivery.outbox import Outbox
+from dicom_node.operation import status
+from dicom_node.storage import spool
+from dicom_node.storage.journal import Journal, JournalError
+from dicom_node.storage.membership import members
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dicom_node.alerts.alert import Alert
-    from dicom_node.config import Config
-    from dicom_node.journal import SeriesRecord
-    from dicom_node.membership import Member
-    from dicom_node.outbox import OutboxItem
+    from dicom_node.configuration.config import Config
+    from dicom_node.delivery.outbox import OutboxItem
+    from dicom_node.storage.journal import SeriesRecord
+    from dicom_node.storage.membership import Member
 
 LOCKED_S = 1.0  # a journal that another process has to itself is waited for, and no longer
 

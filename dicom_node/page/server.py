@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 import uvicorn
 
-from dicom_node import log as logging
-from dicom_node.config import Config
-from dicom_node.http_server import HttpServer
+from dicom_node.configuration.config import Config
+from dicom_node.monitoring import log as logging
+from dicom_node.monitoring.http_server import HttpServer
+from dicom_node.network.acceptor import PORT_REMEDIES
+from dicom_node.network.tls import CIPHERS
 from dicom_node.page.app import Application
-from dicom_node.receiver import PORT_REMEDIES
-from dicom_node.tls import CIPHERS
 from runtime.errors import ScansideError
 
 if TYPE_CHECKING:

@@ -17,9 +17,12 @@ import structlog
 from pydicom import dcmread
 from pydicom.tag import Tag
 
-from dicom_node import capture, decode, frames, part10, picture, source, spool
-from dicom_node.gate import MULTI_FRAME, NotAnalysed
+from dicom_node.analysis import decode
+from dicom_node.images import frames, part10
+from dicom_node.images.gate import MULTI_FRAME, NotAnalysed
 from dicom_node.page.cache import Cache
+from dicom_node.results import capture, picture, source
+from dicom_node.storage import spool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -28,8 +31,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
-    from dicom_node.codes import Colour
     from dicom_node.page.palette import Palette
+    from dicom_node.results.codes import Colour
     from runtime.types import Plane
 
 HU_BYTES, PICTURE_BYTES, MASK_BYTES, HEAD_BYTES = 64 << 20, 128 << 20, 64 << 20, 32 << 20
@@ -70,7 +73,7 @@ class Entry:
     ----------
     name : in addresses: that of its file, and of a frame its number
     path, frame : where it lies
-    key : `dicom_node.source.slice_key`, by which reports and masks name it
+    key : `dicom_node.results.source.slice_key`, by which reports and masks name it
     number : InstanceNumber, or the frame's
     plane : where it lies in the patient
     shape : rows and columns
@@ -282,7 +285,7 @@ def _segmented(path: Path) -> tuple[dict[str, NDArray[np.uint8]], dict[int, str]
 
 
 def _early(path: Path) -> tuple[dict[str, NDArray[np.uint8]], dict[int, str]]:
-    """Masks as `dicom_node.results.write_early` leaves them."""
+    """Masks as `dicom_node.results.result_set.write_early` leaves them."""
     with np.load(path, allow_pickle=False) as stored:
         classes = {int(label): str(name) for label, name in json.loads(stored.zip.comment).items()}
         return {key: stored[key].astype(np.uint8) for key in stored.files}, classes

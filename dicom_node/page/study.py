@@ -9,22 +9,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from dicom_node import picture, status
-from dicom_node.journal import SeriesState
-from dicom_node.outbox import DELIVERED, Outbox
+from dicom_node.delivery.outbox import DELIVERED, Outbox
+from dicom_node.operation import status
 from dicom_node.page import arrivals, slices
 from dicom_node.page.slices import NO_MASKS, Masks
+from dicom_node.results import picture
+from dicom_node.storage.journal import SeriesState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from dicom_node.alerts.alert import Alert
-    from dicom_node.config import Config
-    from dicom_node.journal import SeriesRecord
-    from dicom_node.outbox import OutboxItem
+    from dicom_node.configuration.config import Config
+    from dicom_node.delivery.outbox import OutboxItem
     from dicom_node.page.board import Row
     from dicom_node.page.palette import Palette
     from dicom_node.page.slices import Entry, Pictures
+    from dicom_node.storage.journal import SeriesRecord
 
 OCCASIONS = {
     "raised": "alert",

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from dicom_node.configuration.sections import Page
     from dicom_node.page.palette import Palette
-    from dicom_node.sections import Page
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -119,7 +119,7 @@ def test_a_head_can_be_written_as_another_study_and_in_thinner_slices(tmp_path: 
 
 def test_the_floor_of_a_close_has_all_its_parts(tmp_path: Path):
     head = cases.head(12, tmp_path / "head", matrix=128)
-    with floors.analyser(None) as one:
+    with floors.rehearsed(None) as one:
         own = floors.close(one, head.write(tmp_path / "scan", 1), tmp_path / "results")
     archive = running.Ours(tmp_path / "archive")
     try:

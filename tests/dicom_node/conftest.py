@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from dicom_node import phantom as writer
-from dicom_node.config import Config
+from dicom_node.configuration.config import Config
 from dicom_node.node import Node
-from dicom_node.pacs import Pacs
-from dicom_node.postgres import Address
+from dicom_node.simulation import phantom as writer
+from dicom_node.simulation.pacs import Pacs
+from dicom_node.storage.postgres import Address
 from tests.dicom_node.servers import Server
 from training.lesions import Lesion
 from training.phantom import Phantom, Scan, make

@@ -14,9 +14,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from scipy import ndimage
 
-from dicom_node import montage, results
-from dicom_node.picture import BRAIN, grey, reduced
-from dicom_node.source import plane
+from dicom_node.results import montage, result_set
+from dicom_node.results.picture import BRAIN, grey, reduced
+from dicom_node.results.source import plane
 from runtime.geometry import stack
 from runtime.types import Decision, Finding, ModelIdentity, Report
 
@@ -192,7 +192,7 @@ def report(
 
 @dataclass(frozen=True)
 class Case:
-    """One analysed series: what `dicom_node.results.make` is given."""
+    """One analysed series: what `dicom_node.results.result_set.make` is given."""
 
     sources: list[Dataset]
     labels: NDArray[np.uint8]
@@ -212,8 +212,8 @@ class Case:
         shown = dict(zip(self.keys, self.grey, strict=True))
         return montage.pictured(self.report, self.keys, lambda key: reduced(shown[key]), shown.__getitem__)
 
-    def build(self, form: results.Form = results.USUAL) -> results.ResultSet:
-        return results.build(
+    def build(self, form: result_set.Form = result_set.USUAL) -> result_set.ResultSet:
+        return result_set.build(
             self.sources,
             self.labels,
             self.pictured(),
@@ -260,6 +260,6 @@ def cases() -> dict[str, Case]:
 
 
 @functools.cache
-def built(name: str) -> results.ResultSet:
+def built(name: str) -> result_set.ResultSet:
     """The results of a case, built once for all tests; only to be read."""
     return cases()[name].build()

@@ -10,7 +10,7 @@ from pydicom.charset import convert_encodings
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
-from dicom_node import results
+from dicom_node.results import result_set
 from tests.dicom_node import ct
 
 CORPUS = Path(__file__).parents[2].parent / "shared" / "corpus" / "60_charset_names"
@@ -44,11 +44,11 @@ def _give(source: Dataset, donor: Dataset) -> None:
     )
 
 
-def build(one: ct.Case, kind: str, form: results.Form = results.USUAL) -> results.ResultSet:
+def build(one: ct.Case, kind: str, form: result_set.Form = result_set.USUAL) -> result_set.ResultSet:
     """All objects of the case; of one that failed, the notice."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # pydicom warns of the names that this is about
         if kind == "failed":
-            return results.build_notice(one.sources[0], REASON, ct.MODEL, revision=1, started=ct.STARTED)
+            return result_set.build_notice(one.sources[0], REASON, ct.MODEL, revision=1, started=ct.STARTED)
         about = {"revision": 1, "started": ct.STARTED, "form": form}
-        return results.build(one.sources, one.labels, one.pictured(), one.report, **about)
+        return result_set.build(one.sources, one.labels, one.pictured(), one.report, **about)

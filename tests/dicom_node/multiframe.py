@@ -19,7 +19,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from dicom_node import enhanced, phantom
+from dicom_node.simulation import enhanced, phantom
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

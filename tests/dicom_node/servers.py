@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from dicom_node.postgres import Address
+from dicom_node.storage.postgres import Address
 
 PASSWORD = "correct horse"
 DEADLINE_S = 60.0

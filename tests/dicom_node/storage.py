@@ -11,14 +11,14 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, RLELossless
 from pynetdicom.dsutils import encode as encode_native
 
-from dicom_node.receiver import Receiver
-from dicom_node.spool import Spool, read
+from dicom_node.intake.receiver import Receiver
+from dicom_node.storage.spool import Spool, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from dicom_node.spool import Instance
+    from dicom_node.storage.spool import Instance
 
 STUDY, SERIES = "1.2.3.4", "1.2.3.4.5"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dicom_node.assembler import Assembler, Assembly
-from dicom_node.spool import Instance
+from dicom_node.storage.spool import Instance
 from tests.runtime.test_geometry import axial
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ from structlog.testing import capture_logs
 
 from dicom_node.assembler import Assembler
 from dicom_node.backlog import Backlog
-from dicom_node.database import JournalError
-from dicom_node.journal import Journal, SeriesState
-from dicom_node.register import history
-from dicom_node.spool import Instance, Outcome, Spool
+from dicom_node.storage.database import JournalError
+from dicom_node.storage.journal import Journal, SeriesState
+from dicom_node.storage.register import history
+from dicom_node.storage.spool import Instance, Outcome, Spool
 from tests.dicom_node.storage import image
-from tests.dicom_node.test_spool import store
+from tests.dicom_node.storage.test_spool import store
 from tests.runtime.test_geometry import axial
 
 if TYPE_CHECKING:

@@ -15,15 +15,15 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotific
 from pynetdicom.sop_class import CTImageStorage, Verification
 from structlog.testing import capture_logs
 
-from dicom_node import dimse
-from dicom_node.dimse import Request
-from dicom_node.journal import SeriesState
+from dicom_node.intake.receiver import STATUSES
+from dicom_node.network import dimse
+from dicom_node.network.dimse import Request
+from dicom_node.network.wire import TRANSFER_SYNTAXES
 from dicom_node.node import Node
-from dicom_node.receiver import STATUSES
-from dicom_node.status import look
-from dicom_node.wire import TRANSFER_SYNTAXES
+from dicom_node.operation.status import look
+from dicom_node.storage.journal import SeriesState
 from tests.dicom_node.conftest import wait_until
-from tests.dicom_node.test_connection import Peer, asked
+from tests.dicom_node.network.test_connection import Peer, asked
 
 CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
 pytestmark = pytest.mark.skipif(

@@ -28,11 +28,11 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 
-from dicom_node.pacs import Pacs
-from dicom_node.requestor import PeerError
-from dicom_node.scanner import Sent, push
-from dicom_node.status import look
-from dicom_node.toml import show
+from dicom_node.configuration.toml import show
+from dicom_node.network.requestor import PeerError
+from dicom_node.operation.status import look
+from dicom_node.simulation.pacs import Pacs
+from dicom_node.simulation.scanner import Sent, push
 from tests.dicom_node.conftest import PATIENCE_S, Pushable, config_for
 
 # pynetdicom leaves the socket of a connection that could not be opened to garbage collection
@@ -54,7 +54,7 @@ SERVE = "from scanside import main; main()"
 # a node that answers before the slice has its name: what the harness is there to find
 HASTY = textwrap.dedent("""
     import threading, time
-    from dicom_node import spool
+    from dicom_node.storage import spool
     genuine = spool.Spool.keep
     def hasty(self, incoming, instance):
         os.link(incoming, incoming.with_suffix(".kept"))

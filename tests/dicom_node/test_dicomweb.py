@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from pydicom import Dataset
 
-from dicom_node import results
+from dicom_node.results import result_set
 from tests.dicom_node import matrix
 from tests.dicom_node.test_node import archive, asked
 
@@ -50,10 +50,10 @@ def rendered(root: str, dataset: Dataset, frame: int = 1) -> np.ndarray:
 
 @pytest.mark.parametrize("segmentation", ["binary", pytest.param("labelmap", marks=pytest.mark.slow)])
 def test_orthanc_stores_and_renders_what_is_sent(segmentation: str, tmp_path: Path) -> None:
-    form = results.Form(segmentation=segmentation, pdf=True)
+    form = result_set.Form(segmentation=segmentation, pdf=True)
     made = matrix.build(matrix.case("positive", 20.0), "positive", form)
-    paths = results.write(made, tmp_path)
-    failed = results.write(matrix.build(matrix.case("negative", 0.0), "failed"), tmp_path)
+    paths = result_set.write(made, tmp_path)
+    failed = result_set.write(matrix.build(matrix.case("negative", 0.0), "failed"), tmp_path)
     files = [*paths.values(), *failed.values()]
     objects = {path: pydicom.dcmread(path) for path in files}
     with archive(tmp_path, (str(PLUGIN),)) as (root, _):

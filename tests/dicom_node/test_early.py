@@ -17,18 +17,19 @@ from pydicom import dcmread
 from pydicom.sr.coding import Code
 from structlog.testing import capture_logs
 
-from dicom_node import enhanced, phantom, results
-from dicom_node.analysis import Analyser
+from dicom_node.analysis.analyser import Analyser
+from dicom_node.analysis.series import Series
+from dicom_node.analysis.worker import _outcome, _tell_early
 from dicom_node.assembler import Assembler
-from dicom_node.codes import BRAIN, OwnCode
-from dicom_node.config import Config
+from dicom_node.configuration.config import Config
 from dicom_node.dispatch import Dispatch
-from dicom_node.metrics import Metrics
+from dicom_node.monitoring.metrics import Metrics
 from dicom_node.opening import opening as opening_of
-from dicom_node.results import Form
-from dicom_node.series import Series
-from dicom_node.spool import Instance
-from dicom_node.worker import _outcome, _tell_early
+from dicom_node.results import result_set
+from dicom_node.results.codes import BRAIN, OwnCode
+from dicom_node.results.result_set import Form
+from dicom_node.simulation import enhanced, phantom
+from dicom_node.storage.spool import Instance
 from runtime.bundle import open_bundle
 from runtime.geometry import View
 from runtime.report import ARRIVING
@@ -136,7 +137,7 @@ def test_rules_that_change_hold_from_the_next_slice_on(paths: list[Path]):
     one, series = analyser(()), Series()
     assert told(one, paths[:8], series) == []
     limits = {"min_slices": 5, "min_coverage_mm": 0, "max_lossy_ratio": 1.0, "bone_kernels": ()}
-    one.reload(RULES, **limits, form=results.USUAL)
+    one.reload(RULES, **limits, form=result_set.USUAL)
     assert told(one, paths[8:], series) == [(9, "critical")]
 
 
@@ -162,7 +163,7 @@ def test_a_look_at_all_slices_that_comes_to_nothing_is_not_had_again_at_once(
     monkeypatch.setattr(series.evidence, "level", lambda *_: "critical")
     wholes = []
     monkeypatch.setattr(
-        "dicom_node.analysis.compose",
+        "dicom_node.analysis.analyser.compose",
         lambda stack, *_, **__: wholes.append(len(stack)) or SimpleNamespace(decision=SimpleNamespace(level="routine")),
     )
     for path in paths[4:]:
@@ -178,7 +179,7 @@ def test_what_it_drew_lies_whole_beside_it(paths: list[Path], tmp_path: Path):
     folder = tmp_path / "revision-1"
     series.labels["file"] = series.labels[report.findings[0].keys[0]]  # an illegal UID, and what savez can't name
     shown = dataclasses.replace(report.findings[0], keys=(*report.findings[0].keys, "file"))
-    path = results.write_early(dataclasses.replace(report, findings=(shown,)), series.labels, folder)
+    path = result_set.write_early(dataclasses.replace(report, findings=(shown,)), series.labels, folder)
     with np.load(path, allow_pickle=False) as kept:
         assert set(kept) == {*shown.keys}
         for key in kept:
@@ -192,7 +193,7 @@ def test_a_look_that_fails_is_logged_and_costs_the_series_nothing(
 ):
     one, series, said = analyser(), Series(), StringIO()
     one.feed(series, paths[:7])
-    monkeypatch.setattr("dicom_node.analysis.compose", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
+    monkeypatch.setattr("dicom_node.analysis.analyser.compose", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
     with capture_logs() as logs:
         for _ in range(2):
             _tell_early(one, "one", series, tmp_path, said)
@@ -238,7 +239,7 @@ def answers(requests: list[dict[str, object]], max_batch: int = 1) -> list[dict[
 
 
 WORKER = """
-import dicom_node.worker as worker
+import dicom_node.analysis.worker as worker
 from tests.dicom_node.test_early import analyser
 
 worker._open = lambda opening, answers: analyser(max_batch=1)

@@ -13,16 +13,16 @@ from pydicom.dataset import Dataset
 from pydicom.uid import Comprehensive3DSRStorage, SecondaryCaptureImageStorage, SegmentationStorage
 from structlog.testing import capture_logs
 
-from dicom_node import enhanced
-from dicom_node.gate import Reason
-from dicom_node.journal import Journal
+from dicom_node.images.gate import Reason
 from dicom_node.node import Node
-from dicom_node.pacs import Pacs
-from dicom_node.scanner import push
-from dicom_node.status import look
+from dicom_node.operation.status import look
+from dicom_node.simulation import enhanced
+from dicom_node.simulation.pacs import Pacs
+from dicom_node.simulation.scanner import push
+from dicom_node.storage.journal import Journal
 from tests.dicom_node import multiframe
 from tests.dicom_node.conftest import PATIENCE_S, Pushable, config_for, running, wait_until
-from tests.dicom_node.test_enhanced import answers
+from tests.dicom_node.simulation.test_enhanced import answers
 
 needs_dicom3tools = pytest.mark.skipif(
     shutil.which("dciodvfy") is None, reason="dciodvfy not installed: apt-get install dicom3tools"

@@ -22,17 +22,17 @@ from structlog.testing import capture_logs
 
 from dicom_node import node as nodes
 from dicom_node.assembler import Assembler, Assembly
-from dicom_node.gate import Reason
-from dicom_node.journal import Journal, JournalError, SeriesState
-from dicom_node.lock import LockedError
+from dicom_node.configuration.sections import Scanner
+from dicom_node.configuration.toml import show
+from dicom_node.delivery.outbox import Outbox
+from dicom_node.images.gate import Reason
 from dicom_node.node import Node
-from dicom_node.outbox import Outbox
-from dicom_node.pacs import Pacs
-from dicom_node.scanner import push
-from dicom_node.sections import Scanner
-from dicom_node.status import look
+from dicom_node.operation.status import look
+from dicom_node.simulation.pacs import Pacs
+from dicom_node.simulation.scanner import push
+from dicom_node.storage.journal import Journal, JournalError, SeriesState
+from dicom_node.storage.lock import LockedError
 from dicom_node.supervisor import Supervisor
-from dicom_node.toml import show
 from tests.dicom_node.conftest import PATIENCE_S, Pushable, config_for, running, wait_until
 
 CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
@@ -216,7 +216,7 @@ def test_an_image_that_kills_three_workers_is_set_aside_alone(
     poison = bleeding.paths[10]
     uid = str(dcmread(poison).SOPInstanceUID)
     dying = (
-        "import os\nfrom dicom_node import decode, worker\nread = decode.read\n"
+        "import os\nfrom dicom_node.analysis import decode, worker\nread = decode.read\n"
         f"decode.read = lambda path, *more: os._exit(9) if {uid!r} in str(path) else read(path, *more)\nworker.main()\n"
     )
     monkeypatch.setattr(Supervisor, "command", (sys.executable, "-c", dying))
@@ -237,12 +237,13 @@ def test_results_that_do_not_fit_on_the_disk_wait_for_room(
     full = tmp_path / "full"
     full.touch()
     failing = (
-        "import errno, os\nfrom dicom_node import results, worker\nwrite = results.dcmwrite\n"
+        "import errno, os\nfrom dicom_node.analysis import worker\n"
+        "from dicom_node.results import result_set\nwrite = result_set.dcmwrite\n"
         "def full(*given, **how):\n"
         f"    if os.path.exists({str(full)!r}):\n"
         "        raise OSError(errno.ENOSPC, 'No space left on device')\n"
         "    write(*given, **how)\n"
-        "results.dcmwrite = full\nworker.main()\n"
+        "result_set.dcmwrite = full\nworker.main()\n"
     )
     monkeypatch.setattr(Supervisor, "command", (sys.executable, "-c", failing))
     monkeypatch.setattr("dicom_node.dispatch.NO_ROOM_RETRY_S", 0.2)

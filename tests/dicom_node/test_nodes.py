@@ -22,29 +22,29 @@ from pathlib import Path
 import pytest
 from pydicom.dataset import Dataset
 
-from dicom_node import confirmation
-from dicom_node.database import JournalError
-from dicom_node.journal import Journal
-from dicom_node.membership import Membership
-from dicom_node.outbox import ATTEMPTS_BEFORE_PARKING, DeliveryState, Outbox, OutboxItem
-from dicom_node.pacs import Pacs
-from dicom_node.postgres import Address, Postgres
-from dicom_node.scanner import push
-from dicom_node.spool import Spool
-from dicom_node.status import look
-from dicom_node.toml import show
+from dicom_node.configuration.toml import show
+from dicom_node.delivery import confirmation
+from dicom_node.delivery.outbox import ATTEMPTS_BEFORE_PARKING, DeliveryState, Outbox, OutboxItem
+from dicom_node.operation.status import look
+from dicom_node.simulation.pacs import Pacs
+from dicom_node.simulation.scanner import push
+from dicom_node.storage.database import JournalError
+from dicom_node.storage.journal import Journal
+from dicom_node.storage.membership import Membership
+from dicom_node.storage.postgres import Address, Postgres
+from dicom_node.storage.spool import Spool
 from tests.dicom_node import test_crash
 from tests.dicom_node.conftest import PATIENCE_S, wait_until
 from tests.dicom_node.servers import Server, name_of
+from tests.dicom_node.storage.test_journal import record
 from tests.dicom_node.test_crash import SERVE, SLICES, Harness, Studies, volumes_ml
-from tests.dicom_node.test_journal import record
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 
 _collected, scans = test_crash._collected, test_crash.studies  # fixtures
 
 # leases that run out while a test waits
-HASTE = "from dicom_node import membership; membership.LEASE_S, membership.BEAT_S = 3.0, 0.3\n"
+HASTE = "from dicom_node.storage import membership; membership.LEASE_S, membership.BEAT_S = 3.0, 0.3\n"
 
 
 @pytest.fixture(autouse=True)

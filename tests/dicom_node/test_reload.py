@@ -10,11 +10,11 @@ from pynetdicom import AE
 from pynetdicom.sop_class import Verification
 
 from dicom_node import reload
-from dicom_node.codes import CodeError
-from dicom_node.config import Config, ConfigError
+from dicom_node.configuration.config import Config, ConfigError
 from dicom_node.node import Node
-from dicom_node.pacs import Pacs
-from dicom_node.scanner import push
+from dicom_node.results.codes import CodeError
+from dicom_node.simulation.pacs import Pacs
+from dicom_node.simulation.scanner import push
 from runtime.triage import RuleError
 from tests.dicom_node.conftest import PATIENCE_S, Pushable, config_for
 

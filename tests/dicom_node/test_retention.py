@@ -12,12 +12,12 @@ from pydicom.uid import CTImageStorage
 
 from dicom_node import retention
 from dicom_node.alerts.ledger import Ledger
-from dicom_node.announced import Announced, Source, StepState
-from dicom_node.journal import Journal, ResultFile, SeriesState
-from dicom_node.outbox import Outbox
-from dicom_node.part10 import digest
+from dicom_node.delivery.outbox import Outbox
+from dicom_node.images.part10 import digest
+from dicom_node.intake.announced import Announced, Source, StepState
 from dicom_node.retention import DAY_S, Retention
-from dicom_node.spool import LEAVING, QUARANTINE, Outcome, Spool
+from dicom_node.storage.journal import Journal, ResultFile, SeriesState
+from dicom_node.storage.spool import LEAVING, QUARANTINE, Outcome, Spool
 from tests.dicom_node.alerts.made import Channel, note, report, written
 from tests.dicom_node.storage import SERIES, STUDY, encoded, image
 

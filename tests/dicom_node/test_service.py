@@ -24,14 +24,15 @@ from pynetdicom import AE
 from pynetdicom.association import Association
 from structlog.testing import capture_logs
 
-from dicom_node import requestor, service, supervisor
-from dicom_node.journal import ResultFile, SeriesState
+from dicom_node import service, supervisor
+from dicom_node.configuration.toml import show
+from dicom_node.monitoring.systemd import ServiceManager
+from dicom_node.network import requestor
 from dicom_node.node import Node
-from dicom_node.pacs import Pacs
-from dicom_node.scanner import push
 from dicom_node.service import Service
-from dicom_node.systemd import ServiceManager
-from dicom_node.toml import show
+from dicom_node.simulation.pacs import Pacs
+from dicom_node.simulation.scanner import push
+from dicom_node.storage.journal import ResultFile, SeriesState
 from tests.dicom_node.conftest import PATIENCE_S, Pushable, config_for, running, wait_until
 
 PACKAGING = Path(__file__).parents[2] / "packaging"

@@ -13,14 +13,16 @@ from pydicom import dcmread
 from pydicom.encaps import encapsulate
 from pydicom.uid import RLELossless, SecondaryCaptureImageStorage, generate_uid
 
-from dicom_node import decode, dispatch, enhanced, kernel
+from dicom_node import dispatch
 from dicom_node import folder as folders
-from dicom_node.analysis import Analyser
-from dicom_node.gate import NotAnalysed
-from dicom_node.journal import Journal, SeriesState
-from dicom_node.outbox import Outbox
-from dicom_node.scanner import Sent, push
-from dicom_node.series import Series
+from dicom_node.analysis import decode, kernel
+from dicom_node.analysis.analyser import Analyser
+from dicom_node.analysis.series import Series
+from dicom_node.delivery.outbox import Outbox
+from dicom_node.images.gate import BONE_KERNELS, NotAnalysed
+from dicom_node.simulation import enhanced
+from dicom_node.simulation.scanner import Sent, push
+from dicom_node.storage.journal import Journal, SeriesState
 from dicom_node.supervisor import Supervisor
 from runtime.bundle import open_bundle
 from runtime.session import open_session
@@ -30,9 +32,9 @@ from tests.dicom_node.conftest import Pushable, config_for, running, wait_until
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-    from dicom_node.journal import SeriesRecord
     from dicom_node.node import Node
-    from dicom_node.pacs import Pacs
+    from dicom_node.simulation.pacs import Pacs
+    from dicom_node.storage.journal import SeriesRecord
 
 
 @pytest.fixture
@@ -127,9 +129,9 @@ def test_a_series_for_bone_is_analysed_where_nothing_replaces_it(head: list[Path
     for path in bone:
         ((header, slice_),) = decode.read(path)
         series.add(path, header, slice_, header)
-    kernel.check_needed(series, [soft], kernel.BONE_KERNELS)
+    kernel.check_needed(series, [soft], BONE_KERNELS)
     with pytest.raises(NotAnalysed):
-        kernel.check_needed(series, [soft, head], kernel.BONE_KERNELS)
+        kernel.check_needed(series, [soft, head], BONE_KERNELS)
 
 
 def test_the_same_rule_without_a_network(head: list[Path], tmp_path: Path):
@@ -155,16 +157,16 @@ def test_frames_for_bone_are_not_analysed_where_other_frames_are_for_soft_tissue
     series = Series()
     for header, slice_ in decode.read(bone):
         series.add(bone, header, slice_, header)
-    kernel.check_needed(series, [[bone]], kernel.BONE_KERNELS)
+    kernel.check_needed(series, [[bone]], BONE_KERNELS)
     with pytest.raises(NotAnalysed, match="a bone kernel"):
-        kernel.check_needed(series, [[soft]], kernel.BONE_KERNELS)
-    kernel.check_needed(series, [[soft]], kernel.BONE_KERNELS, min_slices=len(bleeding.phantom.slices) + 1)
+        kernel.check_needed(series, [[soft]], BONE_KERNELS)
+    kernel.check_needed(series, [[soft]], BONE_KERNELS, min_slices=len(bleeding.phantom.slices) + 1)
     multiframe.changed(soft, lambda image: setattr(image, "FrameOfReferenceUID", "1.2.3"))
-    kernel.check_needed(series, [[soft]], kernel.BONE_KERNELS)
+    kernel.check_needed(series, [[soft]], BONE_KERNELS)
     multiframe.changed(soft, lambda image: delattr(image, "FrameOfReferenceUID"))
     for header in series.headers.values():
         del header.FrameOfReferenceUID
-    kernel.check_needed(series, [[soft]], kernel.BONE_KERNELS)
+    kernel.check_needed(series, [[soft]], BONE_KERNELS)
 
 
 def test_a_series_for_bone_is_analysed_where_that_for_soft_tissue_could_not_be(
@@ -191,9 +193,10 @@ def test_a_series_for_bone_is_analysed_once_that_for_soft_tissue_has_failed(
     """It was left out while the other one was still to be analysed."""
     soft = series_uid(head)
     dying = (
-        "import os\nfrom dicom_node import results, worker\nmake = results.make\n"
-        f"results.make = lambda sources, *more, **how: os._exit(9) if sources[0].header.SeriesInstanceUID == {soft!r}"
-        " else make(sources, *more, **how)\nworker.main()\n"
+        "import os\nfrom dicom_node.analysis import worker\nfrom dicom_node.results import result_set\n"
+        "make = result_set.make\n"
+        "result_set.make = lambda sources, *more, **how: os._exit(9)"
+        f" if sources[0].header.SeriesInstanceUID == {soft!r} else make(sources, *more, **how)\nworker.main()\n"
     )
     monkeypatch.setattr(Supervisor, "command", (sys.executable, "-c", dying))
     bone = again(head, tmp_path / "bone", ConvolutionKernel="H60s")
@@ -288,8 +291,9 @@ def test_a_series_that_kills_three_workers_at_its_end_gets_a_notice(
     head: list[Path], tmp_path: Path, pacs: Pacs, monkeypatch: pytest.MonkeyPatch
 ):
     dying = (
-        "import os\nfrom dicom_node import results, worker\nworker.rehearse = lambda *_: True\n"
-        "results.make = lambda *_, **__: os._exit(9)\nworker.main()\n"
+        "import os\nfrom dicom_node.analysis import worker\nfrom dicom_node.results import result_set\n"
+        "worker.rehearse = lambda *_: True\n"
+        "result_set.make = lambda *_, **__: os._exit(9)\nworker.main()\n"
     )
     monkeypatch.setattr(Supervisor, "command", (sys.executable, "-c", dying))
     with running(config_for(tmp_path / "node", pacs.port)) as node:

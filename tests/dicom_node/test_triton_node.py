@@ -14,18 +14,18 @@ from rich.console import Console
 from structlog.testing import capture_logs
 
 from benchmarks.tritonserver import TritonServer
-from dicom_node import nameplate
-from dicom_node.analysis import Analyser
+from dicom_node.analysis.analyser import Analyser
+from dicom_node.analysis.series import Series
 from dicom_node.assembler import Assembler
-from dicom_node.config import Config
+from dicom_node.configuration.config import Config
 from dicom_node.dispatch import Dispatch
-from dicom_node.metrics import Metrics
+from dicom_node.monitoring import nameplate
+from dicom_node.monitoring.metrics import Metrics
 from dicom_node.node import Node
-from dicom_node.pacs import Pacs
-from dicom_node.scanner import push
-from dicom_node.series import Series
-from dicom_node.status import look
-from dicom_node.tables import show_status
+from dicom_node.operation.status import look
+from dicom_node.operation.tables import show_status
+from dicom_node.simulation.pacs import Pacs
+from dicom_node.simulation.scanner import push
 from runtime.bundle import open_bundle
 from runtime.errors import BackendError
 from runtime.session import open_session

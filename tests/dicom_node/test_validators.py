@@ -21,8 +21,8 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import EncapsulatedPDFStorage
 
-from dicom_node import codes, results
-from dicom_node.source import plane
+from dicom_node.results import codes, result_set
+from dicom_node.results.source import plane
 from runtime.geometry import stack
 from runtime.millilitres import said
 from tests.dicom_node import ct, matrix
@@ -38,7 +38,7 @@ EXCEPTIONS = {
 ABOUT_ITSELF = "W: The VR checker does not support this Specific Character Set: ISO_IR 192"
 
 TOOLS = Path(sys.executable).parent
-FORM = results.Form(pdf=True)
+FORM = result_set.Form(pdf=True)
 ONE = matrix.CORPUS / "chrH32.dcm"  # of those with several character sets in one name
 
 
@@ -69,7 +69,7 @@ def errors(said: str) -> list[str]:
 
 
 @functools.lru_cache(maxsize=8)
-def made(kind: str, tilt_deg: float, donor: Path | None) -> tuple[ct.Case, results.ResultSet]:
+def made(kind: str, tilt_deg: float, donor: Path | None) -> tuple[ct.Case, result_set.ResultSet]:
     """Built once for all tests; only to be read."""
     one = matrix.case(kind, tilt_deg, donor)
     return one, matrix.build(one, kind, FORM)
@@ -77,7 +77,7 @@ def made(kind: str, tilt_deg: float, donor: Path | None) -> tuple[ct.Case, resul
 
 def built(kind: str, tilt_deg: float, donor: Path | None, folder: Path) -> tuple[ct.Case, dict[str, Path]]:
     one, objects = made(kind, tilt_deg, donor)
-    return one, results.write(objects, folder)
+    return one, result_set.write(objects, folder)
 
 
 def charsets(*, every: bool) -> list[Path | None]:
@@ -189,8 +189,8 @@ def reported_ml(document: Dataset) -> dict[str, float]:
 @pytest.mark.parametrize("segmentation", ["binary", "labelmap"])
 def test_highdicom_reads_the_same_masks_and_volumes(segmentation: str, tilt_deg: float, tmp_path: Path) -> None:
     one = matrix.case("positive", tilt_deg)
-    form = results.Form(segmentation=segmentation)
-    paths = results.write(matrix.build(one, "positive", form), tmp_path)
+    form = result_set.Form(segmentation=segmentation)
+    paths = result_set.write(matrix.build(one, "positive", form), tmp_path)
     masks = hd.seg.segread(paths["seg"])
     assert masks.SegmentationType == segmentation.upper()
     read = masks.get_pixels_by_source_instance(one.keys, combine_segments=True, assert_missing_frames_are_empty=True)
@@ -259,8 +259,8 @@ def test_the_exceptions_are_still_needed(tool: str, what: str, said: str, tmp_pa
             source._dict[pydicom.tag.Tag("StudyInstanceUID")] = pydicom.dataelem.RawDataElement(
                 pydicom.tag.Tag("StudyInstanceUID"), "UI", 8, b"abc.def\0", 0, False, True
             )
-    form = results.Form(segmentation="labelmap" if what == "labelmap" else "binary")
-    path = results.write(matrix.build(one, "positive", form), tmp_path)["seg"]
+    form = result_set.Form(segmentation="labelmap" if what == "labelmap" else "binary")
+    path = result_set.write(matrix.build(one, "positive", form), tmp_path)["seg"]
     if tool == "dciodvfy":
         assert said in run("dciodvfy", "-new", path)
         return
@@ -318,12 +318,12 @@ def test_the_pdf_says_what_the_report_says_and_names_nobody(kind: str, tmp_path:
 
 
 def test_other_content_is_another_object_and_the_same_is_the_same() -> None:
-    def uids(form: results.Form) -> set[str]:
+    def uids(form: result_set.Form) -> set[str]:
         objects = matrix.build(matrix.case("negative", 0.0), "negative", form)
         return {str(each.SOPInstanceUID) for _, each in objects}
 
-    first = uids(results.USUAL)
-    assert uids(results.Form()) == first
+    first = uids(result_set.USUAL)
+    assert uids(result_set.Form()) == first
     own = {"subdural": codes.OwnCode(codes.HEMORRHAGE, codes.BRAIN)}
-    for other in (results.Form(codes=own), results.Form(segmentation="labelmap")):
+    for other in (result_set.Form(codes=own), result_set.Form(segmentation="labelmap")):
         assert not first & uids(other)

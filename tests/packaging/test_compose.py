@@ -11,7 +11,7 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
-from dicom_node import config
+from dicom_node.configuration import config
 from tests.packaging.places import PACKAGING, found, run
 
 PATH = PACKAGING / "compose.yaml"

@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from dicom_node import config
+from dicom_node.configuration import config
 from tests.packaging.places import KUBERNETES, documents, found, run
 
 VERSIONS = ("1.29", "1.32")

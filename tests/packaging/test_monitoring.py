@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from dicom_node.alerts.alert import MessageState
-from dicom_node.metrics import Metrics, Stage
+from dicom_node.delivery.outbox import DeliveryState
+from dicom_node.monitoring.metrics import Metrics, Stage
 from dicom_node.node import Node
-from dicom_node.outbox import DeliveryState
 from tests.packaging.places import PACKAGING, found, run
 from tests.packaging.test_kubernetes import pods
 

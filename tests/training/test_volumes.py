@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dicom_node import phantom as writer
-from dicom_node.analysis import Analyser
-from dicom_node.journal import SeriesState
-from dicom_node.series import Series
+from dicom_node.analysis.analyser import Analyser
+from dicom_node.analysis.series import Series
+from dicom_node.simulation import phantom as writer
+from dicom_node.storage.journal import SeriesState
 from export import bundle as bundles
 from runtime.bundle import open_bundle
 from runtime.geometry import View

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dicom_node.alerts.ledger import Ledger
-from dicom_node.journal import Journal
+from dicom_node.storage.journal import Journal
 from tests.dicom_node.alerts.made import Channel
 
 

@@ -11,9 +11,9 @@ import typer
 from structlog.testing import capture_logs
 
 import scanside
-from dicom_node import commands
 from dicom_node.alerts.ledger import Ledger
-from dicom_node.journal import Journal
+from dicom_node.operation import commands
+from dicom_node.storage.journal import Journal
 from tests.dicom_node.alerts.made import PATIENT, note, report, written
 
 
@@ -33,7 +33,7 @@ def config(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ledger(config: Path, journal: Journal) -> Ledger:
-    from dicom_node.config import load
+    from dicom_node.configuration.config import load
 
     return Ledger(journal, load(config).channels)
 

@@ -20,7 +20,7 @@ from dicom_node.alerts.heralds import Heralds, back_off_s
 from dicom_node.alerts.hl7 import Hl7Channel
 from dicom_node.alerts.ledger import Ledger
 from dicom_node.alerts.settings import Hl7
-from dicom_node.journal import Journal, JournalError
+from dicom_node.storage.journal import Journal, JournalError
 from tests.dicom_node.alerts.listener import Listener, acknowledgement, taken
 from tests.dicom_node.alerts.made import EARLY, PATIENT, note, report
 from tests.dicom_node.conftest import wait_until
@@ -244,7 +244,7 @@ from pathlib import Path
 from dicom_node.alerts import heralds
 from dicom_node.alerts.ledger import Ledger
 from dicom_node.alerts.settings import Hl7
-from dicom_node.journal import Journal
+from dicom_node.storage.journal import Journal
 from tests.dicom_node.alerts.made import EARLY, note, report
 
 journal = Journal(Path(sys.argv[1]))

@@ -13,8 +13,8 @@ from dicom_node.alerts.alert import Alert, Message
 from dicom_node.alerts.channel import Refused, Unreachable
 from dicom_node.alerts.hl7 import ATTEMPTS_AFTER_REJECTION, Hl7Channel, compose, judge
 from dicom_node.alerts.settings import Hl7
-from dicom_node.sections import Tls
-from dicom_node.tls import Identity
+from dicom_node.configuration.sections import Tls
+from dicom_node.network.tls import Identity
 from tests.dicom_node.alerts.listener import END, START, Listener, acknowledgement, taken
 from tests.dicom_node.alerts.made import EARLY, PATIENT, note, report, written
 from tests.dicom_node.certificates import Authority

@@ -12,8 +12,8 @@ import pytest
 from dicom_node.alerts.ledger import Ledger
 from dicom_node.alerts.text import headline
 from dicom_node.alerts.turn import LONGEST_HOLD_S
-from dicom_node.journal import Journal, JournalError, SeriesState
-from dicom_node.postgres import Address
+from dicom_node.storage.journal import Journal, JournalError, SeriesState
+from dicom_node.storage.postgres import Address
 from tests.dicom_node.alerts.made import EARLY, PATIENT, SERIES, STUDY, Channel, note, report
 
 # all of this in both databases
@@ -412,11 +412,11 @@ def test_only_what_nobody_needs_is_forgotten_and_the_patient_goes_with_the_study
 
 
 def test_an_older_journal_gets_its_tables(tmp_path: Path):
-    from dicom_node import schema
+    from dicom_node.storage import schema
 
     path = tmp_path / "old.sqlite"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dicom_node.database.VERSIONS", schema.VERSIONS[:5])
+        patch.setattr("dicom_node.storage.database.VERSIONS", schema.VERSIONS[:5])
         Journal(path).close()
     with contextlib.closing(Journal(path, read_only=True)) as journal:
         assert Ledger(journal).alerts() == []

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from dicom_node import config as configuration
-from dicom_node import toml
 from dicom_node.alerts.settings import Webhook
-from dicom_node.check import check
-from dicom_node.config import ConfigError
+from dicom_node.configuration import config as configuration
+from dicom_node.configuration import toml
+from dicom_node.configuration.config import ConfigError
+from dicom_node.operation.check import check
 from dicom_node.reload import merge
 from tests.dicom_node.alerts.listener import Listener
 

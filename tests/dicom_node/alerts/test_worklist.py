@@ -15,7 +15,7 @@ from pynetdicom.sop_class import UnifiedProcedureStepPush, Verification
 from dicom_node.alerts.channel import Refused, Unreachable
 from dicom_node.alerts.settings import Worklist
 from dicom_node.alerts.worklist import WorklistChannel, step_uid
-from dicom_node.uids import Issue
+from dicom_node.results.uids import Issue
 from runtime.types import ModelIdentity
 from tests.dicom_node.alerts.made import EARLY, PATIENT, SERIES, STUDY, note, report, written
 

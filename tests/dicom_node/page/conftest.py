@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from dicom_node import results, spool
 from dicom_node.alerts.ledger import Ledger
-from dicom_node.config import Config
-from dicom_node.journal import Journal, ResultFile, Role, SeriesState
-from dicom_node.lock import FolderLock
+from dicom_node.configuration.config import Config
 from dicom_node.page.app import Application
-from dicom_node.results import USUAL, Form
+from dicom_node.results import result_set
+from dicom_node.results.result_set import USUAL, Form
+from dicom_node.storage import spool
+from dicom_node.storage.journal import Journal, ResultFile, Role, SeriesState
+from dicom_node.storage.lock import FolderLock
 from tests.dicom_node import ct
 
 with warnings.catch_warnings():
@@ -82,7 +83,7 @@ class Folder:
 
     def report(self, placed: Placed, level: str | None = None, **about: object) -> dict:
         made = ct.report(placed.headers, placed.labels, **about)
-        told = json.loads(results.to_json(made, len(placed.paths)))
+        told = json.loads(result_set.to_json(made, len(placed.paths)))
         told["decision"]["level"] = level or told["decision"]["level"]
         return told
 
@@ -94,8 +95,8 @@ class Folder:
         made = ct.report(placed.headers, placed.labels, **about)
         place = self.path / "results" / spool.file_name(placed.study_uid) / spool.file_name(placed.series_uid)
         started = datetime.now(UTC)
-        built = results.build(placed.headers, placed.labels, {}, made, revision=revision, started=started, form=form)
-        results.write(built, place / f"revision-{revision}", json.dumps(told))
+        built = result_set.build(placed.headers, placed.labels, {}, made, revision=revision, started=started, form=form)
+        result_set.write(built, place / f"revision-{revision}", json.dumps(told))
         self.record(placed, SeriesState.ANALYSED, None, revision=revision, report=told)
         return told
 

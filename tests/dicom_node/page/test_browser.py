@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 
-from dicom_node.config import Config
-from dicom_node.pacs import Pacs
+from dicom_node.configuration.config import Config
 from dicom_node.page.child import Page
-from dicom_node.scanner import push
+from dicom_node.simulation.pacs import Pacs
+from dicom_node.simulation.scanner import push
 from tests.dicom_node.alerts.listener import Listener
 from tests.dicom_node.conftest import Pushable, config_for, running, wait_until
 from tests.dicom_node.page.conftest import Folder

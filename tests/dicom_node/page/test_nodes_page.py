@@ -13,15 +13,16 @@ import pytest
 from typer.testing import CliRunner
 
 import scanside
-from dicom_node import status, toml
 from dicom_node.alerts.ledger import Ledger
-from dicom_node.config import Config
-from dicom_node.journal import Journal, SeriesState
-from dicom_node.membership import Membership, members
+from dicom_node.configuration import toml
+from dicom_node.configuration.config import Config
+from dicom_node.operation import status
 from dicom_node.page.board import Lookout
 from dicom_node.page.views import day
-from dicom_node.postgres import Address
-from dicom_node.spool import Spool
+from dicom_node.storage.journal import Journal, SeriesState
+from dicom_node.storage.membership import Membership, members
+from dicom_node.storage.postgres import Address
+from dicom_node.storage.spool import Spool
 from tests.dicom_node.conftest import wait_until
 from tests.dicom_node.page.conftest import Folder, Placed, browse
 from tests.dicom_node.servers import Server
@@ -51,7 +52,7 @@ class Sharing(Folder):
 
 @pytest.fixture(params=[False, True], ids=["apart", "shared"])
 def pair(request, tmp_path: Path, postgres: Server, monkeypatch) -> Iterator[tuple[Sharing, Sharing]]:
-    monkeypatch.setattr("dicom_node.membership.BEAT_S", 0.05)
+    monkeypatch.setattr("dicom_node.storage.membership.BEAT_S", 0.05)
     address = postgres.database()
     both = tuple(Sharing(tmp_path / name, address, shared=request.param) for name in ("ct-1", "ct-2"))
     yield both

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from dicom_node.config import ConfigError, load
+from dicom_node.configuration.config import ConfigError, load
 from dicom_node.page.child import Page
 from dicom_node.page.login import LoginError
 from dicom_node.page.peers import Peers

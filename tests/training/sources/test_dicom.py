@@ -59,7 +59,7 @@ def test_a_segmentation_gives_its_pixels_to_the_slices_it_names(tmp_path, where)
 
 def test_the_phantoms_volume_comes_back_through_dicom(tmp_path):
     """The scanner's geometry, HU and masks from file to case: millilitres within 1 % of the blood itself."""
-    from dicom_node import phantom as writer
+    from dicom_node.simulation import phantom as writer
     from training.lesions import CLASSES, Lesion
     from training.phantom import Scan, make
 

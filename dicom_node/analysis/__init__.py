@@ -1,0 +1,1 @@
+"""The worker process: from stored images to labels, findings and result files."""

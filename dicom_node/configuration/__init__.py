@@ -1,0 +1,1 @@
+"""The configuration file: its sections, their defaults, and what is wrong with one."""

@@ -1,0 +1,1 @@
+"""What outlives the process: slices in the spool, decisions and debts in the journal."""
