@@ -462,19 +462,17 @@ def models(as_json: Json = False) -> None:
             except catalogue.CatalogueError as error:
                 end(str(error), 3)
             sides = (256, 512) if one.dimensions == 2 else (96,)
-            shapes = [(1, network.config.in_channels, *[side] * one.dimensions) for side in sides]
+            costs = {
+                str(side): catalogue.inference_cost(network, (1, network.config.in_channels, *[side] * one.dimensions))
+                for side in sides
+            }
             rows.append(
                 {
                     "name": name,
                     "dimensions": one.dimensions,
                     "parameters": catalogue.parameters(network),
-                    "gflops": {
-                        str(s): round(catalogue.gflops(network, x), 1) for s, x in zip(sides, shapes, strict=True)
-                    },
-                    "activations_mib": {
-                        str(s): round(catalogue.peak_memory(network, x) / 2**20)
-                        for s, x in zip(sides, shapes, strict=True)
-                    },
+                    "gflops": {side: round(gflops, 1) for side, (gflops, _) in costs.items()},
+                    "activations_mib": {side: round(memory / 2**20) for side, (_, memory) in costs.items()},
                     "widths": one.widths,
                     "paper": one.paper,
                     "headline": one.headline,

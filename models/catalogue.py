@@ -286,9 +286,7 @@ def gflops(network: nn.Module, input_shape: tuple[int, ...]) -> float:
     input_shape : ``(N, C, H, W)`` or ``(N, C, D, H, W)``
 
     """
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        _shapes_only(network).eval()(torch.empty(input_shape, device="meta"))
-    return counter.get_total_flops() / 1e9
+    return inference_cost(network, input_shape)[0]
 
 
 def peak_memory(network: nn.Module, input_shape: tuple[int, ...], *, training: bool = False) -> int:
@@ -309,6 +307,14 @@ def peak_memory(network: nn.Module, input_shape: tuple[int, ...], *, training: b
         if training:
             torch.stack([logits.sum() for logits in tree_leaves(output)]).sum().backward()
     return live.peak
+
+
+def inference_cost(network: nn.Module, input_shape: tuple[int, ...]) -> tuple[float, int]:
+    """`gflops` and `peak_memory` of an inference, of one pass of the shapes."""
+    network = _shapes_only(network).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, _Live() as live:
+        network(torch.zeros(input_shape, device="meta"))
+    return counter.get_total_flops() / 1e9, live.peak
 
 
 def _shapes_only(network: nn.Module) -> nn.Module:

@@ -61,11 +61,16 @@ def configure(level: str, format: str) -> None:  # noqa: A002 (the key in the co
     )
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
-    logging.getLogger("pydicom").setLevel(logging.ERROR)  # it says its warnings twice; the other way they can be hushed
+    # it says its warnings twice; the other way they can be hushed. No level: it sets its own when it is imported
+    logging.getLogger("pydicom").filters = [_is_error]
     for module in ("transport", "acse", "association"):  # what they say of a peer is said here, with whom and why
         logging.getLogger(f"pynetdicom.{module}").setLevel(logging.CRITICAL)
     for package in ("dicom_node", "runtime", "scanside"):
         logging.getLogger(package).setLevel(level.upper())
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import subprocess
 import sys
 import warnings
 
@@ -36,10 +37,12 @@ def _as_it_was():
     root = logging.getLogger()
     packages = [logging.getLogger(name) for name in ("dicom_node", "runtime", "scanside", "pydicom")]
     handlers, levels = list(root.handlers), [logger.level for logger in (root, *packages)]
+    filters = list(packages[-1].filters)
     yield
     structlog.reset_defaults()
     logging.captureWarnings(capture=False)
     root.handlers[:] = handlers
+    packages[-1].filters = filters
     for logger, level in zip((root, *packages), levels, strict=True):
         logger.setLevel(level)
 
@@ -159,6 +162,19 @@ def test_a_warning_says_where_but_not_what(configure):
     assert len(stderr.events) == 3
     assert all("pydicom" in event["event"] and event["event"].endswith("UserWarning") for event in stderr.events[:2])
     assert stderr.events[2]["event"].endswith("RuntimeWarning")
+
+
+def test_pydicom_quotes_nothing_either_when_it_is_imported_afterwards():
+    """It sets its logger's level then; a command of ours imports it when it needs it."""
+    code = (
+        "from dicom_node.monitoring import log\n"
+        "log.configure('warning', 'json')\n"
+        "from pydicom.dataset import Dataset\n"
+        "Dataset().StudyInstanceUID = '1.DOE'\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    assert "UserWarning" in said
+    assert "DOE" not in said
 
 
 @pytest.mark.parametrize("format", ["json", "console"])
