@@ -12,6 +12,7 @@ from runtime.bundle import SHIPPED, Bundle, open_bundle
 from runtime.report import compose
 from runtime.session import Session, open_session
 from runtime.types import Report
+from tests.in_turn import in_turn
 from training.lesions import Lesion
 from training.phantom import Phantom, Scan, make
 
@@ -54,14 +55,7 @@ def measured(scan: Scan, pair: tuple[str, float, str, float], engine: tuple[Bund
     return {name: (truth, found.get(name, 0)) for name, truth in phantom.truth_ml.items()}
 
 
-@pytest.mark.parametrize(
-    "scan",
-    [
-        pytest.param(scan, id=name, marks=[pytest.mark.slow] * name.startswith("1 mm"))
-        for name, scan in GEOMETRIES.items()
-    ],
-)
-@pytest.mark.parametrize("pair", PAIRS, ids=lambda p: f"{p[0]}+{p[2]}")
+@pytest.mark.parametrize(("scan", "pair"), in_turn(PAIRS, GEOMETRIES, "1 mm", "1 mm, 20 degrees"))
 def test_lesions_over_5_ml_are_measured(
     scan: Scan, pair: tuple[str, float, str, float], engine: tuple[Bundle, Session]
 ):

@@ -57,6 +57,7 @@ def test_throughput_by_batch_and_threads(tmp_path: Path):
     assert out.with_suffix(".png").read_bytes().startswith(PNG)
 
 
+@pytest.mark.slow
 def test_an_untrained_network_in_both_precisions(tmp_path: Path):
     out = tmp_path / "network.json"
     how = ("--architecture", "res_unet", "--grids", 64, "--slices", 5, "--rounds", 1, "--out", out)

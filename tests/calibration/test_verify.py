@@ -111,9 +111,9 @@ FAULTS = (wrong_scale, dropped_layer, swapped_classes, shifted_resize, nothing_a
 
 
 CASES = [(fault, "int8-cpu") for fault in FAULTS] + [
-    (swapped_classes, "fp16"),
     (overflow, "fp16"),
-    (wrong_scale, "int8"),
+    pytest.param(swapped_classes, "fp16", marks=pytest.mark.slow),
+    pytest.param(wrong_scale, "int8", marks=pytest.mark.slow),
 ]
 
 

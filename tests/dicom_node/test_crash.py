@@ -248,6 +248,7 @@ def test_no_kill_loses_or_changes_anything(tmp_path: Path, pacs: Pacs, studies: 
     assert len(harness.acknowledged) >= 3
 
 
+@pytest.mark.slow
 def test_a_node_that_answers_too_early_is_found_out(tmp_path: Path, pacs: Pacs, studies: Studies):
     """The harness itself: of a node that says "stored" before a slice has its name it says what is lost."""
     harness = Harness(tmp_path, pacs, 7, program=HASTY + SERVE)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from runtime import geometry
+from tests.in_turn import in_turn
 from training.lesions import CLASSES, Lesion, PhantomError, bleed
 from training.phantom import Phantom, Scan, make, take
 from training.trouble import Trouble
@@ -34,8 +35,7 @@ def measured_ml(phantom: Phantom) -> dict[str, float]:
     return dict(zip(CLASSES, (stack.voxel_ml @ voxels[order]).tolist(), strict=True))
 
 
-@pytest.mark.parametrize("scan", GEOMETRIES.values(), ids=GEOMETRIES)
-@pytest.mark.parametrize("asked", LESIONS, ids=lambda a: f"{a[0]}+{a[2]}")
+@pytest.mark.parametrize(("scan", "asked"), in_turn(LESIONS, GEOMETRIES))
 def test_truth_masks_measure_the_truth(scan: Scan, asked: tuple[str, float, str, float]):
     lesions = (Lesion(asked[0], asked[1]), Lesion(asked[2], asked[3]))
     phantom = make(lesions, scan, seed=5)

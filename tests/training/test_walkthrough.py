@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from training import recipe
@@ -51,6 +52,7 @@ def run(line: str, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_new_user_gets_from_a_coco_export_to_a_served_bundle(tmp_path: Path):
     make_export(tmp_path / "bleeds")
     text = blocks("toml")[0]
