@@ -246,8 +246,8 @@ def status(config: ConfigFile, days: Days = 1.0, as_json: Json = False) -> None:
     """What became of each series, what is arriving, and whether the node runs."""
     import dataclasses
 
+    from dicom_node import status as looks
     from dicom_node.configuration import config as configuration
-    from dicom_node.operation import status as looks
     from dicom_node.operation import tables
 
     told = looks.look(configuration.load(config), days)
@@ -278,11 +278,11 @@ def analyse(
 ) -> None:
     """Analyse a folder as the node would, without a network; report.html and montage.png need no viewer."""
     from dicom_node import folder as folders
-    from dicom_node import offline
     from dicom_node.analysis.analyser import Analyser
     from dicom_node.configuration import config as configuration
-    from dicom_node.configuration.serving import servers
+    from dicom_node.configuration.triton import servers
     from dicom_node.operation import tables
+    from dicom_node.page import offline
     from dicom_node.page.palette import Palette
     from dicom_node.results.result_set import Form
     from runtime.bundle import open_bundle

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from pydicom import dcmread
 
-from dicom_node import offline
+from dicom_node import status
 from dicom_node.configuration.config import Config
 from dicom_node.monitoring import log as logging
 from dicom_node.node import Node
-from dicom_node.operation import status
+from dicom_node.page import offline
 from dicom_node.page.palette import Palette
 from dicom_node.simulation import phantom as writer
 from dicom_node.simulation.pacs import Pacs

@@ -25,7 +25,7 @@ from dicom_node.storage.journal import Journal, SeriesState
 from runtime.bundle import open_bundle
 from runtime.ort import OrtSession
 from runtime.types import ModelIdentity, Plane, Slice, SliceLabels
-from tests.dicom_node.storage import Recorder, receiving
+from tests.dicom_node.instances import Recorder, receiving
 from tests.operations import counted, memory, transactions
 
 BUDGETS = tomllib.loads((Path(__file__).parent / "budgets.toml").read_text())

@@ -43,7 +43,7 @@ import structlog
 from dicom_node.analysis.analyser import Analyser, Outcome
 from dicom_node.analysis.rehearsal import rehearse
 from dicom_node.analysis.series import Seen, Series
-from dicom_node.configuration.serving import servers
+from dicom_node.configuration.triton import servers
 from dicom_node.images.gate import NotAnalysed
 from dicom_node.monitoring.log import configure
 from dicom_node.results import result_set

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from dicom_node.alerts.settings import Email, Hl7, Settings, Webhook, Worklist
-from dicom_node.configuration.journal_settings import JournalSettings
+from dicom_node.configuration.journal import JournalSettings
 from dicom_node.configuration.mistakes import Mistake, clash, mistake, raised_again, unknown_variables
 from dicom_node.configuration.sections import (
     Audit,
@@ -34,7 +34,7 @@ from dicom_node.configuration.sections import (
     TriageRule,
     Web,
 )
-from dicom_node.configuration.serving import Triton
+from dicom_node.configuration.triton import Triton
 from dicom_node.storage.postgres import Address
 from runtime.engine import TAKES
 from runtime.errors import ScansideError

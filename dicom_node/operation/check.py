@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dicom_node.configuration.serving import servers
+from dicom_node.configuration.triton import servers
 from dicom_node.network.acceptor import PORT_REMEDIES
 from dicom_node.operation import trial
 from dicom_node.operation.trial import KINDS, Item

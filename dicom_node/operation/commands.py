@@ -36,8 +36,8 @@ def end(message: str, code: int) -> NoReturn:
 @outbox.command("list")
 def outbox_list(config: ConfigFile, days: Days = 1.0, as_json: Json = False) -> None:
     """Every result and where it stands on its way."""
+    from dicom_node import status as looks
     from dicom_node.configuration import config as configuration
-    from dicom_node.operation import status as looks
     from dicom_node.operation import tables
     from dicom_node.storage import lock
 
@@ -74,9 +74,9 @@ def alerts_list(config: ConfigFile, as_json: Json = False) -> None:
     """Every alert, newest first: whose head it is, who has been told, who has acknowledged."""
     import contextlib
 
+    from dicom_node import status as looks
     from dicom_node.alerts.ledger import Ledger
     from dicom_node.configuration import config as configuration
-    from dicom_node.operation import status as looks
     from dicom_node.operation import tables
     from dicom_node.storage import lock
 
@@ -139,17 +139,17 @@ def _told(alert: Alert, ledger: Ledger) -> dict[str, Any]:
 
 
 def _outbox(config: Path) -> Outbox:
+    from dicom_node import status as looks
     from dicom_node.configuration import config as configuration
     from dicom_node.delivery.outbox import Outbox
-    from dicom_node.operation import status as looks
 
     return Outbox(looks.open_journal(configuration.load(config), read_only=False))
 
 
 def _ledger(config: Path) -> Ledger:
+    from dicom_node import status as looks
     from dicom_node.alerts.ledger import Ledger
     from dicom_node.configuration import config as configuration
-    from dicom_node.operation import status as looks
 
     settings = configuration.load(config)
     return Ledger(looks.open_journal(settings, read_only=False), settings.channels)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from dicom_node.alerts.alert import Alert, Message
-    from dicom_node.operation.status import Delivery, Series, Status
+    from dicom_node.status import Delivery, Series, Status
 
 LEVEL_STYLES = {"critical": "bold red", "urgent": "bold yellow", "incomplete": "bold magenta", "routine": "green"}
 

@@ -20,9 +20,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from dicom_node import status
 from dicom_node.alerts.ledger import Ledger
 from dicom_node.images.gate import NotAnalysed
-from dicom_node.operation import status
 from dicom_node.page import hazards, study
 from dicom_node.page.board import SHOWN, Lookout
 from dicom_node.page.guard import Guard, form_of, user_of

@@ -14,10 +14,10 @@ from enum import IntEnum
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from dicom_node import status
 from dicom_node.delivery.outbox import DELIVERED, DeliveryState
 from dicom_node.images.gate import Reason
 from dicom_node.monitoring import nameplate
-from dicom_node.operation import status
 from dicom_node.page import arrivals, owed, slices
 from dicom_node.page.arrivals import Arrival, Arrivals
 from dicom_node.page.records import Records

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dicom_node import status
 from dicom_node.alerts.ledger import Ledger
 from dicom_node.delivery.outbox import Outbox
-from dicom_node.operation import status
 from dicom_node.storage import spool
 from dicom_node.storage.journal import Journal, JournalError
 from dicom_node.storage.membership import members

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from dicom_node import status
 from dicom_node.delivery.outbox import DELIVERED, Outbox
-from dicom_node.operation import status
 from dicom_node.page import arrivals, slices
 from dicom_node.page.slices import NO_MASKS, Masks
 from dicom_node.results import picture

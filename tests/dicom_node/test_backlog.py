@@ -16,7 +16,7 @@ from dicom_node.storage.database import JournalError
 from dicom_node.storage.journal import Journal, SeriesState
 from dicom_node.storage.register import history
 from dicom_node.storage.spool import Instance, Outcome, Spool
-from tests.dicom_node.storage import image
+from tests.dicom_node.instances import image
 from tests.dicom_node.storage.test_spool import store
 from tests.runtime.test_geometry import axial
 

@@ -20,7 +20,7 @@ from dicom_node.network import dimse
 from dicom_node.network.dimse import Request
 from dicom_node.network.wire import TRANSFER_SYNTAXES
 from dicom_node.node import Node
-from dicom_node.operation.status import look
+from dicom_node.status import look
 from dicom_node.storage.journal import SeriesState
 from tests.dicom_node.conftest import wait_until
 from tests.dicom_node.network.test_connection import Peer, asked

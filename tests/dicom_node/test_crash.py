@@ -30,9 +30,9 @@ from pydicom import dcmread
 
 from dicom_node.configuration.toml import show
 from dicom_node.network.requestor import PeerError
-from dicom_node.operation.status import look
 from dicom_node.simulation.pacs import Pacs
 from dicom_node.simulation.scanner import Sent, push
+from dicom_node.status import look
 from tests.dicom_node.conftest import PATIENCE_S, Pushable, config_for
 
 # pynetdicom leaves the socket of a connection that could not be opened to garbage collection

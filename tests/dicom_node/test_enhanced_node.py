@@ -15,10 +15,10 @@ from structlog.testing import capture_logs
 
 from dicom_node.images.gate import Reason
 from dicom_node.node import Node
-from dicom_node.operation.status import look
 from dicom_node.simulation import enhanced
 from dicom_node.simulation.pacs import Pacs
 from dicom_node.simulation.scanner import push
+from dicom_node.status import look
 from dicom_node.storage.journal import Journal
 from tests.dicom_node import multiframe
 from tests.dicom_node.conftest import PATIENCE_S, Pushable, config_for, running, wait_until

@@ -27,9 +27,9 @@ from dicom_node.configuration.toml import show
 from dicom_node.delivery.outbox import Outbox
 from dicom_node.images.gate import Reason
 from dicom_node.node import Node
-from dicom_node.operation.status import look
 from dicom_node.simulation.pacs import Pacs
 from dicom_node.simulation.scanner import push
+from dicom_node.status import look
 from dicom_node.storage.journal import Journal, JournalError, SeriesState
 from dicom_node.storage.lock import LockedError
 from dicom_node.supervisor import Supervisor

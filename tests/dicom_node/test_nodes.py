@@ -25,9 +25,9 @@ from pydicom.dataset import Dataset
 from dicom_node.configuration.toml import show
 from dicom_node.delivery import confirmation
 from dicom_node.delivery.outbox import ATTEMPTS_BEFORE_PARKING, DeliveryState, Outbox, OutboxItem
-from dicom_node.operation.status import look
 from dicom_node.simulation.pacs import Pacs
 from dicom_node.simulation.scanner import push
+from dicom_node.status import look
 from dicom_node.storage.database import JournalError
 from dicom_node.storage.journal import Journal
 from dicom_node.storage.membership import Membership

@@ -19,7 +19,7 @@ from dicom_node.retention import DAY_S, Retention
 from dicom_node.storage.journal import Journal, ResultFile, SeriesState
 from dicom_node.storage.spool import LEAVING, QUARANTINE, Outcome, Spool
 from tests.dicom_node.alerts.made import Channel, note, report, written
-from tests.dicom_node.storage import SERIES, STUDY, encoded, image
+from tests.dicom_node.instances import SERIES, STUDY, encoded, image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -22,10 +22,10 @@ from dicom_node.dispatch import Dispatch
 from dicom_node.monitoring import nameplate
 from dicom_node.monitoring.metrics import Metrics
 from dicom_node.node import Node
-from dicom_node.operation.status import look
 from dicom_node.operation.tables import show_status
 from dicom_node.simulation.pacs import Pacs
 from dicom_node.simulation.scanner import push
+from dicom_node.status import look
 from runtime.bundle import open_bundle
 from runtime.errors import BackendError
 from runtime.session import open_session

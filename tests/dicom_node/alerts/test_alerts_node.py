@@ -21,9 +21,9 @@ from dicom_node.alerts.ledger import Ledger
 from dicom_node.alerts.settings import Hl7
 from dicom_node.configuration.toml import show
 from dicom_node.operation import trial
-from dicom_node.operation.status import deliveries, look
 from dicom_node.simulation.pacs import Pacs
 from dicom_node.simulation.scanner import push
+from dicom_node.status import deliveries, look
 from dicom_node.storage.journal import Journal
 from tests.dicom_node.alerts.listener import Listener, taken
 from tests.dicom_node.conftest import Pushable, config_for, running, wait_until

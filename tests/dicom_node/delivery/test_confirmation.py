@@ -31,7 +31,7 @@ from dicom_node.intake.announced import Announced
 from dicom_node.intake.commitment import Commitments
 from dicom_node.storage.journal import Journal, JournalError, ResultFile, SeriesState
 from dicom_node.storage.spool import Spool
-from tests.dicom_node.storage import Recorder, receiving
+from tests.dicom_node.instances import Recorder, receiving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

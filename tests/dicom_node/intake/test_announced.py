@@ -32,8 +32,8 @@ from dicom_node.simulation.scanner import push
 from dicom_node.storage.journal import Journal
 from dicom_node.storage.spool import Spool
 from tests.dicom_node.conftest import wait_until
+from tests.dicom_node.instances import SERIES, Recorder, image, write
 from tests.dicom_node.network.test_connection import associated
-from tests.dicom_node.storage import SERIES, Recorder, image, write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

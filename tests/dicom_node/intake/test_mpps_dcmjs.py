@@ -12,9 +12,9 @@ from pydicom import dcmread
 from pydicom.uid import generate_uid
 
 from dicom_node.node import Node
-from dicom_node.operation.status import look
 from dicom_node.simulation.pacs import Pacs
 from dicom_node.simulation.scanner import push
+from dicom_node.status import look
 from tests.dicom_node.conftest import Pushable, wait_until
 
 FOLDER = os.environ.get("SCANSIDE_DCMJS", "")

@@ -33,7 +33,7 @@ from dicom_node.network import wire
 from dicom_node.simulation.scanner import push
 from dicom_node.storage import spool
 from dicom_node.storage.spool import Spool
-from tests.dicom_node.storage import SERIES, Recorder, data_set_of, encoded, image, receiving, write
+from tests.dicom_node.instances import SERIES, Recorder, data_set_of, encoded, image, receiving, write
 
 NESTED = b"\x08\x00\x06\x00SQ\x00\x00\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff" * 5000  # sequences without end
 

@@ -42,7 +42,7 @@ from dicom_node.storage.journal import Journal, SeriesState
 from dicom_node.storage.spool import Instance, Outcome, Spool
 from tests.dicom_node.certificates import Authority, Files
 from tests.dicom_node.conftest import Pushable, config_for, running, wait_until
-from tests.dicom_node.storage import SERIES, STUDY, Recorder, encoded, image, receiving, write
+from tests.dicom_node.instances import SERIES, STUDY, Recorder, encoded, image, receiving, write
 
 SCHEMA = Path(__file__).with_name("audit_message.rng")
 FRAME = re.compile(r"<85>1 (\S+)T\S+\+00:00 \S+ scanside \d+ DICOM\+RFC3881 - \ufeff(<AuditMessage>.*</AuditMessage>)")

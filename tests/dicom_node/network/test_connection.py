@@ -23,7 +23,7 @@ from dicom_node.monitoring.metrics import Metrics
 from dicom_node.network import acceptor, connection, dimse
 from dicom_node.network.dimse import Command, CommandError, Request
 from dicom_node.network.refusal import Refusal
-from tests.dicom_node.storage import SERIES, Recorder, encoded, image, receiving
+from tests.dicom_node.instances import SERIES, Recorder, encoded, image, receiving
 
 ABORT, RELEASE_RQ, RELEASE_RP = 0x07, 0x05, 0x06
 

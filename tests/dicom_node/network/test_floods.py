@@ -22,8 +22,8 @@ from dicom_node.network import dimse
 from dicom_node.network.acceptor import MOST_WAITING
 from dicom_node.network.tls import Identity
 from tests.dicom_node.certificates import Authority
+from tests.dicom_node.instances import SERIES, Recorder, encoded, image, receiving
 from tests.dicom_node.network.test_connection import RELEASE_RP, RELEASE_RQ, Peer, request, store
-from tests.dicom_node.storage import SERIES, Recorder, encoded, image, receiving
 
 PLACES = 10  # of node.max_associations
 
@@ -33,7 +33,7 @@ RECEIVER = """
     from dicom_node.monitoring import log
     from dicom_node.configuration.sections import Tls
     from dicom_node.network.tls import Identity
-    from tests.dicom_node.storage import Recorder, receiving
+    from tests.dicom_node.instances import Recorder, receiving
 
     folder, *pem = map(Path, sys.argv[1:])
     log.configure("error", "json")

@@ -30,7 +30,7 @@ from dicom_node.images.part10 import DataSetError, DataSetExcessive, DataSetUnre
 from dicom_node.simulation import phantom
 from dicom_node.storage.spool import Spool, read
 from runtime.types import Plane, Slice
-from tests.dicom_node.storage import encoded, image
+from tests.dicom_node.instances import encoded, image
 
 PLANE = Plane((-60.0, -60.0, 0.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.5, 0.75), 5.0)
 UNDEFINED = 0xFFFFFFFF

@@ -20,7 +20,7 @@ from dicom_node.network.requestor import PeerError, associate
 from dicom_node.network.tls import Identity, TlsError
 from tests.dicom_node.certificates import Authority
 from tests.dicom_node.conftest import wait_until
-from tests.dicom_node.storage import Recorder, image, receiving, write
+from tests.dicom_node.instances import Recorder, image, receiving, write
 
 # pynetdicom leaves the socket of a connection that could not be opened to garbage collection
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <s:ResourceWarning")

@@ -13,10 +13,10 @@ import pytest
 from typer.testing import CliRunner
 
 import scanside
+from dicom_node import status
 from dicom_node.alerts.ledger import Ledger
 from dicom_node.configuration import toml
 from dicom_node.configuration.config import Config
-from dicom_node.operation import status
 from dicom_node.page.board import Lookout
 from dicom_node.page.views import day
 from dicom_node.storage.journal import Journal, SeriesState

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dicom_node import offline
+from dicom_node.page import offline
 from dicom_node.page.palette import Palette
 from tests.dicom_node.page.conftest import Folder
 

@@ -13,7 +13,7 @@ from pydicom.uid import CTImageStorage
 
 from dicom_node.results import notice
 from runtime.types import ModelIdentity
-from tests.dicom_node import storage
+from tests.dicom_node import instances
 
 MODEL = ModelIdentity("phantom-unet", "1.5.0", "ab" * 32, "fp32", "onnxruntime", "synthetic")
 STARTED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -31,7 +31,7 @@ def bare() -> Dataset:
 
 
 @needs_dicom3tools
-@pytest.mark.parametrize("header", [bare(), storage.image(SeriesNumber=3)], ids=["bare", "usual"])
+@pytest.mark.parametrize("header", [bare(), instances.image(SeriesNumber=3)], ids=["bare", "usual"])
 def test_it_is_legal_and_of_the_study(header, tmp_path):
     image, _ = notice.build(header, "slices that make no stack", MODEL, revision=2, started=STARTED)
     image.save_as(tmp_path / "notice.dcm", enforce_file_format=True)

@@ -13,7 +13,7 @@ from pydicom.uid import Comprehensive3DSRStorage, CTImageStorage, SecondaryCaptu
 
 from dicom_node.simulation.pacs import Pacs
 from dicom_node.simulation.scanner import push
-from tests.dicom_node.storage import SERIES, image, write
+from tests.dicom_node.instances import SERIES, image, write
 
 RESULTS = (SegmentationStorage, Comprehensive3DSRStorage, SecondaryCaptureImageStorage, CTImageStorage)
 

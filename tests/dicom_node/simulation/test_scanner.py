@@ -24,7 +24,7 @@ from dicom_node.network.requestor import PeerError
 from dicom_node.network.wire import Answers
 from dicom_node.simulation import scanner
 from dicom_node.simulation.scanner import NO_DICOM, PushError, push
-from tests.dicom_node.storage import SERIES, Recorder, data_set_of, encoded, image, receiving, write
+from tests.dicom_node.instances import SERIES, Recorder, data_set_of, encoded, image, receiving, write
 
 # pynetdicom does not close the socket of a connection that was refused or cut; it is collected at once
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")

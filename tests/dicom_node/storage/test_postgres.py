@@ -23,6 +23,7 @@ import pytest
 from pydicom import dcmread
 from structlog.testing import capture_logs
 
+from dicom_node import status
 from dicom_node.alerts.ledger import Ledger
 from dicom_node.assembler import Assembly
 from dicom_node.configuration import toml
@@ -31,7 +32,6 @@ from dicom_node.configuration.sections import Destination
 from dicom_node.delivery.outbox import DeliveryState, Outbox
 from dicom_node.dispatch import Result
 from dicom_node.node import Node
-from dicom_node.operation import status
 from dicom_node.operation.check import check
 from dicom_node.operation.trial import Item
 from dicom_node.page.board import Lookout
@@ -46,8 +46,8 @@ from dicom_node.storage.register import Register, without_result
 from dicom_node.storage.schema import VERSIONS
 from dicom_node.storage.spool import Spool
 from tests.dicom_node.conftest import Pushable, config_for, running, wait_until
+from tests.dicom_node.instances import image
 from tests.dicom_node.servers import PASSWORD, Server, name_of
-from tests.dicom_node.storage import image
 from tests.dicom_node.storage.test_journal import ALL, record
 from tests.dicom_node.storage.test_spool import store
 from tests.dicom_node.test_nodes import Desk

@@ -32,7 +32,7 @@ from structlog.testing import capture_logs
 from dicom_node.images.part10 import DataSetError, DataSetMismatch, DataSetUnreadable, identity
 from dicom_node.storage import spool as spool_module
 from dicom_node.storage.spool import Outcome, Spool, SpoolFull, read
-from tests.dicom_node.storage import SERIES, STUDY, data_set_of, encoded, image, instances
+from tests.dicom_node.instances import SERIES, STUDY, data_set_of, encoded, image, instances
 
 SYNTAXES = [
     ExplicitVRLittleEndian,
@@ -362,7 +362,7 @@ STORE_UNTIL_KILLED = """
     import os, random, signal, sys, time
     from pathlib import Path
     from dicom_node.storage.spool import Spool
-    from tests.dicom_node.storage import encoded, image
+    from tests.dicom_node.instances import encoded, image
 
     root, rounds = Path(sys.argv[1]), int(sys.argv[2])
     for round_ in range(rounds):
@@ -403,7 +403,7 @@ DIE_IN_THE_MIDDLE_OF_A_WRITE = """
     import resource, signal, sys
     from pathlib import Path
     from dicom_node.storage.spool import Spool
-    from tests.dicom_node.storage import encoded, image
+    from tests.dicom_node.instances import encoded, image
 
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))

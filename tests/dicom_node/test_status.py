@@ -25,7 +25,7 @@ from dicom_node.storage.spool import Spool
 from runtime.millilitres import said
 from runtime.types import Decision
 from tests.dicom_node.ct import cases
-from tests.dicom_node.storage import encoded, image
+from tests.dicom_node.instances import encoded, image
 
 ROOT_UID = "1.2.826.0.1.3680043.8.498.10511287519475103258"
 STUDY = f"{ROOT_UID}.1{'0' * (64 - len(ROOT_UID) - 2)}"
