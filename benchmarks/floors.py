@@ -20,10 +20,11 @@ from benchmarks import ingest
 from benchmarks.running import RunError
 from benchmarks.timing import once_ms
 from dicom_node.analysis import analyser
-from dicom_node.analysis.analyser import Analyser, Series
+from dicom_node.analysis.analyser import Analyser
 from dicom_node.analysis.rehearsal import rehearse
+from dicom_node.analysis.series import Series
 from dicom_node.network import dimse
-from dicom_node.results import result_set
+from dicom_node.results import writing
 from dicom_node.results.painter import Painter
 from dicom_node.results.result_set import USUAL
 from runtime.bundle import open_bundle
@@ -71,7 +72,7 @@ def close(one: Analyser, paths: Sequence[Path], folder: Path) -> Parts:
 @contextmanager
 def _timed(ms: dict[str, float]) -> Iterator[None]:
     """Time the parts of `Analyser.close` while it runs: what comes of them together is made first, and written then."""
-    compose, write = analyser.compose, result_set.write
+    compose, write = analyser.compose, writing.write
 
     def timed_compose(*args: object, **options: object) -> object:
         return _noted(ms, "compose", lambda: compose(*args, **options))
@@ -80,11 +81,11 @@ def _timed(ms: dict[str, float]) -> Iterator[None]:
         objects = _noted(ms, "build", lambda: list(made))
         return _noted(ms, "write", lambda: write(objects, *args, **options))
 
-    analyser.compose, result_set.write = timed_compose, timed_write
+    analyser.compose, writing.write = timed_compose, timed_write
     try:
         yield
     finally:
-        analyser.compose, result_set.write = compose, write
+        analyser.compose, writing.write = compose, write
 
 
 def _noted(ms: dict[str, float], part: str, work: Callable[[], T]) -> T:

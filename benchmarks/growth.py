@@ -21,7 +21,7 @@ from benchmarks.end_to_end import pushed
 from benchmarks.record import Record, measuring
 from benchmarks.running import Ours, RunError, free_port, serving
 from benchmarks.timing import once_ms
-from dicom_node.analysis.analyser import Series
+from dicom_node.analysis.series import Series
 from dicom_node.simulation.phantom import write
 from training.lesions import CLASSES, Lesion
 

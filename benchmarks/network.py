@@ -22,7 +22,8 @@ from benchmarks.timing import once_ms
 from calibration import placement
 from calibration.activations import observe
 from calibration.weights import load
-from dicom_node.analysis.analyser import Analyser, Series
+from dicom_node.analysis.analyser import Analyser
+from dicom_node.analysis.series import Series
 from export import bundle as bundles
 from models import catalogue
 from runtime.bundle import open_bundle

@@ -28,7 +28,7 @@ from benchmarks import cases, floors
 from benchmarks.record import Record, measuring
 from benchmarks.timing import once_ms
 from calibration.weights import load
-from dicom_node.analysis.analyser import Series
+from dicom_node.analysis.series import Series
 from models.graph import HeadCT
 from models.res_unet import ResUNet, ResUNetConfig
 from runtime.bundle import open_bundle

@@ -1,9 +1,13 @@
-"""The service. `dicom_node.node` puts it together; the folders follow a slice from the scanner to the archive.
+"""The service; `dicom_node.node` puts it together.
 
-``network``: associations, as acceptor and as requestor. ``intake``: what scanners send and say. ``storage``: what is on
-disk and in the database. ``images``: what a stored image is, and whether it is analysed. ``analysis``: the worker
-process. ``results``: what it writes. ``delivery``: to archives. ``alerts``: to people. ``page``: the triage page.
+The way of a slice: ``network`` has the association, ``intake`` takes it, ``storage`` keeps it. `assembler` knows which
+series it belongs to, and when that is complete (`backlog`: while the journal is away); `dispatch` tells the worker
+process, which `supervisor` keeps alive. There, ``images`` says whether it is analysed, ``analysis`` does so, and
+``results`` writes what was found. ``delivery`` brings that to archives, ``alerts`` tells people, ``page`` shows it.
 
-Beside them: ``configuration``; ``monitoring``, what others see of a running node; ``operation``, what its operator
-asks; ``simulation``, a scanner, an archive and phantoms.
+Beside it: ``configuration``; ``monitoring``, what others see of a running node; ``operation``, what its operator asks;
+``simulation``, a scanner, an archive and phantoms; `service` (signals), `reload`, `retention`, `status`, and `folder`,
+the same analysis without a node.
+
+Who may import whom is another order: ``tests/test_architecture.py`` has it.
 """

@@ -21,7 +21,7 @@ from runtime import geometry
 from runtime.errors import GeometryError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Hashable, Sequence
+    from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
     from pathlib import Path
 
     from dicom_node.storage.spool import Instance
@@ -256,13 +256,12 @@ class Assembler:
         """How many series the worker is at: it has not seen all of their slices, or makes their results."""
         return sum(a.closed or not a.is_seen() for a in self._assemblies.values())
 
-    def due(self, now: float) -> list[Assembly]:
-        """Series that close now; each is given out once."""
-        closing = [a for a in self._open.values() if a.is_seen() and self._is_complete(a, now)]
-        for assembly in closing:
+    def due(self, now: float) -> Iterator[Assembly]:
+        """Series that close now, one after the other; each is given out once."""
+        for assembly in [a for a in self._open.values() if a.is_seen() and self._is_complete(a, now)]:
             assembly.closed = True
             del self._open[assembly.study_uid, assembly.series_uid]
-        return closing
+            yield assembly
 
     def next_deadline(self) -> float | None:
         """Clock at which `due` may have something new without an event; None when there is nothing to wait for.

@@ -45,16 +45,24 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What the worker said of a closed series."""
+    """What the worker said of a closed series.
+
+    Attributes
+    ----------
+    state, reason : what became of it, and in words why not more
+    report_json : the report, where there is one
+    files : result files, written and synced
+    code : the reason's name in `Reason`
+    patient : by keyword, as `dicom_node.results.source.patient` has it
+
+    """
 
     state: SeriesState
     reason: str | None
     report_json: str | None = None
     files: Sequence[ResultFile] = ()
     code: str | None = None
-    patient: Mapping[str, str] = field(
-        default_factory=dict
-    )  # by keyword, as `dicom_node.results.source.patient` has it
+    patient: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def has_failed(self) -> bool:
@@ -216,6 +224,8 @@ class Dispatch:
                     message["patient"],
                 )
                 self._record(request.assembly, result)
+            case other:
+                log.error("worker_not_understood", message=other)
 
     def _introduce(self, message: dict[str, Any]) -> None:
         """Say which engine answers from now on, of a new worker or of one that goes on."""

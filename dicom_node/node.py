@@ -160,10 +160,11 @@ class Node:
         try:
             self._members.join()
             self._open_engine()
-        except ScansideError:
+            self._resume()
+        except (ScansideError, OSError):
+            self.supervisor.stop()
             self._let_go()
             raise
-        self._resume()
         self._desk.start()
         self.trail.start()
         self._sender.start()
@@ -184,7 +185,6 @@ class Node:
         self.supervisor.start()
         answer = self._first_answer.get()
         if answer["is"] != "ready":
-            self.supervisor.stop()
             ended = "the worker process ended before it was ready: see its output above"
             raise BackendError(answer.get("error", ended))
 
@@ -211,7 +211,7 @@ class Node:
     def unfinished(self, within_s: float) -> dict[str, Any]:
         """What a stop may wait for, in an order in which nothing slips by on its way from one to the next."""
         found: dict[str, Any] = {"associations": self._receiver.associations()}
-        series = self._ask_desk(partial(self._close_due, time.monotonic()))
+        series = self._ask_desk(partial(self._settle, time.monotonic()), within_s)
         found["series"] = "unknown: the desk gives no answer" if series is None else series
         found["destinations"] = self._sender.busy(within_s)
         found["channels"] = self._heralds.busy(within_s)
@@ -238,8 +238,6 @@ class Node:
         self._members.stop()
         self._journal.close()
         self._lock.release()
-
-    # what monitoring asks
 
     def health(self) -> dict[str, str]:
         """Look whether the desk, which decides everything, answers, and whether all that has to run runs."""
@@ -278,12 +276,12 @@ class Node:
             gauges |= {"series_open": len(told[0]), "images_waiting": waiting, "images_not_noted": told[1]}
         return gauges
 
-    def _ask_desk(self, question: Callable[[], _T]) -> _T | None:
+    def _ask_desk(self, question: Callable[[], _T], within_s: float = DESK_PATIENCE_S) -> _T | None:
         """Have the desk answer between two events; None where it does not in time."""
         answer: queue.SimpleQueue[_T] = queue.SimpleQueue()
         self._events.put(lambda: answer.put(question()))
         try:
-            return answer.get(timeout=DESK_PATIENCE_S)
+            return answer.get(timeout=max(0.0, min(within_s, DESK_PATIENCE_S)))
         except queue.Empty:
             return None
 
@@ -331,8 +329,13 @@ class Node:
             except Exception:  # one event's failure must not end the desk: every series behind it would wait for ever
                 log.exception("event_failed")
 
-    def _close_due(self, heard_until: float) -> int:
-        """Close what is due by all that had been told by then; how many series are in work from there on."""
+    def _settle(self, heard_until: float) -> int:
+        """Close what is due; how many series are in work then."""
+        self._close_due(heard_until)
+        return self._assembler.unfinished()
+
+    def _close_due(self, heard_until: float) -> None:
+        """Close what is due by all that had been told by then."""
         self._is_to_close = False
         for assembly in self._assembler.due(heard_until):
             self.metrics.stage("closing", time.monotonic() - assembly.last_arrival)
@@ -340,7 +343,6 @@ class Node:
             self._dispatch.close(assembly)
             if self._dispatch.is_ready and assembly.promises_results(self.config.series.min_slices):
                 self._sender.expect()
-        return self._assembler.unfinished()
 
     def _on_early(self, assembly: Assembly, report_json: str, patient: Mapping[str, str]) -> None:
         """Raise an alert before its series ends; what can't be written is tried again, as long as that is so."""
@@ -377,9 +379,9 @@ class Node:
         log.info("series_finished", series=assembly.name, state=result.state, reason=result.reason, **result.summary())
 
     def _feed_again(self, study_uid: str, series_uid: str) -> None:
-        if self._assembler.is_open(study_uid, series_uid) or not self._spool.series(study_uid, series_uid):
-            return
         try:
+            if self._assembler.is_open(study_uid, series_uid) or not self._spool.series(study_uid, series_uid):
+                return
             assembly = self._assembler.reopen(study_uid, series_uid, time.monotonic())
         except (JournalError, OSError):
             self._later(lambda: self._feed_again(study_uid, series_uid))
@@ -390,8 +392,6 @@ class Node:
         timer = threading.Timer(JOURNAL_RETRY_S, self._events.put, [event])
         timer.daemon = True
         timer.start()
-
-    # the disk
 
     def _resume(self) -> None:
         """Open again each series with more or newer instances than its last result covers, or whose analysis failed."""

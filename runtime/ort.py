@@ -30,16 +30,25 @@ MOST_AT_ONCE = 4  # views in work side by side: each has its own activations in 
 class OrtSession:
     """A bundle's graph of one precision on the processor, or on the GPU through ONNX Runtime's CUDA provider.
 
-    On the processor one view has all threads. `max_batch` views, as many as there are threads but not more than
-    `MOST_AT_ONCE`, go side by side with a thread or more each, which on two cores takes a quarter to a third less time
-    than one after the other or as a batch: operators that don't divide well no longer keep cores waiting. The answers
-    are the same to the bit.
+    Views go as one batch, with all threads. On a processor with several, `max_batch` views and more (as many as there
+    are threads, but not more than `MOST_AT_ONCE`) go side by side with a thread or more each, which on two cores takes
+    a quarter to a third less time than one after the other or as a batch: operators that don't divide well no longer
+    keep cores waiting. The answers are the same to the bit.
 
     Parameters
     ----------
+    bundle : whose graph it is
+    precision : one that the bundle has
     graph : another graph in its place, serialised: one that shows more of itself
     threads : of the processor; 0 takes all cores
     provider : ``"CPUExecutionProvider"`` or ``"CUDAExecutionProvider"``, and no other in its place
+    why : as of `runtime.session.Session`
+
+    Raises
+    ------
+    BundleError : the bundle has no such precision
+    BackendError : this ONNX Runtime has no such provider or it does not start, or it does not take the graph, which may
+        be none of a bundle
 
     """
 
@@ -97,7 +106,13 @@ class OrtSession:
         self.why = why
 
     def infer(self, hu: NDArray[np.int16] | NDArray[np.int32]) -> list[SliceLabels]:
-        """Labels of the slices that N views answer, from HU ``(N, shown, H, W)``."""
+        """Labels of the slices that N views answer, from HU ``(N, shown, H, W)``.
+
+        Raises
+        ------
+        InferenceError : the engine fails, or its answer is not valid
+
+        """
         answers = self.run(np.ascontiguousarray(hu, dtype=np.int32))
         shape = len(hu) // len(answers) * self._answered, *hu.shape[2:]
         return [one for outputs in answers for one in checked(*outputs, self._classes, shape)]
@@ -123,7 +138,7 @@ class OrtSession:
 
     def close(self) -> None:
         self._callers.shutdown()
-        del self._session, self._beside
+        self._session = self._beside = None
 
 
 def _cores() -> int:

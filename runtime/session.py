@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -56,7 +57,7 @@ class Session(Protocol):
         """
 
     def close(self) -> None:
-        """Give back what the engine holds."""
+        """Give back what the engine holds; a second time it does nothing."""
 
 
 def open_session(
@@ -132,11 +133,14 @@ def _open_triton(
     precision = "fp32" if precision == "auto" else precision
     if not on_trial:
         bundle.check_ruling(precision)
-    local = None
-    if servers.fail_over:
-        local = open_session(bundle, servers.fail_over, threads=threads, plans=plans)
-        self_test(local, bundle)
-    return TritonSession(bundle, precision, servers, local)
+    with ExitStack() as opened:
+        local = None
+        if servers.fail_over:
+            local = opened.enter_context(closing(open_session(bundle, servers.fail_over, threads=threads, plans=plans)))
+            self_test(local, bundle)
+        session = TritonSession(bundle, precision, servers, local)
+        opened.pop_all()  # from here on the session closes it
+    return session
 
 
 def identity(bundle: Bundle, precision: str, backend: str) -> ModelIdentity:
@@ -170,6 +174,9 @@ def checked(
 
     Parameters
     ----------
+    labels : class index of each pixel, ``(slices, H, W)``
+    evidence : highest probability of each class in each slice, ``(slices, classes)``
+    classes : that there are
     shape : that the labels must have, ``(slices, H, W)``
 
     Raises
@@ -217,7 +224,8 @@ def _golden_at(size: tuple[int, int], bundle: Bundle) -> tuple[NDArray[np.int16]
         return hu, labels
     rows, columns = (np.arange(new) * old // new for new, old in zip(size, hu.shape[2:], strict=True))
     hu = np.ascontiguousarray(hu[:, :, rows[:, None], columns])
-    return hu, np.stack([one.labels for one in open_session(bundle, "onnxruntime").infer(hu)])
+    with closing(open_session(bundle, "onnxruntime")) as engine:
+        return hu, np.stack([one.labels for one in engine.infer(hu)])
 
 
 def _compare(session: Session, bundle: Bundle, hu: NDArray[np.int16], expected: NDArray[np.uint8]) -> float:

@@ -27,27 +27,25 @@ FORBIDDEN = {
 }
 
 
-# the folders of dicom_node, each of which may import from itself and from those above it here
-FOLDERS = (
-    "images",
-    "results",
-    "storage",
-    "configuration",
-    "network",
-    "monitoring",
-    "delivery",
-    "alerts",
-    "intake",
-    "simulation",
-    "analysis",
-    "",  # the node itself
-    "page",
+FOLDERS = (  # of dicom_node: each may import from itself and from those below it
     "operation",
+    "page",
+    "",  # the node itself
+    "analysis",
+    "simulation",
+    "intake",
+    "alerts",
+    "delivery",
+    "monitoring",
+    "network",
+    "configuration",
+    "storage",
+    "results",
+    "images",
 )
-UPWARD = {  # and what is left of the other direction
-    ("configuration", "alerts"),  # a channel's section stands beside its channel
-    ("", "page"),  # the node starts it, and the offline report is made of its parts
-    ("page", "operation"),  # it shows the same status as the command
+UPWARD = {  # but for these modules
+    ("configuration/config.py", "alerts"),  # a channel's section stands beside its channel
+    ("node.py", "page"),  # the node starts it
 }
 
 
@@ -63,7 +61,7 @@ def modules_imported(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names.add(node.module or "")
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
         todo += ast.iter_child_nodes(node)
     return names
 
@@ -75,15 +73,16 @@ def imported(path: Path) -> set[str]:
 
 def test_folders_of_the_service_import_only_from_those_below_them():
     service = ROOT / "dicom_node"
+    assert {path.name for path in service.iterdir() if (path / "__init__.py").exists()} | {""} == set(FOLDERS)
     upward = set()
     for module in sorted(service.rglob("*.py")):
-        folder = module.relative_to(service).parts[0] if module.parent != service else ""
+        place = module.relative_to(service)
+        folder = place.parts[0] if len(place.parts) > 1 else ""
         for name in modules_imported(module):
-            package, _, rest = name.partition(".")
-            other = rest.partition(".")[0]
-            other = other if (service / other).is_dir() else ""
-            if package == "dicom_node" and FOLDERS.index(other) > FOLDERS.index(folder):
-                upward.add((folder, other))
+            package, other, *_ = f"{name}.".split(".")
+            other = other if other in FOLDERS else ""
+            if package == "dicom_node" and FOLDERS.index(other) < FOLDERS.index(folder):
+                upward.add((place.as_posix(), other))
     assert upward == UPWARD
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from dicom_node.analysis import decode
 from dicom_node.analysis import series as kept
-from dicom_node.analysis.analyser import Analyser, Series
+from dicom_node.analysis.analyser import Analyser
+from dicom_node.analysis.series import Series
 from dicom_node.configuration.sections import Destination
 from dicom_node.delivery import sender
 from dicom_node.delivery.outbox import Outbox

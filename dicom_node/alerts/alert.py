@@ -115,7 +115,7 @@ class Alert:
 
 
 def evidence(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What an alert keeps of a report (JSON, as `dicom_node.analysis.analyser.to_json` makes it).
+    """What an alert keeps of a report (JSON, as `dicom_node.results.result_set.to_json` makes it).
 
     ``sr_uid`` is the SOP Instance UID of the SR that says the same, if there is one.
     """

@@ -127,7 +127,10 @@ class Heralds:
 
     def _warn_of_the_unknown(self) -> None:
         known = {herald.settings.name for herald in self._heralds}
-        _, messages = self._ledger.counts()
+        try:
+            _, messages = self._ledger.counts()
+        except JournalError:  # it will be told at the next start
+            return
         owed = {channel for channel, state in messages if state in ("queued", "sending", "waiting")}
         for name in sorted(owed - known):
             remedy = "configure it again, or give its messages up: `scanside alerts cancel`"

@@ -20,7 +20,7 @@ from pydicom import dcmread
 from dicom_node.analysis import decode, kernel
 from dicom_node.analysis.series import Seen, Series
 from dicom_node.images.gate import BONE_KERNELS, NotAnalysed, Reason
-from dicom_node.results import montage, painter, result_set
+from dicom_node.results import montage, painter, result_set, writing
 from dicom_node.storage.journal import ResultFile, Role, SeriesState
 from runtime import geometry
 from runtime.errors import DeviceLost, GeometryError, InferenceError
@@ -80,7 +80,7 @@ class Analyser:
     max_lossy_ratio : images that were compressed lossily by more are turned away
     bone_kernels : regular expressions for the ConvolutionKernel of series for bone
     form : what results look like
-    draw : as of `dicom_node.results.result_set.build`
+    draw : as of `dicom_node.results.result_set.make`
 
     """
 
@@ -272,7 +272,7 @@ class Analyser:
             return Outcome(
                 SeriesState.NOT_ANALYSED, reason, None, files, refusal.reason.name, patient=self.whose(series)
             )
-        except (DeviceLost, result_set.NoRoom):
+        except (DeviceLost, writing.NoRoom):
             raise
         except InferenceError as error:  # of ours, and about no patient
             reason = str(error)
@@ -315,8 +315,8 @@ class Analyser:
                 started=series.started,
                 has_results=predecessor is not None,
             )
-            return _written(notice, folder)
-        except result_set.NoRoom:
+            return _written([("notice", notice)], folder)
+        except writing.NoRoom:
             raise
         except Exception as error:  # noqa: BLE001  # as above: what made the series fail may be in the header
             log.error("no_notice", reason=type(error).__name__)  # noqa: TRY400
@@ -395,6 +395,6 @@ def _written(made: Iterable[tuple[str, Dataset]], folder: Path, told: str | None
             uids[name] = str(dataset.SOPClassUID), str(dataset.SOPInstanceUID)
             yield name, dataset
 
-    paths = result_set.write(noted(), folder, told)
+    paths = writing.write(noted(), folder, told)
     files = [ResultFile(name.partition("-")[0], path, *uids[name]) for name, path in paths.items()]
     return tuple(sorted(files, key=lambda file: get_args(Role).index(file.role)))

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dicom_node.analysis.analyser import Analyser, Series
+from dicom_node.analysis.analyser import Analyser
+from dicom_node.analysis.series import Series
 from dicom_node.results import painter
 from dicom_node.simulation import phantom
 from runtime.geometry import View

@@ -46,9 +46,7 @@ class Series:
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     paths: dict[str, Path] = field(default_factory=dict)  # by the slices' keys, like all below
     headers: dict[str, Dataset] = field(default_factory=dict)
-    sources: dict[str, source.Own | Dataset] = field(
-        default_factory=dict
-    )  # as `dicom_node.results.result_set.make` takes them
+    sources: dict[str, source.Own | Dataset] = field(default_factory=dict)  # as `result_set.make` takes them
     planes: dict[str, Plane] = field(default_factory=dict)
     sizes: set[tuple[int, ...]] = field(default_factory=set)
     order: list[tuple[float, str]] = field(default_factory=list)  # places along the first slice's normal, mm

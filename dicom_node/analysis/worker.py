@@ -46,9 +46,10 @@ from dicom_node.analysis.series import Seen, Series
 from dicom_node.configuration.triton import servers
 from dicom_node.images.gate import NotAnalysed
 from dicom_node.monitoring.log import configure
-from dicom_node.results import result_set
+from dicom_node.results import result_set, writing
 from dicom_node.results.painter import Painter
-from dicom_node.results.result_set import Form, NoRoom
+from dicom_node.results.result_set import Form
+from dicom_node.results.writing import NoRoom
 from runtime.bundle import open_bundle
 from runtime.errors import DeviceLost, ScansideError
 from runtime.session import open_session, self_test
@@ -232,7 +233,7 @@ def _tell_early(analyser: Analyser, name: str, series: Series, folder: Path, ans
     told = {"report": result_set.to_json(report, series.received, analyser.form), "patient": analyser.whose(series)}
     _say(answers, {"is": "early", "series": name, **told, "key": report.findings[0].key_slice})
     try:
-        result_set.write_early(report, series.labels, folder)
+        writing.write_early(report, series.labels, folder)
     except (OSError, ValueError) as error:  # a full disk, a UID that can't be a name
         log.warning("early_labels_not_kept", series=name, reason=type(error).__name__)
 

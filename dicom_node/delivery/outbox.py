@@ -30,6 +30,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from dicom_node.storage.database import JournalError
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
@@ -266,7 +268,11 @@ class Outbox:
     def tell_stranded(self, destinations: Collection[str]) -> None:
         """Log what nobody sends or asks for, since its destination is none of these."""
         counts: dict[str, dict[str, int]] = {}
-        for (name, state), count in sorted(self.undelivered().items()):
+        try:
+            undelivered = self.undelivered()
+        except JournalError:  # it will be told at the next start
+            return
+        for (name, state), count in sorted(undelivered.items()):
             if state is not DeliveryState.PARKED and name not in destinations:
                 counts.setdefault(name, {})[str(state)] = count
         for name, results in counts.items():

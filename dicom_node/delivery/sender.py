@@ -11,25 +11,15 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Event, Thread
-from types import MappingProxyType
 from typing import TYPE_CHECKING, get_args
 
 import structlog
-from pydicom.filereader import read_file_meta_info
-from pydicom.uid import (
-    Comprehensive3DSRStorage,
-    EncapsulatedPDFStorage,
-    ImplicitVRLittleEndian,
-    SecondaryCaptureImageStorage,
-    SegmentationStorage,
-)
 from pynetdicom import build_context
-from pynetdicom.sop_class import LabelMapSegmentationStorage
-from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS, code_to_category
 
 from dicom_node.configuration.sections import Level
 from dicom_node.delivery.confirmation import SYNTAXES, Confirmation
 from dicom_node.delivery.outbox import back_off_s
+from dicom_node.delivery.storing import FINAL_STATUSES, SOP_CLASSES, contexts_for, meaning
 from dicom_node.monitoring.trail import Trail
 from dicom_node.network.requestor import ContextError, PeerError, associate
 from dicom_node.network.wire import store_file
@@ -46,21 +36,8 @@ if TYPE_CHECKING:
     from dicom_node.network.tls import Identity
 
 AHEAD_S = 5.0  # an association stays open for results that are being made
-SOP_CLASSES = MappingProxyType(
-    {
-        "notice": (SecondaryCaptureImageStorage,),
-        "sr": (Comprehensive3DSRStorage,),
-        "sc": (SecondaryCaptureImageStorage,),
-        "pdf": (EncapsulatedPDFStorage,),
-        "seg": (SegmentationStorage, LabelMapSegmentationStorage),
-    }
-)
 # `outbox retry` is another process and can't wake this one
 LONGEST_SLEEP_S = 5.0
-
-# Refusals that trying again will not change (PS3.7 annex C, PS3.4 table B.2-1): invalid SOP instance, SOP class not
-# supported, not authorised, data set does not match SOP class. Not Cxxx: archives say that of a broken database, too.
-FINAL_STATUSES = frozenset({0x0117, 0x0122, 0x0124, *range(0xA900, 0xAA00)})
 
 log = structlog.get_logger(__name__)
 
@@ -271,7 +248,10 @@ class _Courier(Thread):
         return association, confirmation
 
     def _deliver(self, items: list[OutboxItem], unconfirmed: list[OutboxItem]) -> None:
-        """Send a batch over one association, and ask there for what has been taken; no item stays in ``sending``."""
+        """Send a batch over one association, and ask there for what has been taken.
+
+        No item stays in ``sending``, unless the journal fails: then it is claimed again.
+        """
         ahead = self._take_ahead(items)
         if items and not ahead:  # what was expected is here
             self._is_expecting = False
@@ -319,8 +299,10 @@ class _Courier(Thread):
         self._trail.sending(self.destination, unsent)
         try:
             while unsent and association.is_established and not self._stopping:
-                item = unsent.pop(0)
-                (taken if self._store(association, item) else others).append(item)
+                status = self._store(association, unsent[0])
+                (others if status is None else taken).append(item := unsent.pop(0))
+                if status is not None:
+                    self._sent(item, status)
         finally:
             self._trail.sent(self.destination, taken)
             self._trail.sent(self.destination, [*others, *unsent], failure="not taken")
@@ -331,42 +313,43 @@ class _Courier(Thread):
         contexts: dict[tuple[str, str], PresentationContext] = {}
         for item in items:
             try:
-                contexts |= _contexts(item)
+                contexts |= contexts_for(item)
             except Exception as error:  # noqa: BLE001 (a damaged file makes pydicom raise anything; it must hold up no other)
                 self._outbox.refused(item, f"{item.path}: {error}")
             else:
                 sendable.append(item)
         return sendable, list(contexts.values())
 
-    def _store(self, association: Association, item: OutboxItem) -> bool:
-        """Send one object; True where the peer has it now."""
+    def _store(self, association: Association, item: OutboxItem) -> int | None:
+        """Send one object; the status where the peer has it now."""
         try:
             status = store_file(association, item.path, item.sop_class_uid, item.sop_uid)
         except Exception as error:  # noqa: BLE001 (as above; ValueError where the peer does not accept the context)
             if association.is_established:
                 self._outbox.refused(item, f"{item.path}: {error}")
-                return False
+                return None
             status = None  # the peer ended the association a moment ago
         if status is None:
             patience = f"no answer within {association.dimse_timeout:g} s"
             self._outbox.failed(item, f"{patience}, or the peer ended the association")
-            return False
-
-        category, meaning = STORAGE_SERVICE_CLASS_STATUS.get(status, (code_to_category(status), ""))
-        answer = f"0x{status:04X} {category} {meaning}".rstrip()
+            return None
+        category, answer = meaning(status)
         if category in ("Success", "Warning"):
-            self._outbox.mark_sent(item.id, confirm=self.destination.confirm != "no")
-            self._fruitless = 0
-            tell = self._log.info if category == "Success" else self._log.warning
-            tell("result_sent", role=item.role, sop_uid=item.sop_uid, series_uid=item.series_uid, status=answer)
-            if self._on_sent:
-                self._on_sent(item)
-            return True
+            return status
         if status in FINAL_STATUSES:
             self._outbox.refused(item, answer)
         else:
             self._outbox.failed(item, answer)
-        return False
+        return None
+
+    def _sent(self, item: OutboxItem, status: int) -> None:
+        self._outbox.mark_sent(item.id, confirm=self.destination.confirm != "no")
+        self._fruitless = 0
+        category, answer = meaning(status)
+        tell = self._log.info if category == "Success" else self._log.warning
+        tell("result_sent", role=item.role, sop_uid=item.sop_uid, series_uid=item.series_uid, status=answer)
+        if self._on_sent:
+            self._on_sent(item)
 
     def _postpone(self, items: list[OutboxItem], reason: str) -> None:
         if not items:
@@ -375,20 +358,3 @@ class _Courier(Thread):
         wait_s = 0.0 if self._stopping else back_off_s(self._fruitless)
         self._log.warning("destination_waits", results=len(items), reason=reason, retry_s=wait_s)
         self._outbox.postpone([item.id for item in items], time.time() + wait_s, reason)
-
-
-def _contexts(item: OutboxItem) -> dict[tuple[str, str], PresentationContext]:
-    """The file's own transfer syntax, and for native pixels the default one, which every SCP has (PS3.5 section 10.1).
-
-    Raises
-    ------
-    ValueError : the file holds another object than the one that is owed; besides, all that pydicom raises
-
-    """
-    meta = read_file_meta_info(item.path)
-    sop_class, sop_uid = meta.get("MediaStorageSOPClassUID"), meta.get("MediaStorageSOPInstanceUID")
-    syntax = meta.get("TransferSyntaxUID")
-    if (sop_class, sop_uid) != (item.sop_class_uid, item.sop_uid) or syntax is None:
-        raise ValueError(f"holds {sop_class} {sop_uid} in {syntax}, not {item.sop_class_uid} {item.sop_uid}")
-    syntaxes = [syntax] if syntax.is_compressed else [syntax, ImplicitVRLittleEndian]
-    return {(sop_class, each): build_context(sop_class, each) for each in syntaxes}

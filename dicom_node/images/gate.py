@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
 from pydicom import uid
+from pydicom.multival import MultiValue
 
 from dicom_node.images import codestream
 from dicom_node.images.part10 import LARGEST
@@ -26,6 +28,8 @@ SHAPE = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")
 ALWAYS_LOSSY = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit)
 PERHAPS_LOSSY = (uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K)
 MOST_PIXELS = 1 << 22  # of a frame: 2048 x 2048 is the largest matrix of any CT
+MOST_QUOTED = 8  # values of an element
+_CODE, _NUMBER, _UID = "[A-Z0-9_ ]{0,16}", "[0-9eE.+-]{1,16}", "[0-9.]{1,64}"  # CS, DS and UI (PS3.5 section 6.2)
 AXIAL_COSINE = 0.8  # a gantry tilts by 30 degrees (0.87); a coronal or sagittal reformat is far below
 # Whole values of ConvolutionKernel, whatever their case. A site with others says so in `series.bone_kernels`.
 BONE_KERNELS = (
@@ -100,21 +104,34 @@ def check_kind(image: Dataset, max_lossy_ratio: float = 1.0) -> None:
     """
     sop_class = str(image.get("SOPClassUID", ""))
     if sop_class not in CT_IMAGES:
-        raise NotAnalysed(Reason.NOT_CT, f"SOP class {sop_class or 'missing'}")
-    image_type = image.get("ImageType") or ()
-    image_type = [str(value).strip() for value in ([image_type] if isinstance(image_type, str) else image_type)]
+        raise NotAnalysed(Reason.NOT_CT, f"SOP class {_quoted([sop_class], _UID) if sop_class else 'missing'}")
+    image_type = _values(image, "ImageType")
     if _is_lossy(image) and _lossy_ratio(image) > max_lossy_ratio:
-        raise NotAnalysed(Reason.LOSSY, f"ratio {image.get('LossyImageCompressionRatio') or 'not given'}")
+        ratios = _values(image, "LossyImageCompressionRatio")
+        raise NotAnalysed(Reason.LOSSY, f"ratio {_quoted(ratios, _NUMBER) or 'not given'}")
     if "LOCALIZER" in image_type[2:]:
         raise NotAnalysed(Reason.LOCALIZER)
     if image_type[:1] in (["DERIVED"], ["MIXED"]):  # mixed: some frames are derived, and none says that it isn't
-        raise NotAnalysed(Reason.DERIVED, "\\".join(image_type))
+        raise NotAnalysed(Reason.DERIVED, _quoted(image_type, _CODE))
     if "PixelData" not in image:
         raise NotAnalysed(Reason.NO_PIXEL_DATA)
     if image.get("RescaleSlope") is None or image.get("RescaleIntercept") is None:
         raise NotAnalysed(Reason.NO_RESCALE)
     if str(image.get("RescaleType") or "HU").upper() not in ("HU", "US"):  # US: unspecified, as older scanners write it
-        raise NotAnalysed(Reason.DERIVED, f"RescaleType {image.RescaleType}")
+        raise NotAnalysed(Reason.DERIVED, f"RescaleType {_quoted(_values(image, 'RescaleType'), _CODE)}")
+
+
+def _values(image: Dataset, keyword: str) -> list[str]:
+    """Values of an element as text; none where it is missing or empty."""
+    value = image.get(keyword)
+    if value is None or value == "":
+        return []
+    return [str(one).strip() for one in (value if isinstance(value, MultiValue) else [value])]
+
+
+def _quoted(values: Sequence[str], legal: str) -> str:
+    """Values of a foreign file for a reason, which is logged: what the standard does not allow may be a name."""
+    return "\\".join(value if re.fullmatch(legal, value) else "?" for value in values[:MOST_QUOTED])
 
 
 def check_size(image: Dataset) -> None:
@@ -154,12 +171,10 @@ def _is_lossy(image: Dataset) -> bool:
 
 def _lossy_ratio(image: Dataset) -> float:
     """All steps of lossy compression together; infinite where they are not told."""
-    ratios = image.get("LossyImageCompressionRatio")
-    if ratios in (None, ""):
-        return math.inf
+    ratios = _values(image, "LossyImageCompressionRatio")
     try:
-        return math.prod(float(ratio) for ratio in ([ratios] if isinstance(ratios, str | float | int) else ratios))
-    except (TypeError, ValueError):
+        return math.prod(map(float, ratios)) if ratios else math.inf
+    except ValueError:
         return math.inf
 
 

@@ -285,12 +285,12 @@ class _Store:
 
     def _keep(self) -> None:
         outcome, instance = self._incoming.commit()
+        if outcome is Outcome.NEW:  # told before anything else can go wrong: it would be no news the next time
+            self._intake.instance_stored(self._peer.name, instance)
         self._peer.outcomes[outcome] += 1
         self._metrics.instance(outcome)
         self._trail.kept(self._peer, outcome, instance)
-        if outcome is Outcome.NEW:
-            self._intake.instance_stored(self._peer.name, instance)
-        elif outcome is Outcome.CONFLICT:
+        if outcome is Outcome.CONFLICT:
             log.warning("instance_quarantined", association=self._peer.name, path=str(instance.path))
             self._refusal = Answer(UID_TAKEN, "SOP Instance UID is taken by another content; the first stays")
 

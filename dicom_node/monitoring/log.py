@@ -2,8 +2,8 @@
 
 Modules say ``structlog.get_logger(__name__).info("series_closed", series_uid=uid)``. Values under a key that names
 something about a patient, and values that pydicom made (a Dataset, a PersonName), are replaced on their way out; so is
-the text of a Python warning, because pydicom's quote what they complain about. UIDs stay: without them nothing can be
-traced.
+the text of a Python warning, because pydicom's quote what they complain about, and what an exception says, if it is
+neither ours nor the operating system's. UIDs stay: without them nothing can be traced.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from traceback import format_tb
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from runtime.errors import ScansideError
+
 if TYPE_CHECKING:
-    from structlog.typing import EventDict, WrappedLogger
+    from structlog.typing import EventDict, ExcInfo, WrappedLogger
 
 REDACTED = "[redacted]"
 
@@ -41,11 +44,10 @@ def configure(level: str, format: str) -> None:  # noqa: A002 (the key in the co
         structlog.contextvars.merge_contextvars,
         redact,
     ]
-    # plain tracebacks in both: the pretty ones print local variables, and those hold data sets
     rendering = (
-        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        [structlog.dev.ConsoleRenderer(exception_formatter=lambda to, error: print("\n" + _traceback(error), file=to))]
         if console
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        else [structlog.processors.ExceptionRenderer(_traceback), structlog.processors.JSONRenderer()]
     )
     structlog.configure(
         processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -53,6 +55,7 @@ def configure(level: str, format: str) -> None:  # noqa: A002 (the key in the co
         logger_factory=structlog.stdlib.LoggerFactory(),
     )
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_may_be_said)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, _hush_warnings],
@@ -61,16 +64,18 @@ def configure(level: str, format: str) -> None:  # noqa: A002 (the key in the co
     )
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
-    # it says its warnings twice; the other way they can be hushed. No level: it sets its own when it is imported
-    logging.getLogger("pydicom").filters = [_is_error]
     for module in ("transport", "acse", "association"):  # what they say of a peer is said here, with whom and why
         logging.getLogger(f"pynetdicom.{module}").setLevel(logging.CRITICAL)
     for package in ("dicom_node", "runtime", "scanside"):
         logging.getLogger(package).setLevel(level.upper())
 
 
-def _is_error(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR
+def _may_be_said(record: logging.LogRecord) -> bool:
+    """Not what these quote below errors: their Python warnings come as well, and can be hushed.
+
+    A level would not last: pydicom sets its own when it is imported.
+    """
+    return record.levelno >= logging.ERROR or record.name.partition(".")[0] not in ("pydicom", "highdicom")
 
 
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -89,6 +94,26 @@ def _redacted(key: str, value: Any) -> Any:
     if type(value).__module__.startswith("pydicom") and not isinstance(value, str | int | float):
         return REDACTED
     return value
+
+
+def _traceback(failure: ExcInfo) -> str:
+    """Where an exception and what led to it were raised, without local variables: those hold data sets.
+
+    Of others than ours and the operating system's the type is all that is told: pydicom's quote values, a database's
+    rows.
+    """
+    lines: list[str] = []
+    error: BaseException | None = failure[1]
+    while error is not None:
+        said = str(error) if isinstance(error, ScansideError | OSError) else REDACTED
+        told = (
+            "Traceback (most recent call last):\n",
+            *format_tb(error.__traceback__),
+            f"{type(error).__name__}: {said}",
+        )
+        lines = ["".join(told), *lines]
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "\n\nThen:\n\n".join(lines)
 
 
 def _hush_warnings(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

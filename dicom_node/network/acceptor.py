@@ -101,7 +101,8 @@ class Acceptor:
 
     def close(self) -> None:
         """Close the port: no more associations, also for who is connected and has none. Those that are open go on."""
-        self._is_closed = True
+        with self._lock:
+            self._is_closed = True
         cut(self._socket)  # wakes the loop that accepts
         self._thread.join()
         self._socket.close()
@@ -128,11 +129,11 @@ class Acceptor:
 
     def admit(self, connection: Connection, calling_ae: str) -> Refusal | None:
         """Give a connection that asks for an association its place, or say why not."""
-        if self._is_closed:
-            return Refusal.STOPPING
         if self._allowed and calling_ae not in self._allowed:
             return Refusal.CALLING_AE
-        with self._lock:
+        with self._lock:  # who is admitted now is there for whoever asks once the port is closed
+            if self._is_closed:
+                return Refusal.STOPPING
             if len(self._associated) >= self._most:
                 return Refusal.LIMIT
             if sum(each.address == connection.address for each in self._associated) >= self._most_per_peer:

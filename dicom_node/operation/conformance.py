@@ -9,7 +9,7 @@ from pynetdicom.sop_class import UnifiedProcedureStepPush
 
 from dicom_node.alerts import worklist
 from dicom_node.alerts.channel import ATTEMPTS_BEFORE_PARKING
-from dicom_node.delivery import confirmation, outbox, sender
+from dicom_node.delivery import confirmation, outbox, sender, storing
 from dicom_node.images.gate import Reason
 from dicom_node.intake import commitment, mpps, receiver
 from dicom_node.network import connection, requestor, services
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SERVICES = (mpps.SOP_CLASS, commitment.SOP_CLASS)
-RESULTS = tuple(dict.fromkeys(one for role in ("sr", "sc", "pdf", "seg") for one in sender.SOP_CLASSES[role]))
+RESULTS = tuple(dict.fromkeys(one for role in ("sr", "sc", "pdf", "seg") for one in storing.SOP_CLASSES[role]))
 
 PAGE = """# DICOM conformance statement
 
@@ -186,7 +186,7 @@ def compose() -> str:
             f"| {name_of(one)} | {one} | SCU | {', '.join(syntax.name for syntax in confirmation.SYNTAXES)} |"
             for one in (*RESULTS, *confirmation.CONTEXTS.values())
         ),
-        final=", ".join(f"{status:04X}" for status in sorted(sender.FINAL_STATUSES) if status < 0xA900) + " and A9xx",
+        final=", ".join(f"{status:04X}" for status in sorted(storing.FINAL_STATUSES) if status < 0xA900) + " and A9xx",
         attempts=outbox.ATTEMPTS_BEFORE_PARKING,
         dimse_s=requestor.DIMSE_TIMEOUT_S,
         ahead_s=sender.AHEAD_S,

@@ -12,7 +12,7 @@ from pynetdicom.sop_class import LabelMapSegmentationStorage, SegmentationStorag
 from dicom_node.alerts.channel import Undelivered
 from dicom_node.alerts.heralds import open_channel
 from dicom_node.delivery.confirmation import CONTEXTS
-from dicom_node.delivery.sender import SOP_CLASSES
+from dicom_node.delivery.storing import SOP_CLASSES
 from dicom_node.monitoring.syslog import Server
 from dicom_node.network.requestor import PeerError, associate
 from dicom_node.network.tls import Identity, TlsError

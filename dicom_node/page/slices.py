@@ -285,7 +285,7 @@ def _segmented(path: Path) -> tuple[dict[str, NDArray[np.uint8]], dict[int, str]
 
 
 def _early(path: Path) -> tuple[dict[str, NDArray[np.uint8]], dict[int, str]]:
-    """Masks as `dicom_node.results.result_set.write_early` leaves them."""
+    """Masks as `dicom_node.results.writing.write_early` leaves them."""
     with np.load(path, allow_pickle=False) as stored:
         classes = {int(label): str(name) for label, name in json.loads(stored.zip.comment).items()}
         return {key: stored[key].astype(np.uint8) for key in stored.files}, classes

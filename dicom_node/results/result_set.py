@@ -1,50 +1,35 @@
-"""The results of one analysis: SEG, SR, Secondary Captures and PDF, built together, each file whole or not there."""
+"""The results of one analysis: SEG, SR, Secondary Captures and PDF, built together."""
 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import json
-import os
 import time
 import warnings
-import zipfile
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from io import BytesIO
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import structlog
-from pydicom import dcmwrite
 from pydicom.config import disable_value_validation
 
 from dicom_node.results import codes, notice, painter, seg, source, sr
 from dicom_node.results.capture import Shown
-from dicom_node.results.encoding import element_header
 from dicom_node.results.uids import Issue
-from runtime.errors import ScansideError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
-    from pathlib import Path
 
     from numpy.typing import NDArray
     from pydicom.dataelem import RawDataElement
     from pydicom.dataset import Dataset
 
-    from runtime.types import ModelIdentity, Report, SliceLabels
+    from runtime.types import ModelIdentity, Report
 
 log = structlog.get_logger(__name__)
-
-
-class NoRoom(ScansideError):
-    """The disk is full: results can be written once there is room."""
-
-    exit_code: ClassVar[int] = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,53 +68,14 @@ class Form:
 USUAL = Form()
 
 
-@dataclass(frozen=True, slots=True)
-class ResultSet:
-    """What one analysis sends.
-
-    Attributes
-    ----------
-    seg : Segmentation; None for a negative study, since viewers hang on an empty one
-    sr : Comprehensive 3D SR, TID 1500
-    sc : Secondary Captures: an overview, then the key slices, the most telling first
-    pdf : the report as Encapsulated PDF, where it is wanted
-    notice : in place of all these: a page that says why the series was not analysed
-
-    """
-
-    seg: Dataset | None = None
-    sr: Dataset | None = None
-    sc: tuple[Dataset, ...] = ()
-    pdf: Dataset | None = None
-    notice: Dataset | None = None
-
-    @classmethod
-    def of(cls, made: Iterable[tuple[str, Dataset]]) -> ResultSet:
-        """What `make` gives."""
-        named = dict(made)
-        pictures = tuple(dataset for name, dataset in named.items() if name.startswith("sc-"))
-        return cls(sc=pictures, **{name: dataset for name, dataset in named.items() if not name.startswith("sc-")})
-
-    def __iter__(self) -> Iterator[tuple[str, Dataset]]:
-        """What there is, by name: ``"notice"``, ``"seg"``, ``"sr"``, ``"sc-1"`` and so on."""
-        one_each = {"notice": self.notice, "seg": self.seg, "sr": self.sr, "pdf": self.pdf}
-        yield from ((name, dataset) for name, dataset in one_each.items() if dataset is not None)
-        yield from ((f"sc-{number}", image) for number, image in enumerate(self.sc, start=1))
-
-
 def prepare(header: Dataset) -> source.Own | Dataset:
     """What can be settled of a slice before the others are there; the header as it is, where nothing can."""
     try:
-        with _quoting_nobody():
+        with quoting_nobody():
             own = source.own(header)
             return dataclasses.replace(own, groups=seg.own_groups(own.copy))
     except Exception:  # noqa: BLE001  # `make` comes upon it again
         return header
-
-
-def build(*arguments: Any, **options: Any) -> ResultSet:
-    """All that `make` makes of the same arguments."""
-    return ResultSet.of(make(*arguments, **options))
 
 
 def make(
@@ -164,7 +110,7 @@ def make(
     """
     if len(sources) != len(labels):
         raise ValueError(f"{len(sources)} source slices and {len(labels)} label maps: each slice needs its own")
-    with _quoting_nobody():
+    with quoting_nobody():
         legal, repairs = source.normalise(sources)
         first, keys = legal[0], [source.slice_key(one) for one in legal]
         _log_repairs(str(first.SeriesInstanceUID), repairs)
@@ -188,7 +134,7 @@ def make(
     pictures = draw(keys, shown, report, issue)
     with closing(_made(legal, labels, report, issue, form, predecessor, pictures, own)) as made:
         while True:
-            with _quoting_nobody():  # and not while whoever gets one is at it
+            with quoting_nobody():  # and not while whoever gets one is at it
                 one = next(made, None)
             if one is None:
                 return
@@ -247,18 +193,18 @@ def _log_repairs(series: str, repairs: source.Repairs) -> None:
         log.info("sources_repaired", series=series, keywords=repairs.repaired, kept=repairs.kept)
 
 
-def build_notice(header: Dataset, reason: str, model: ModelIdentity, **about: Any) -> ResultSet:
+def build_notice(header: Dataset, reason: str, model: ModelIdentity, **about: Any) -> Dataset:
     """Build what a series gets that was not analysed: parameters are those of `dicom_node.results.notice.build`."""
-    with _quoting_nobody():
+    with quoting_nobody():
         image, repairs = notice.build(header, reason, model, **about)
     _log_repairs(str(header.get("SeriesInstanceUID", "")), repairs)
     _forget_the_clock(image)
-    return ResultSet(notice=image)
+    return image
 
 
 def whose(header: Dataset) -> dict[str, str]:
     """`dicom_node.results.source.patient`, quoted to no log."""
-    with _quoting_nobody():
+    with quoting_nobody():
         return source.patient(header)
 
 
@@ -275,113 +221,8 @@ def to_json(report: Report, received: int, form: Form = USUAL, **at: float | Non
     return json.dumps(told, indent=2) + "\n"
 
 
-def write(results: Iterable[tuple[str, Dataset]], folder: Path, report_json: str | None = None) -> dict[str, Path]:
-    """Write each result to a file of its own: temporary file, fsync, rename, and one fsync of the folder at the end.
-
-    Parameters
-    ----------
-    results : a `ResultSet`, or what `make` gives, as it comes
-    report_json : goes into ``report.json`` beside them
-
-    Returns
-    -------
-    paths by name
-
-    Raises
-    ------
-    NoRoom : the disk is full
-
-    """
-    try:
-        return _write(results, folder, report_json)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoRoom(f"{folder}: {error.strerror}: make room") from error
-        raise
-
-
-def _write(results: Iterable[tuple[str, Dataset]], folder: Path, report_json: str | None) -> dict[str, Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    paths, synced = {}, []
-    with _unfinished(folder), ExitStack() as opened, ThreadPoolExecutor(1, "disk") as disk:
-        for role, dataset in results:
-            paths[role] = folder / f"{role}.dcm"
-            file = opened.enter_context((folder / f"{role}.dcm.tmp").open("wb"))
-            synced.append(disk.submit(_sync, file, *_encoded(dataset)))  # while the next one is encoded
-            for one in synced[:-1]:
-                one.result()  # no more than two in memory, and none made for a disk that is full
-        for one in synced:
-            one.result()
-    if report_json is not None:
-        (folder / "report.json").write_text(report_json)
-    for role, path in paths.items():
-        (folder / f"{role}.dcm.tmp").replace(path)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    return paths
-
-
-def _encoded(dataset: Dataset) -> tuple[bytes, ...]:
-    """A file in parts: what pydicom writes before the pixels, and these as they are, not copied."""
-    head, pixels = BytesIO(), dataset.pop("PixelData", None)
-    with _quoting_nobody():
-        dcmwrite(head, dataset, enforce_file_format=True)
-    if pixels is None:
-        return (head.getvalue(),)
-    dataset[pixels.tag] = pixels
-    pad = b"\0" * (len(pixels.value) % 2)
-    # the last by its tag; OB as all native pixels of no more than 8 bits (PS3.5 section A.2)
-    return head.getvalue(), element_header(pixels.tag, "OB", len(pixels.value) + len(pad)), pixels.value, pad
-
-
-def _sync(file: BinaryIO, *parts: bytes) -> None:
-    file.writelines(parts)
-    file.flush()
-    os.fsync(file.fileno())
-
-
 @contextmanager
-def _unfinished(folder: Path) -> Iterator[None]:
-    """Leave no file behind that was begun, where something goes wrong."""
-    try:
-        yield
-    except BaseException:
-        for path in folder.glob("*.dcm.tmp"):
-            path.unlink()
-        raise
-
-
-def write_early(report: Report, labels: Mapping[str, SliceLabels], folder: Path) -> Path:
-    """Leave the label maps of the slices that show a finding, by their keys, as ``early.npz``: whole or not at all.
-
-    What its labels are, the largest finding first, stands in the archive's comment: nobody has to know which model made
-    it. What an earlier one showed is replaced.
-
-    Raises
-    ------
-    OSError
-
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path, unfinished = folder / "early.npz", folder / "early.npz.tmp"
-    keys = dict.fromkeys(key for finding in report.findings for key in finding.keys)
-    with unfinished.open("wb") as file:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:  # savez takes no key "file"
-            archive.comment = json.dumps({finding.label: finding.name for finding in report.findings}).encode()
-            for key in keys:
-                with archive.open(f"{key}.npy", "w") as member:
-                    np.lib.format.write_array(member, labels[key].labels, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-    return path
-
-
-@contextmanager
-def _quoting_nobody() -> Iterator[None]:
+def quoting_nobody() -> Iterator[None]:
     """Silence what highdicom and pydicom say of values they are given.
 
     They quote the value, as a warning or in their log, and it may be the patient's: highdicom warns of every name of a

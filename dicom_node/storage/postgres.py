@@ -178,7 +178,7 @@ class Postgres:
                 said = _told(error)
                 if self._connection is None or self._connection.broken:
                     self._note_fault(said)
-                raise JournalError(f"{self._address}: {said}") from error
+                raise JournalError(f"{self._address}: {said}") from None  # whose traceback would quote the row
 
     def _first(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> Cursor[Row]:
         """Run a statement outside a transaction: a server that was started again is met by a new connection."""

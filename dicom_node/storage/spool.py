@@ -36,9 +36,7 @@ if TYPE_CHECKING:
     from io import FileIO
     from pathlib import Path
 
-INCOMING = "incoming"
-QUARANTINE = "quarantine"
-LEAVING = "leaving"
+INCOMING, QUARANTINE, LEAVING = "incoming", "quarantine", "leaving"
 OURS = "[0-9u]*/"  # what `file_name` gives to studies and series; not the three above, nor a partition's lost+found
 HASHED = "uid-"  # begins the name of what a peer gave no legal UID
 HEAD = 1 << 16  # bytes of a data set that are kept at hand for its UIDs
@@ -104,6 +102,7 @@ class Spool:
         self.root = root
         self.reload(free_floor_gb, max_instance_mb)
         self._making_directory = Lock()
+        self._unpromised: set[Path] = set()  # got their names when the disk failed: nobody was told of them
         for directory in (root, root / INCOMING, root / QUARANTINE, root / LEAVING):
             directory.mkdir(parents=True, exist_ok=True)
         for leftover in (root / INCOMING).iterdir():
@@ -111,7 +110,7 @@ class Spool:
         for study in (root / LEAVING).iterdir():
             self._put_back(study)
         # an earlier life may have been killed between making a directory and syncing its parent
-        for directory in (root.parent, root, *_studies(root)):
+        for directory in (root.parent, root, *root.glob(OURS)):
             sync_directory(directory)
 
     def reload(self, free_floor_gb: float, max_instance_mb: float) -> None:
@@ -151,7 +150,7 @@ class Spool:
 
         Reads one file of each series: a start must not take longer the more was ever received.
         """
-        for study in sorted(_studies(self.root)):
+        for study in sorted(self.root.glob(OURS)):
             for folder in sorted(study.iterdir()):
                 paths = _by_arrival(folder)
                 for path in paths:
@@ -207,7 +206,7 @@ class Spool:
         """Which of these SOP Instance UIDs are kept, and can be read; what came last is looked through first."""
         wanted = {f"{file_name(uid)}.dcm": uid for uid in sop_uids}
         found: dict[str, Instance] = {}
-        folders = [series for study in _studies(self.root) for series in study.iterdir()]
+        folders = [series for study in self.root.glob(OURS) for series in study.iterdir()]
         for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime_ns, reverse=True):
             for name in wanted.keys() & set(os.listdir(folder)):  # noqa: PTH208 (names, and nothing looked up)
                 with suppress(DataSetError, OSError):
@@ -222,7 +221,14 @@ class Spool:
         if outcome is Outcome.CONFLICT:
             apart = self.root / QUARANTINE / f"{instance.path.stem}.{instance.sha256}.dcm"
             instance = replace(instance, path=incoming.rename(apart))
-        sync_directory(instance.path.parent)  # after a repeat too: whoever stored the first may not have come so far
+        try:
+            sync_directory(instance.path.parent)
+        except OSError:
+            self._unpromised.add(instance.path)
+            raise
+        if instance.path in self._unpromised:
+            self._unpromised.discard(instance.path)
+            outcome = Outcome.NEW
         return outcome, instance
 
     def place(self, study_uid: str, series_uid: str, sop_uid: str) -> Path:
@@ -328,7 +334,7 @@ def count(root: Path) -> dict[tuple[str, str], tuple[int, float]]:
 
     """
     found = {}
-    for folder in sorted(series for study in _studies(root) for series in study.iterdir()):
+    for folder in sorted(series for study in root.glob(OURS) for series in study.iterdir()):
         paths = list(folder.glob("*.dcm"))
         if not paths:
             continue
@@ -361,10 +367,6 @@ def _claim(incoming: Path, path: Path, sha256: str) -> Outcome:
     except FileExistsError:
         return Outcome.REPEATED if part10.digest(path) == sha256 else Outcome.CONFLICT
     return Outcome.NEW
-
-
-def _studies(root: Path) -> Iterator[Path]:
-    return root.glob(OURS)
 
 
 def _by_arrival(folder: Path) -> list[Path]:

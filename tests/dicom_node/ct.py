@@ -21,7 +21,7 @@ from runtime.geometry import stack
 from runtime.types import Decision, Finding, ModelIdentity, Report
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -190,6 +190,45 @@ def report(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class ResultSet:
+    """What one analysis sends.
+
+    Attributes
+    ----------
+    seg : Segmentation; None for a negative study, since viewers hang on an empty one
+    sr : Comprehensive 3D SR, TID 1500
+    sc : Secondary Captures: an overview, then the key slices, the most telling first
+    pdf : the report as Encapsulated PDF, where it is wanted
+    notice : in place of all these: a page that says why the series was not analysed
+
+    """
+
+    seg: Dataset | None = None
+    sr: Dataset | None = None
+    sc: tuple[Dataset, ...] = ()
+    pdf: Dataset | None = None
+    notice: Dataset | None = None
+
+    @classmethod
+    def of(cls, made: Iterable[tuple[str, Dataset]]) -> ResultSet:
+        """What `dicom_node.results.result_set.make` gives."""
+        named = dict(made)
+        pictures = tuple(dataset for name, dataset in named.items() if name.startswith("sc-"))
+        return cls(sc=pictures, **{name: dataset for name, dataset in named.items() if not name.startswith("sc-")})
+
+    def __iter__(self) -> Iterator[tuple[str, Dataset]]:
+        """What there is, by name: ``"notice"``, ``"seg"``, ``"sr"``, ``"sc-1"`` and so on."""
+        one_each = {"notice": self.notice, "seg": self.seg, "sr": self.sr, "pdf": self.pdf}
+        yield from ((name, dataset) for name, dataset in one_each.items() if dataset is not None)
+        yield from ((f"sc-{number}", image) for number, image in enumerate(self.sc, start=1))
+
+
+def build(*arguments: Any, **options: Any) -> ResultSet:
+    """All that `dicom_node.results.result_set.make` makes of the same arguments."""
+    return ResultSet.of(result_set.make(*arguments, **options))
+
+
 @dataclass(frozen=True)
 class Case:
     """One analysed series: what `dicom_node.results.result_set.make` is given."""
@@ -212,8 +251,8 @@ class Case:
         shown = dict(zip(self.keys, self.grey, strict=True))
         return montage.pictured(self.report, self.keys, lambda key: reduced(shown[key]), shown.__getitem__)
 
-    def build(self, form: result_set.Form = result_set.USUAL) -> result_set.ResultSet:
-        return result_set.build(
+    def build(self, form: result_set.Form = result_set.USUAL) -> ResultSet:
+        return build(
             self.sources,
             self.labels,
             self.pictured(),
@@ -260,6 +299,6 @@ def cases() -> dict[str, Case]:
 
 
 @functools.cache
-def built(name: str) -> result_set.ResultSet:
+def built(name: str) -> ResultSet:
     """The results of a case, built once for all tests; only to be read."""
     return cases()[name].build()

@@ -44,11 +44,12 @@ def _give(source: Dataset, donor: Dataset) -> None:
     )
 
 
-def build(one: ct.Case, kind: str, form: result_set.Form = result_set.USUAL) -> result_set.ResultSet:
+def build(one: ct.Case, kind: str, form: result_set.Form = result_set.USUAL) -> ct.ResultSet:
     """All objects of the case; of one that failed, the notice."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # pydicom warns of the names that this is about
         if kind == "failed":
-            return result_set.build_notice(one.sources[0], REASON, ct.MODEL, revision=1, started=ct.STARTED)
+            notice = result_set.build_notice(one.sources[0], REASON, ct.MODEL, revision=1, started=ct.STARTED)
+            return ct.ResultSet(notice=notice)
         about = {"revision": 1, "started": ct.STARTED, "form": form}
-        return result_set.build(one.sources, one.labels, one.pictured(), one.report, **about)
+        return ct.build(one.sources, one.labels, one.pictured(), one.report, **about)

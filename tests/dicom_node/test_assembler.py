@@ -55,7 +55,7 @@ class Bench:
 
     def due(self, after_s: float = 0.0) -> list[Assembly]:
         self.now += after_s
-        return self.assembler.due(self.now)
+        return list(self.assembler.due(self.now))
 
 
 @pytest.fixture

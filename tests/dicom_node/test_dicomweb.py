@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from pydicom import Dataset
 
-from dicom_node.results import result_set
+from dicom_node.results import result_set, writing
 from tests.dicom_node import matrix
 from tests.dicom_node.test_node import archive, asked
 
@@ -52,8 +52,8 @@ def rendered(root: str, dataset: Dataset, frame: int = 1) -> np.ndarray:
 def test_orthanc_stores_and_renders_what_is_sent(segmentation: str, tmp_path: Path) -> None:
     form = result_set.Form(segmentation=segmentation, pdf=True)
     made = matrix.build(matrix.case("positive", 20.0), "positive", form)
-    paths = result_set.write(made, tmp_path)
-    failed = result_set.write(matrix.build(matrix.case("negative", 0.0), "failed"), tmp_path)
+    paths = writing.write(made, tmp_path)
+    failed = writing.write(matrix.build(matrix.case("negative", 0.0), "failed"), tmp_path)
     files = [*paths.values(), *failed.values()]
     objects = {path: pydicom.dcmread(path) for path in files}
     with archive(tmp_path, (str(PLUGIN),)) as (root, _):

@@ -25,7 +25,7 @@ from dicom_node.configuration.config import Config
 from dicom_node.dispatch import Dispatch
 from dicom_node.monitoring.metrics import Metrics
 from dicom_node.opening import opening as opening_of
-from dicom_node.results import result_set
+from dicom_node.results import result_set, writing
 from dicom_node.results.codes import BRAIN, OwnCode
 from dicom_node.results.result_set import Form
 from dicom_node.simulation import enhanced, phantom
@@ -179,7 +179,7 @@ def test_what_it_drew_lies_whole_beside_it(paths: list[Path], tmp_path: Path):
     folder = tmp_path / "revision-1"
     series.labels["file"] = series.labels[report.findings[0].keys[0]]  # an illegal UID, and what savez can't name
     shown = dataclasses.replace(report.findings[0], keys=(*report.findings[0].keys, "file"))
-    path = result_set.write_early(dataclasses.replace(report, findings=(shown,)), series.labels, folder)
+    path = writing.write_early(dataclasses.replace(report, findings=(shown,)), series.labels, folder)
     with np.load(path, allow_pickle=False) as kept:
         assert set(kept) == {*shown.keys}
         for key in kept:

@@ -238,12 +238,12 @@ def test_results_that_do_not_fit_on_the_disk_wait_for_room(
     full.touch()
     failing = (
         "import errno, os\nfrom dicom_node.analysis import worker\n"
-        "from dicom_node.results import result_set\nwrite = result_set.dcmwrite\n"
+        "from dicom_node.results import writing\nwrite = writing.dcmwrite\n"
         "def full(*given, **how):\n"
         f"    if os.path.exists({str(full)!r}):\n"
         "        raise OSError(errno.ENOSPC, 'No space left on device')\n"
         "    write(*given, **how)\n"
-        "result_set.dcmwrite = full\nworker.main()\n"
+        "writing.dcmwrite = full\nworker.main()\n"
     )
     monkeypatch.setattr(Supervisor, "command", (sys.executable, "-c", failing))
     monkeypatch.setattr("dicom_node.dispatch.NO_ROOM_RETRY_S", 0.2)
@@ -415,11 +415,18 @@ def test_a_desk_that_was_kept_waiting_takes_no_series_for_quiet_whose_slices_are
     bleeding: Pushable, tmp_path: Path, pacs: Pacs
 ):
     """As by a database that hangs: what came meanwhile is noted before anything is closed."""
-    few, timeout_s, everything_sent = 4, 4.0, threading.Event()
-    with running(config_for(tmp_path / "node", pacs.port, idle_timeout_s=timeout_s)) as node:
+    few, everything_sent = 4, threading.Event()
+
+    def hang() -> None:
+        """Until the slices that are here have been quiet for longer than the timeout, which they had not before."""
+        everything_sent.wait(60)
+        node._assembler.reload(idle_timeout_s=1.0, min_coverage_mm=node.config.series.min_coverage_mm)
+        time.sleep(1.0)
+
+    with running(config_for(tmp_path / "node", pacs.port, idle_timeout_s=600)) as node:
         scan(bleeding.paths[:few], node)
         wait_until(lambda: set(node.progress().values()) == {(few, few)}, "the first slices are analysed")
-        node._events.put(lambda: (everything_sent.wait(60), time.sleep(timeout_s)))
+        node._events.put(hang)
         scan(bleeding.paths[few:], node)
         everything_sent.set()
         wait_until(lambda: _records(node), "a record of the series")

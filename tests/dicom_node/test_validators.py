@@ -21,7 +21,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import EncapsulatedPDFStorage
 
-from dicom_node.results import codes, result_set
+from dicom_node.results import codes, result_set, writing
 from dicom_node.results.source import plane
 from runtime.geometry import stack
 from runtime.millilitres import said
@@ -69,7 +69,7 @@ def errors(said: str) -> list[str]:
 
 
 @functools.lru_cache(maxsize=8)
-def made(kind: str, tilt_deg: float, donor: Path | None) -> tuple[ct.Case, result_set.ResultSet]:
+def made(kind: str, tilt_deg: float, donor: Path | None) -> tuple[ct.Case, ct.ResultSet]:
     """Built once for all tests; only to be read."""
     one = matrix.case(kind, tilt_deg, donor)
     return one, matrix.build(one, kind, FORM)
@@ -77,7 +77,7 @@ def made(kind: str, tilt_deg: float, donor: Path | None) -> tuple[ct.Case, resul
 
 def built(kind: str, tilt_deg: float, donor: Path | None, folder: Path) -> tuple[ct.Case, dict[str, Path]]:
     one, objects = made(kind, tilt_deg, donor)
-    return one, result_set.write(objects, folder)
+    return one, writing.write(objects, folder)
 
 
 def charsets(*, every: bool) -> list[Path | None]:
@@ -190,7 +190,7 @@ def reported_ml(document: Dataset) -> dict[str, float]:
 def test_highdicom_reads_the_same_masks_and_volumes(segmentation: str, tilt_deg: float, tmp_path: Path) -> None:
     one = matrix.case("positive", tilt_deg)
     form = result_set.Form(segmentation=segmentation)
-    paths = result_set.write(matrix.build(one, "positive", form), tmp_path)
+    paths = writing.write(matrix.build(one, "positive", form), tmp_path)
     masks = hd.seg.segread(paths["seg"])
     assert masks.SegmentationType == segmentation.upper()
     read = masks.get_pixels_by_source_instance(one.keys, combine_segments=True, assert_missing_frames_are_empty=True)
@@ -260,7 +260,7 @@ def test_the_exceptions_are_still_needed(tool: str, what: str, said: str, tmp_pa
                 pydicom.tag.Tag("StudyInstanceUID"), "UI", 8, b"abc.def\0", 0, False, True
             )
     form = result_set.Form(segmentation="labelmap" if what == "labelmap" else "binary")
-    path = result_set.write(matrix.build(one, "positive", form), tmp_path)["seg"]
+    path = writing.write(matrix.build(one, "positive", form), tmp_path)["seg"]
     if tool == "dciodvfy":
         assert said in run("dciodvfy", "-new", path)
         return

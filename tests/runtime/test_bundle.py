@@ -14,6 +14,7 @@ from runtime import seal
 from runtime.bundle import SHIPPED, open_bundle
 from runtime.errors import BackendError, BundleError, BundleTampered, InferenceError, SelfTestFailed
 from runtime.manifest import Manifest
+from runtime.ort import OrtSession
 from runtime.session import checked, open_session, self_test
 from runtime.types import OperatingPoint, SliceLabels
 from tests import older_graphs
@@ -218,6 +219,18 @@ def test_an_engine_that_answers_differently_fails_the_self_test():
     session.infer = lambda hu: honest(hu + np.int16(25))  # a calibration gone wrong
     with pytest.raises(SelfTestFailed, match="differ from PyTorch"):
         self_test(session, bundle)
+
+
+def test_the_engine_that_says_what_is_right_of_another_size_is_closed(monkeypatch: pytest.MonkeyPatch):
+    closed = []
+    monkeypatch.setattr(OrtSession, "close", lambda one, work=OrtSession.close: (closed.append(one), work(one)))
+    bundle = open_bundle()
+    session = open_session(bundle)
+    session.sizes = ((64, 96),)
+    assert self_test(session, bundle) <= 1e-3
+    assert len(closed) == 1
+    assert session not in closed
+    session.close()
 
 
 def test_a_graph_that_counts_pixels_still_answers(copy: Path):

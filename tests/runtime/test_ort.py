@@ -1,4 +1,4 @@
-"""ONNX Runtime on the processor: one view has all threads, several go side by side."""
+"""ONNX Runtime on the processor: a few views go as one batch, more side by side."""
 
 from __future__ import annotations
 
@@ -74,6 +74,20 @@ def test_one_view_that_fails_among_others_fails_the_batch_and_the_session_goes_o
         session.infer(np.concatenate([hu[:2], hu[:2]], axis=1))
     assert len(session.infer(hu[:2])) == 2
     session.close()
+
+
+def test_fewer_views_than_it_takes_at_once_go_as_one_batch(hu):
+    session = OrtSession(open_bundle(), threads=4)
+    assert [len(session.run(hu[:1].repeat(count, 0).astype(np.int32))) for count in (1, 3, 4, 5)] == [1, 1, 4, 5]
+    session.close()
+
+
+def test_a_session_may_be_closed_again():
+    session = OrtSession(open_bundle(), threads=2)
+    session.close()
+    session.close()
+    with pytest.raises(InferenceError, match="ONNX Runtime failed"):
+        session.infer(np.zeros((1, 1, 64, 64), np.int16))
 
 
 def renamed(model: onnx.ModelProto) -> None:

@@ -28,6 +28,7 @@ from runtime.bundle import open_bundle
 from runtime.client import Address
 from runtime.errors import BackendError, DeviceLost, InferenceError, NoPlan, OutOfTime, ServerLost
 from runtime.kserve import BUNDLE, CHECKED, GRAPH, PRECISION, Server
+from runtime.ort import OrtSession
 from runtime.session import Session, open_session, self_test, together
 from runtime.triton import Servers
 from tests.runtime.kserve_stub import Stub, serving
@@ -285,6 +286,29 @@ def test_a_server_that_hangs_is_given_up_in_time(models: Path, tmp_path: Path, w
 
 
 # servers that speak the protocol alone, and some not even that
+
+
+def test_a_session_may_be_closed_again(stub: Stub):
+    with serving(stub) as address:
+        session = opened(address, fail_over="onnxruntime")
+        server = session._replicas[0].server
+        for one in (session, session, server, server):
+            one.close()
+    assert session.servers == {address: ""}
+
+
+@pytest.mark.parametrize("failing", ["runtime.session.self_test", "runtime.triton.library"])
+def test_the_engine_that_was_to_stand_in_is_closed_where_nothing_opens(monkeypatch: pytest.MonkeyPatch, failing: str):
+    closed = []
+
+    def fail(*_: object) -> None:
+        raise BackendError("as it is asked to")
+
+    monkeypatch.setattr(OrtSession, "close", lambda one, work=OrtSession.close: (closed.append(one), work(one)))
+    monkeypatch.setattr(failing, fail)
+    with pytest.raises(BackendError, match="as it is asked to"):
+        opened("grpc://127.0.0.1:1", fail_over="onnxruntime")
+    assert len(closed) == 1
 
 
 def test_any_server_that_speaks_the_protocol_will_do(stub: Stub, local: Session):

@@ -281,6 +281,13 @@ def test_whatever_fails_while_it_runs_is_named(call: str):
     assert cuda.held == {}
 
 
+def test_a_session_may_be_closed_again():
+    session, cuda, _ = opened()
+    session.close()
+    session.close()
+    assert cuda.held == {}
+
+
 def test_a_thousand_sessions_leave_nothing_behind():
     cuda = Cuda()
     trt = None

@@ -13,7 +13,7 @@ PATIENT = {"PatientID": "P1", "PatientName": "Muster^Änne", "PatientBirthDate":
 
 
 def report(level: str = "critical", ml: float = 31.2, *, missing: tuple[str, ...] = (), **changed: object) -> dict:
-    """What `dicom_node.analysis.analyser.to_json` makes of an analysis, read again."""
+    """What `dicom_node.results.result_set.to_json` makes of an analysis, read again."""
     found = level in ("critical", "urgent")
     finding = {
         "label": 1,

@@ -221,6 +221,19 @@ def test_a_message_for_a_channel_that_is_gone_waits_and_is_told_of(journal):
         wait_until(is_sent(ledger), "it is taken")
 
 
+def test_channels_can_be_changed_while_the_journal_is_away(journal, monkeypatch):
+    def away(_: Ledger) -> None:
+        raise JournalError("away")
+
+    with Listener() as listener, telling(journal, settings(listener)) as (ledger, heralds):
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setattr(Ledger, "counts", away)
+            heralds.reload([settings(listener, "other")])
+        tell(ledger, heralds, report())
+        heralds.reload([settings(listener)])
+        wait_until(is_sent(ledger), "it is taken")
+
+
 def test_who_was_told_is_told_of(journal):
     told = []
     with (

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom import dcmread
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileDataset
+from pydicom.tag import Tag
 from pydicom.uid import (
     JPEG2000,
     DeflatedExplicitVRLittleEndian,
@@ -113,6 +115,44 @@ def test_lossy_images_pass_up_to_a_ratio(image: tuple[Path, np.ndarray]):
     ]:
         header.file_meta.TransferSyntaxUID, header.LossyImageCompression = syntax, said
         assert gate._is_lossy(header) is is_lossy
+
+
+LOSSY = {"LossyImageCompression": "01"}
+
+
+@pytest.mark.filterwarnings("ignore:(Invalid value|The value length|A value of type):UserWarning")
+@pytest.mark.parametrize(
+    ("values", "detail"),
+    [
+        ({"ImageType": ["DERIVED", "MUSTER^ERIKA", "AXIAL"]}, "DERIVED\\?\\AXIAL"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "Muster"]}, "DERIVED\\SECONDARY\\?"),
+        ({"ImageType": ["DERIVED", *100 * ["OTHER"]]}, "\\".join(["DERIVED", *7 * ["OTHER"]])),
+        ({"RescaleType": "Muster^Erika"}, "RescaleType ?"),
+        ({"RescaleType": "M" * 64}, "RescaleType ?"),
+        ({"RescaleType": "Z_EFF"}, "RescaleType Z_EFF"),
+        ({"SOPClassUID": "Muster^Erika"}, "SOP class ?"),
+        ({**LOSSY, "LossyImageCompressionRatio": ["2.5", "10"]}, "ratio 2.5\\10"),
+    ],
+    ids=str,
+)
+def test_of_a_foreign_file_a_reason_quotes_what_can_be_no_name(
+    image: tuple[Path, np.ndarray], values: dict[str, object], detail: str
+):
+    with pytest.raises(NotAnalysed) as caught:
+        read(changed(image[0], put(**values)))
+    assert caught.value.detail == detail
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value:UserWarning")
+def test_a_ratio_that_is_a_name_is_none_and_not_quoted(image: tuple[Path, np.ndarray]):
+    """As pydicom reads it from a file: it refuses to write such a thing."""
+    header = dcmread(image[0])
+    header.LossyImageCompression = "01"
+    tag = Tag("LossyImageCompressionRatio")
+    header[tag] = RawDataElement(tag, "DS", 12, b"Muster^Erika", 0, is_implicit_VR=False, is_little_endian=True)
+    with pytest.raises(NotAnalysed) as caught:
+        gate.check_kind(header, 1e9)
+    assert (caught.value.reason, caught.value.detail) == (Reason.LOSSY, "ratio ?")
 
 
 @pytest.mark.parametrize(

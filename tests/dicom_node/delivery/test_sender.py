@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,9 @@ from pynetdicom.sop_class import (
 
 from dicom_node.configuration.sections import Destination
 from dicom_node.delivery import outbox, sender
-from dicom_node.delivery.outbox import DeliveryState, Outbox
+from dicom_node.delivery.outbox import DeliveryState, Outbox, OutboxItem
 from dicom_node.delivery.sender import Sender
+from dicom_node.monitoring.trail import Trail
 from dicom_node.network import requestor
 from dicom_node.network.requestor import PeerError, associate
 from dicom_node.network.wire import PromptSocket
@@ -339,6 +341,33 @@ def test_a_journal_that_is_away_holds_no_association(serve, run, monkeypatch):
     running.wake()
     wait_for(lambda: archive.released == 1)
     monkeypatch.undo()
+
+
+def test_what_an_archive_has_is_audited_as_sent_where_the_journal_can_not_note_it(journal, serve, owe, monkeypatch):
+    """And is sent once more: of what the journal does not know the archive may have nothing."""
+    archive, outbox, told, marked = Archive(), Outbox(journal), [], []
+    note = outbox.mark_sent
+
+    def away_once(item_id: int, **how: bool) -> None:
+        marked.append(item_id)
+        if len(marked) == 1:
+            raise JournalError("away")
+        note(item_id, **how)
+
+    class Told(Trail):
+        def sent(self, _: Destination, items: Sequence[OutboxItem], failure: str = "") -> None:
+            told.extend((item.role, failure) for item in items)
+
+    monkeypatch.setattr(outbox, "mark_sent", away_once)
+    expected = owe("1.1", "pacs")
+    running = Sender(outbox, [to(serve(archive))], "NODE", trail=Told())
+    running.start()
+    wait_for(lambda: all(item.state is DeliveryState.SENT for item in outbox.items()))
+    running.stop()
+    assert archive.uids == [expected[0], *expected]
+    sent, not_taken = ([role for role, why in told if why == failure] for failure in ("", "not taken"))
+    assert sent == ["sr", "sr", "sc", "seg"]
+    assert not_taken == ["sc", "seg"]
 
 
 def test_an_archive_that_takes_no_masks_gets_the_rest_at_once(journal, serve, run, owe):

@@ -16,6 +16,7 @@ from pydicom.uid import UID
 from pydicom.valuerep import DSfloat, PersonName
 
 from dicom_node.monitoring import log
+from runtime.errors import ScansideError
 
 
 class Stderr(io.StringIO):
@@ -37,12 +38,10 @@ def _as_it_was():
     root = logging.getLogger()
     packages = [logging.getLogger(name) for name in ("dicom_node", "runtime", "scanside", "pydicom")]
     handlers, levels = list(root.handlers), [logger.level for logger in (root, *packages)]
-    filters = list(packages[-1].filters)
     yield
     structlog.reset_defaults()
     logging.captureWarnings(capture=False)
     root.handlers[:] = handlers
-    packages[-1].filters = filters
     for logger, level in zip((root, *packages), levels, strict=True):
         logger.setLevel(level)
 
@@ -171,6 +170,8 @@ def test_pydicom_quotes_nothing_either_when_it_is_imported_afterwards():
         "log.configure('warning', 'json')\n"
         "from pydicom.dataset import Dataset\n"
         "Dataset().StudyInstanceUID = '1.DOE'\n"
+        "import logging\n"
+        "logging.getLogger('pydicom.pixels.decoders.base').warning('DOE')\n"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
     assert "UserWarning" in said
@@ -188,3 +189,21 @@ def test_a_traceback_shows_no_local_variables(configure, format):  # noqa: A002 
         logging.getLogger("pynetdicom").exception("a bug in a library")
     assert stderr.getvalue().count("ZeroDivisionError") >= 2
     assert "DOE^JOHN" not in stderr.getvalue()
+
+
+@pytest.mark.parametrize("format", ["json", "console"])
+def test_of_an_exception_that_is_not_ours_the_type_and_the_place_are_told(configure, format):  # noqa: A002 (as the API)
+    stderr = configure(format=format, terminal=True)
+    try:
+        try:
+            int("DOE^JOHN")
+        except ValueError as error:
+            raise ScansideError("the file is damaged") from error
+    except ScansideError:
+        structlog.get_logger("dicom_node.x").exception("a bug")
+        logging.getLogger("pynetdicom").exception("a bug in a library")
+    said = stderr.getvalue()
+    assert "DOE^JOHN" not in said.replace('int("DOE^JOHN")', "").replace('int(\\"DOE^JOHN\\")', "")  # the code itself
+    assert said.count("ValueError: [redacted]") == 2
+    assert said.count("ScansideError: the file is damaged") == 2
+    assert said.count("test_log.py") >= 4

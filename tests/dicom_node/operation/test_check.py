@@ -20,7 +20,7 @@ from dicom_node.configuration.config import Config
 from dicom_node.configuration.mistakes import Mistake
 from dicom_node.configuration.sections import CodeRow, Destination, Model, Node, Results, Tls, TriageRule
 from dicom_node.configuration.triton import Triton
-from dicom_node.delivery.sender import SOP_CLASSES
+from dicom_node.delivery.storing import SOP_CLASSES
 from dicom_node.network import requestor
 from dicom_node.operation import trial
 from dicom_node.operation.check import check

@@ -16,7 +16,7 @@ import pytest
 from dicom_node.alerts.ledger import Ledger
 from dicom_node.configuration.config import Config
 from dicom_node.page.app import Application
-from dicom_node.results import result_set
+from dicom_node.results import result_set, writing
 from dicom_node.results.result_set import USUAL, Form
 from dicom_node.storage import spool
 from dicom_node.storage.journal import Journal, ResultFile, Role, SeriesState
@@ -95,8 +95,8 @@ class Folder:
         made = ct.report(placed.headers, placed.labels, **about)
         place = self.path / "results" / spool.file_name(placed.study_uid) / spool.file_name(placed.series_uid)
         started = datetime.now(UTC)
-        built = result_set.build(placed.headers, placed.labels, {}, made, revision=revision, started=started, form=form)
-        result_set.write(built, place / f"revision-{revision}", json.dumps(told))
+        built = ct.build(placed.headers, placed.labels, {}, made, revision=revision, started=started, form=form)
+        writing.write(built, place / f"revision-{revision}", json.dumps(told))
         self.record(placed, SeriesState.ANALYSED, None, revision=revision, report=told)
         return told
 

@@ -19,7 +19,7 @@ from dicom_node.page.cache import Cache
 from dicom_node.page.guard import HEADERS
 from dicom_node.page.palette import Palette
 from dicom_node.page.slices import Pictures
-from dicom_node.results import result_set
+from dicom_node.results import writing
 from dicom_node.results.result_set import Form
 from dicom_node.storage import spool
 from dicom_node.storage.journal import ResultFile, SeriesState
@@ -115,7 +115,7 @@ def test_a_series_that_arrives_shows_its_count_and_what_was_seen_early(folder: F
         for header, mask in zip(placed.headers, placed.labels, strict=True)
     }
     early = folder.path / "results" / placed.study_uid / placed.series_uid / "revision-1"
-    result_set.write_early(ct.report(placed.headers, placed.labels), labels, early)
+    writing.write_early(ct.report(placed.headers, placed.labels), labels, early)
     page = browse(folder)
     text = page.get("/").text
     assert '<b class="count">12</b> slices arriving' in text

@@ -7,7 +7,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from dicom_node.results import capture, codes, panel, result_set, sc
+from dicom_node.results import capture, codes, panel, sc, writing
 from dicom_node.results.panel import Panel
 from dicom_node.results.picture import BRAIN, grey
 from dicom_node.results.source import plane
@@ -143,7 +143,7 @@ def test_key_slices_of_a_negative_study_are_spread(count: int) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_images_read_back_as_rendered_and_name_their_source(name: str, tmp_path: Path) -> None:
     case = CASES[name]
-    paths = result_set.write(ct.built(name), tmp_path)
+    paths = writing.write(ct.built(name), tmp_path)
     keys = capture.key_slices(case.report, case.keys)
     assert [role for role in paths if role.startswith("sc")] == [f"sc-{n}" for n in range(1, len(keys) + 2)]
     for number, key in enumerate(keys, start=2):
@@ -166,7 +166,7 @@ def test_images_read_back_as_rendered_and_name_their_source(name: str, tmp_path:
 def test_a_picture_of_a_foreign_slice_is_refused() -> None:
     case = CASES["one finding"]
     with pytest.raises(ValueError, match=r"not of this series: 9\.9"):
-        result_set.build(case.sources, case.labels, {"9.9": case.grey[0]}, case.report, revision=1, started=ct.STARTED)
+        ct.build(case.sources, case.labels, {"9.9": case.grey[0]}, case.report, revision=1, started=ct.STARTED)
 
 
 def test_the_panel_holds_long_reports_above_its_footer() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from dicom_node.results import capture, codes, montage, result_set, sc
+from dicom_node.results import capture, codes, montage, result_set, sc, writing
 from dicom_node.results.capture import Shown
 from dicom_node.results.panel import Panel
 from dicom_node.results.picture import BRAIN, grey, reduced
@@ -23,7 +23,7 @@ CASES = ct.cases()
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_the_first_of_the_series_and_as_large_as_the_others(name: str, tmp_path: Path) -> None:
     case = CASES[name]
-    paths = result_set.write(ct.built(name), tmp_path)
+    paths = writing.write(ct.built(name), tmp_path)
     overview, key_slice = (pydicom.dcmread(paths[role]) for role in ("sc-1", "sc-2"))
     assert overview.InstanceNumber == 1 + (case.revision - 1) * sc.A_REVISION
     assert overview.SeriesInstanceUID == key_slice.SeriesInstanceUID

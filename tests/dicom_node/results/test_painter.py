@@ -46,7 +46,7 @@ def made(name: str, draw: painter.Draw, **changed: object) -> Iterator[tuple[str
 
 
 def pictures(draw: painter.Draw, name: str = "six findings") -> list[bytes]:
-    return [written(image) for image in result_set.ResultSet.of(made(name, draw)).sc]
+    return [written(image) for image in ct.ResultSet.of(made(name, draw)).sc]
 
 
 def written(image: Dataset) -> bytes:

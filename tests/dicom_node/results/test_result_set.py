@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import logging
 import os
 import shutil
@@ -9,22 +8,21 @@ import warnings
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
-from pydicom import dcmwrite
 from structlog.testing import capture_logs
 
-from dicom_node.results import result_set, uids
+from dicom_node.results import result_set, uids, writing
 from dicom_node.results.picture import BRAIN, grey
 from runtime.types import ModelIdentity
 from tests.dicom_node import ct
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    pass
 
 CASES = ct.cases()
 CORPUS = Path(__file__).parents[3].parent / "shared" / "corpus"
@@ -63,7 +61,7 @@ def real_case() -> ct.Case:
 @needs_dicom3tools
 @pytest.mark.parametrize("name", CASES)
 def test_dciodvfy_finds_no_error(name: str, tmp_path: Path) -> None:
-    for path in result_set.write(ct.built(name), tmp_path).values():
+    for path in writing.write(ct.built(name), tmp_path).values():
         _, said = run("dciodvfy", "-new", path)
         assert [line for line in said.splitlines() if line.startswith("Error")] == []
         assert {"Segmentation", "Comprehensive3DSR", "SCImage"} & {*said.splitlines()}
@@ -72,7 +70,7 @@ def test_dciodvfy_finds_no_error(name: str, tmp_path: Path) -> None:
 @needs_dicom3tools
 def test_dcentvfy_finds_one_patient_and_one_study(tmp_path: Path) -> None:
     case = CASES["six findings"]
-    paths = list(result_set.write(ct.built("six findings"), tmp_path).values())
+    paths = list(writing.write(ct.built("six findings"), tmp_path).values())
     for index, source in enumerate(case.sources):
         paths.append(tmp_path / f"ct-{index}.dcm")
         source.save_as(paths[-1], implicit_vr=False, little_endian=True)
@@ -83,7 +81,7 @@ def test_dcentvfy_finds_one_patient_and_one_study(tmp_path: Path) -> None:
 @needs_dcmtk
 @pytest.mark.parametrize("name", CASES)
 def test_dsrdump_reads_the_report(name: str, tmp_path: Path) -> None:
-    code, said = run("dsrdump", "+Pc", result_set.write(ct.built(name), tmp_path)["sr"])
+    code, said = run("dsrdump", "+Pc", writing.write(ct.built(name), tmp_path)["sr"])
     assert code == 0
     assert not [line for line in said.splitlines() if line.startswith(("E:", "F:"))]
     assert "Qualitative Evaluations" in said
@@ -96,7 +94,7 @@ def test_pixelmed_finds_no_error_against_tid_1500(name: str, tmp_path: Path) -> 
     limits = " ".join(
         f"-Djdk.xml.{limit}=0" for limit in ("xpathTotalOpLimit", "xpathExprOpLimit", "xpathExprGrpLimit")
     )
-    path = result_set.write(ct.built(name), tmp_path)["sr"]
+    path = writing.write(ct.built(name), tmp_path)["sr"]
     _, said = run("DicomSRValidator", path, JAVA_TOOL_OPTIONS=limits)
     assert "Root Template Validation Complete" in said
     assert "IOD validation complete" in said
@@ -107,7 +105,7 @@ def test_pixelmed_finds_no_error_against_tid_1500(name: str, tmp_path: Path) -> 
 @needs_dicom3tools
 def test_a_real_tilted_series_with_two_thicknesses(tmp_path: Path) -> None:
     case = real_case()
-    paths = result_set.write(case.build(), tmp_path)
+    paths = writing.write(case.build(), tmp_path)
     for path in paths.values():
         _, said = run("dciodvfy", "-new", path)
         assert [line for line in said.splitlines() if line.startswith("Error")] == []
@@ -129,8 +127,8 @@ def test_a_real_tilted_series_with_two_thicknesses(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["six findings", "negative", "revision 2"])
 def test_the_same_analysis_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
-    first = result_set.write(ct.built(name), tmp_path / "first")
-    again = result_set.write(ct.cases()[name].build(), tmp_path / "again")
+    first = writing.write(ct.built(name), tmp_path / "first")
+    again = writing.write(ct.cases()[name].build(), tmp_path / "again")
     assert first.keys() == again.keys()
     for role, path in first.items():
         assert path.read_bytes() == again[role].read_bytes(), role
@@ -168,20 +166,20 @@ def test_every_object_has_a_uid_of_its_own_and_says_who_made_it() -> None:
 def test_times_with_a_zone_are_written_as_local_time() -> None:
     started = datetime(2026, 3, 4, 12, tzinfo=UTC)
     case = CASES["negative"]
-    built = result_set.build(case.sources, case.labels, {}, case.report, revision=1, started=started)
+    built = ct.build(case.sources, case.labels, {}, case.report, revision=1, started=started)
     assert str(built.sr.ContentTime).startswith(started.astimezone().strftime("%H%M%S"))
 
 
 def test_only_the_slices_that_are_given_are_pictured() -> None:
     case = CASES["one finding"]
-    built = result_set.build(case.sources, case.labels, {}, case.report, revision=1, started=ct.STARTED)
+    built = ct.build(case.sources, case.labels, {}, case.report, revision=1, started=ct.STARTED)
     assert built.sc == ()
 
 
 def test_labels_that_do_not_match_the_sources_are_refused() -> None:
     case = CASES["one finding"]
     with pytest.raises(ValueError, match="12 source slices and 11 label maps"):
-        result_set.build(case.sources, case.labels[1:], {}, case.report, revision=1, started=ct.STARTED)
+        ct.build(case.sources, case.labels[1:], {}, case.report, revision=1, started=ct.STARTED)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +206,7 @@ def test_no_patient_in_logs_and_warnings(
     with warnings.catch_warnings(record=True) as warned, capture_logs() as events:
         warnings.simplefilter("always")
         pictured = {report.findings[0].key_slice: grey(ct.hounsfield(labels)[5], BRAIN)}
-        result_set.write(result_set.build(sources, labels, pictured, report, revision=1, started=ct.STARTED), tmp_path)
+        writing.write(ct.build(sources, labels, pictured, report, revision=1, started=ct.STARTED), tmp_path)
     assert [event["event"] for event in events] in ([], ["sources_repaired"])
     said = caplog.text + "".join(str(each) for each in (*events, *(each.message for each in warned)))
     assert "SECRET" not in said
@@ -227,85 +225,6 @@ def test_repairs_are_logged_by_keyword() -> None:
     with capture_logs() as events:
         result_set.build_notice(worst, "why", ct.MODEL, revision=1, started=ct.STARTED)
     assert [event["keywords"] for event in events] == [("PatientID", "PatientSex")]
-
-
-def test_files_are_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
-    folder = tmp_path / "new" / "results"
-    paths = result_set.write(ct.built("one finding"), folder)
-    assert sorted(folder.iterdir()) == sorted(paths.values())
-    assert list(paths)[:2] == ["seg", "sr"]
-    for path in paths.values():
-        assert pydicom.dcmread(path).file_meta.TransferSyntaxUID == pydicom.uid.ExplicitVRLittleEndian
-    assert "seg" not in result_set.write(ct.built("negative"), tmp_path)
-
-
-@pytest.mark.parametrize("missing", [0, 1], ids=["even", "odd"])
-def test_files_are_to_the_byte_what_pydicom_writes(missing: int, tmp_path: Path) -> None:
-    built = CASES["one finding"].build()
-    for dataset in (built.seg, *built.sc):
-        dataset.PixelData = dataset.PixelData[missing:]
-    for role, path in result_set.write(built, tmp_path).items():
-        expected = io.BytesIO()
-        dcmwrite(expected, dict(built)[role], enforce_file_format=True)
-        assert path.read_bytes() == expected.getvalue()
-
-
-def test_a_file_that_cannot_be_synced_never_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(result_set.NoRoom, match="No space left on device: make room"):
-        result_set.write(ct.built("negative"), tmp_path)
-    assert not list(tmp_path.glob("*.dcm"))
-
-
-class Filling:
-    """A file on a disk that has no room for pixels."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._file, name)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def writelines(self, pieces: Iterable[bytes]) -> None:
-        for piece in pieces:
-            if len(piece) > 1_000_000:
-                raise OSError(28, "No space left on device")
-            self._file.write(piece)
-
-
-def test_a_disk_that_fills_while_a_file_is_written_leaves_nothing_half_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("report.json", "sc-1.dcm"):
-        (tmp_path / name).write_text("of an earlier attempt")
-    monkeypatch.setattr(Path, "open", lambda path, *how, work=Path.open, **more: Filling(work(path, *how, **more)))
-    with pytest.raises(result_set.NoRoom, match="No space left on device: make room"):
-        result_set.write(ct.built("one finding"), tmp_path, "{}")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "sc-1.dcm"]
-    assert (tmp_path / "report.json").read_text() == "of an earlier attempt"
-
-
-def test_nothing_more_is_made_for_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-
-    def watched() -> Iterator[tuple[str, pydicom.Dataset]]:
-        for role, dataset in ct.built("one finding"):
-            made.append(role)
-            yield role, dataset
-
-    monkeypatch.setattr(Path, "open", lambda path, *how, work=Path.open, **more: Filling(work(path, *how, **more)))
-    with pytest.raises(result_set.NoRoom):
-        result_set.write(watched(), tmp_path)
-    assert made == ["seg", "sr", "sc-1", "sc-2"], "the disk fails with the first picture, beside the second one"
 
 
 class TestUids:

@@ -8,7 +8,7 @@ import pytest
 from pydicom.pixels.utils import pack_bits
 from pydicom.tag import Tag
 
-from dicom_node.results import codes, result_set, seg, source
+from dicom_node.results import codes, result_set, seg, source, writing
 from tests.dicom_node import ct
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ POSITIVE = [name for name, case in CASES.items() if case.report.findings]
 
 
 def read_back(name: str, folder: Path) -> hd.seg.Segmentation:
-    return hd.seg.segread(result_set.write(ct.built(name), folder)["seg"])
+    return hd.seg.segread(writing.write(ct.built(name), folder)["seg"])
 
 
 def source_of(frame: pydicom.Dataset) -> str:
@@ -141,7 +141,7 @@ def test_orientations_that_differ_in_the_last_digit_are_kept(tmp_path: Path) -> 
     case = ct.cases()["one finding"]
     shown = case.keys.index(case.report.findings[0].keys[1])
     case.sources[shown].ImageOrientationPatient = ["1", "0", "0", "0", "0.99999999", "-0.00000001"]
-    segmentation = hd.seg.segread(result_set.write(case.build(), tmp_path)["seg"])
+    segmentation = hd.seg.segread(writing.write(case.build(), tmp_path)["seg"])
     orientations = {
         source_of(frame): [str(v) for v in frame.PlaneOrientationSequence[0].ImageOrientationPatient]
         for frame in segmentation.PerFrameFunctionalGroupsSequence

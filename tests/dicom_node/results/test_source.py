@@ -7,7 +7,7 @@ import pydicom
 import pytest
 from structlog.testing import capture_logs
 
-from dicom_node.results import result_set
+from dicom_node.results import result_set, writing
 from dicom_node.results.picture import BRAIN, grey
 from dicom_node.results.source import Repairs, normalise, own, patient, plane
 from tests.dicom_node import ct
@@ -32,13 +32,13 @@ illegal = pytest.mark.filterwarnings(
 )
 
 
-def build(sources: list[pydicom.Dataset]) -> result_set.ResultSet:
+def build(sources: list[pydicom.Dataset]) -> ct.ResultSet:
     labels = ct.bleeds(len(sources), classes=(2,))
     shown = grey(ct.hounsfield(labels), BRAIN)
     report = ct.report(sources, labels)
     key = report.findings[0].key_slice
     pictured = {key: shown[[source.SOPInstanceUID for source in sources].index(key)]}
-    return result_set.build(sources, labels, pictured, report, revision=1, started=ct.STARTED)
+    return ct.build(sources, labels, pictured, report, revision=1, started=ct.STARTED)
 
 
 def test_a_complete_source_needs_no_repair() -> None:
@@ -222,7 +222,7 @@ def test_text_of_any_character_set_arrives_as_utf8(charset: str | list[str], nam
         ct.as_received(header)
         for header in ct.headers(SpecificCharacterSet=charset, PatientName=name, StudyDescription=description)
     ]
-    for path in result_set.write(build(sources), tmp_path).values():
+    for path in writing.write(build(sources), tmp_path).values():
         result = pydicom.dcmread(path)
         assert result.SpecificCharacterSet == "ISO_IR 192"
         assert str(result.PatientName) == name

@@ -8,7 +8,7 @@ import pytest
 from highdicom.sr.utils import find_content_items
 from pydicom.uid import CTImageStorage
 
-from dicom_node.results import codes, result_set, source, sr
+from dicom_node.results import codes, source, sr, writing
 from runtime.millilitres import said
 from runtime.types import OperatingPoint
 from tests.dicom_node import ct
@@ -22,7 +22,7 @@ CASES = ct.cases()
 
 
 def read_back(name: str, folder: Path) -> hd.sr.Comprehensive3DSR:
-    return hd.sr.srread(result_set.write(ct.built(name), folder)["sr"])
+    return hd.sr.srread(writing.write(ct.built(name), folder)["sr"])
 
 
 def presence(group: hd.sr.MeasurementsAndQualitativeEvaluations) -> hd.sr.CodedConcept:
@@ -39,7 +39,7 @@ def test_it_is_to_the_byte_what_highdicom_and_pydicom_make_of_all_slices(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case, make, seen = CASES[name], sr.Comprehensive3DSR, []
-    ours = result_set.write(case.build(), tmp_path / "ours")["sr"].read_bytes()
+    ours = writing.write(case.build(), tmp_path / "ours")["sr"].read_bytes()
 
     def of_all(*, evidence: list[Dataset], **rest: object) -> Dataset:
         seen.append(evidence)
@@ -48,7 +48,7 @@ def test_it_is_to_the_byte_what_highdicom_and_pydicom_make_of_all_slices(
     monkeypatch.setattr(sr, "Comprehensive3DSR", of_all)
     monkeypatch.setattr(sr, "settle", lambda _: None)
     monkeypatch.setattr(sr, "_name_evidence", lambda *_: None)
-    theirs = result_set.write(case.build(), tmp_path / "theirs")["sr"].read_bytes()
+    theirs = writing.write(case.build(), tmp_path / "theirs")["sr"].read_bytes()
     assert len(seen) == 1
     assert ours == theirs
 
@@ -84,7 +84,7 @@ def test_one_volumetric_group_for_each_finding(name: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.report.findings])
 def test_report_and_segmentation_track_the_same_things(name: str, tmp_path: Path) -> None:
-    paths = result_set.write(ct.built(name), tmp_path)
+    paths = writing.write(ct.built(name), tmp_path)
     document, segmentation = hd.sr.srread(paths["sr"]), hd.seg.segread(paths["seg"])
     for group in document.content.get_volumetric_roi_measurement_groups():
         reference = group.referenced_segment
@@ -174,7 +174,7 @@ def test_a_class_with_a_general_code_is_never_answered_absent_beside_a_finding(t
 def test_every_source_and_the_segmentation_are_evidence(tmp_path: Path) -> None:
     case = CASES["one finding"]
     built = ct.built("one finding")
-    document = hd.sr.srread(result_set.write(built, tmp_path)["sr"])
+    document = hd.sr.srread(writing.write(built, tmp_path)["sr"])
     evidence = {uid for _, _, uid, _ in document.get_evidence()}
     assert evidence == {*case.keys, str(built.seg.SOPInstanceUID)}
     named = set()
@@ -238,7 +238,7 @@ def test_flags(name: str, flag: str, tmp_path: Path) -> None:
 def test_a_later_revision_names_its_predecessor(tmp_path: Path) -> None:
     first, second = ct.built("one finding"), ct.built("revision 2")
     assert "PredecessorDocumentsSequence" not in first.sr
-    document = hd.sr.srread(result_set.write(second, tmp_path)["sr"])
+    document = hd.sr.srread(writing.write(second, tmp_path)["sr"])
     (study,) = document.PredecessorDocumentsSequence
     (series,) = study.ReferencedSeriesSequence
     (reference,) = series.ReferencedSOPSequence

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -336,6 +337,20 @@ def test_what_it_promises_is_durable(postgres: Server):
     postgres.execute(f"ALTER DATABASE {name_of(address)} SET synchronous_commit = off", "postgres")
     with contextlib.closing(Journal(address)) as journal, journal.statements() as execute:
         assert execute("SHOW synchronous_commit").fetchone()[0] == "on"
+
+
+def test_a_refusal_quotes_no_row_in_its_traceback_either(postgres: Server):
+    """PostgreSQL's DETAIL does, and the row of an alert has the patient's name."""
+    with contextlib.closing(Journal(postgres.database())) as journal:
+        with (
+            pytest.raises(JournalError, match="violates not-null constraint") as caught,
+            journal.transaction() as execute,
+        ):
+            execute(
+                "INSERT INTO alert (study_uid, series_uid, revision, level, reason, state, raised, changed, patient)"
+                " VALUES ('1', '1.1', 1, 'critical', 'x', 'due', 0, 0, 'Muster^Erika')"
+            )
+        assert "Muster" not in "".join(traceback.format_exception(caught.value))
 
 
 # revisions

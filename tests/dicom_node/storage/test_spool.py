@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
@@ -121,6 +122,23 @@ def test_repeat_is_stored_once_also_after_a_restart(tmp_path, spool):
 
     assert files_under(tmp_path / "spool") == [first.path]
     assert first.path.read_bytes() == written
+
+
+def test_what_a_failing_disk_took_and_nobody_was_told_of_is_news_when_it_is_sent_again(spool, monkeypatch):
+    """Its name is there, but its directory could not be synced: the peer was refused, and the desk heard nothing."""
+
+    def fail(_: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    store(spool, image(1))  # the directory is there
+    with monkeypatch.context() as failing:
+        failing.setattr("dicom_node.storage.spool.sync_directory", fail)
+        with pytest.raises(OSError, match="Input/output"):
+            store(spool, image(2))
+        with pytest.raises(OSError, match="Input/output"):
+            store(spool, image(2))
+    assert store(spool, image(2))[0] is Outcome.NEW
+    assert store(spool, image(2))[0] is Outcome.REPEATED
 
 
 def test_other_content_under_a_taken_uid_goes_to_quarantine(tmp_path, spool):
