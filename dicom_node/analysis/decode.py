@@ -140,7 +140,7 @@ def _refusal(image: Dataset | None, error: Exception) -> NotAnalysed:
     if image is not None and "PixelData" in image:
         syntax = image.file_meta.get("TransferSyntaxUID")
         if isinstance(syntax, UID) and not _is_decoded(syntax):  # there may be several
-            return NotAnalysed(Reason.NO_DECODER, syntax.name)
+            return NotAnalysed(Reason.NO_DECODER, syntax.name if syntax.is_valid else "")
     return NotAnalysed(Reason.UNREADABLE, type(error).__name__)
 
 

@@ -170,12 +170,12 @@ def _is_lossy(image: Dataset) -> bool:
 
 
 def _lossy_ratio(image: Dataset) -> float:
-    """All steps of lossy compression together; infinite where they are not told."""
-    ratios = _values(image, "LossyImageCompressionRatio")
+    """All steps of lossy compression together; infinite where they are not told, or not in numbers that can be."""
     try:
-        return math.prod(map(float, ratios)) if ratios else math.inf
+        ratios = [float(ratio) for ratio in _values(image, "LossyImageCompressionRatio")]
     except ValueError:
         return math.inf
+    return math.prod(ratios) if ratios and all(ratio > 0 for ratio in ratios) else math.inf
 
 
 def check_plane(plane: Plane) -> None:

@@ -144,6 +144,17 @@ def test_of_a_foreign_file_a_reason_quotes_what_can_be_no_name(
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value:UserWarning")
+@pytest.mark.parametrize("ratio", ["0", "-1", "nan", ["-2", "-3"], ["0", "10"]])
+def test_a_ratio_that_can_be_none_is_not_told(image: tuple[Path, np.ndarray], ratio: str | list[str]):
+    header = dcmread(image[0])
+    header.LossyImageCompression = "01"
+    header.LossyImageCompressionRatio = ratio
+    with pytest.raises(NotAnalysed) as caught:
+        gate.check_kind(header, 1e9)
+    assert caught.value.reason is Reason.LOSSY
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value:UserWarning")
 def test_a_ratio_that_is_a_name_is_none_and_not_quoted(image: tuple[Path, np.ndarray]):
     """As pydicom reads it from a file: it refuses to write such a thing."""
     header = dcmread(image[0])
