@@ -80,7 +80,7 @@ def test_what_waited_comes_in_together_with_the_end_of_its_association(bench: Be
     bench.backlog.ended("ct", released=True)
     bench.retry()
     assert bench.fed == []
-    assert bench.assembler.due(bench.now) == []
+    assert list(bench.assembler.due(bench.now)) == []
     bench.fault = None
     bench.retry()
     assert bench.fed == [("1.2", ["0", "5", "10"])]
@@ -98,7 +98,7 @@ def test_an_association_that_broke_off_is_not_forgotten_either(bench: Bench):
     bench.backlog.ended("ct", released=False)
     bench.fault = None
     bench.retry()
-    assert bench.assembler.due(bench.now) == []
+    assert list(bench.assembler.due(bench.now)) == []
     (closed,) = bench.assembler.due(TIMEOUT_S)
     assert "the sender broke off" in closed.missing[0]
 

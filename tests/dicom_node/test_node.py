@@ -131,24 +131,25 @@ def test_a_part_of_a_head_without_blood_is_told_of_whatever_levels_are_wanted(he
         assert result(pacs, seg=False)["decision"]["level"] == "incomplete"
 
 
-def test_slices_are_analysed_while_the_association_is_still_open(bleeding: Pushable, node: Node, pacs: Pacs):
-    ae = AE("CT1")
-    ae.add_requested_context(CTImageStorage, "1.2.840.10008.1.2.1")
-    association = ae.associate("127.0.0.1", node.port, ae_title="SCANSIDE")
-    assert association.is_established
-    for path in bleeding.paths[:6]:
-        assert association.send_c_store(path).Status == 0
-    wait_until(
-        lambda: node.progress().get(dcmread(bleeding.paths[0]).SeriesInstanceUID) == (6, 6), "six analysed slices"
-    )
-    assert pacs.received == []
-    told = look(node.config)
-    assert told.node_running
-    assert [(one.state, one.slices_received) for one in told.series] == [("receiving", 6)]
-    for path in bleeding.paths[6:]:
-        assert association.send_c_store(path).Status == 0
-    association.release()
-    assert result(pacs)["slices"] == len(bleeding.paths)
+def test_slices_are_analysed_while_the_association_is_still_open(bleeding: Pushable, tmp_path: Path, pacs: Pacs):
+    with running(config_for(tmp_path / "node", pacs.port, idle_timeout_s=600)) as node:  # never quiet for so long
+        ae = AE("CT1")
+        ae.add_requested_context(CTImageStorage, "1.2.840.10008.1.2.1")
+        association = ae.associate("127.0.0.1", node.port, ae_title="SCANSIDE")
+        assert association.is_established
+        for path in bleeding.paths[:6]:
+            assert association.send_c_store(path).Status == 0
+        wait_until(
+            lambda: node.progress().get(dcmread(bleeding.paths[0]).SeriesInstanceUID) == (6, 6), "six analysed slices"
+        )
+        assert pacs.received == []
+        told = look(node.config)
+        assert told.node_running
+        assert [(one.state, one.slices_received) for one in told.series] == [("receiving", 6)]
+        for path in bleeding.paths[6:]:
+            assert association.send_c_store(path).Status == 0
+        association.release()
+        assert result(pacs)["slices"] == len(bleeding.paths)
 
 
 def test_a_worker_killed_in_mid_series_costs_nothing(bleeding: Pushable, node: Node, pacs: Pacs):
