@@ -249,6 +249,8 @@ def test_the_demo_ends_with_one_json_document_and_everything_in_the_archive(tmp_
     assert all((tmp_path / told["pacs"][role]).exists() for role in ("seg", "sr", "sc"))
     assert all((tmp_path / picture).exists() for picture in told["pictures"])
     assert (tmp_path / told["bundle"] / "manifest.json").exists()
+    events = [json.loads(line)["event"] for line in (tmp_path / "demo" / "node.log").read_text().splitlines()]
+    assert events.index("rehearsed") < events.index("association_accepted"), "as a node that has been up for a while"
 
 
 def test_the_demo_does_not_empty_a_folder_that_is_not_its_own(tmp_path: Path):

@@ -33,6 +33,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from functools import partial
 from pathlib import Path
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
     from runtime.bundle import Bundle
     from runtime.session import Session
 
-log = structlog.get_logger(__name__)
+log = structlog.get_logger("dicom_node.analysis.worker")  # its own name is __main__, as a program
 
 
 def main() -> None:
@@ -122,8 +123,11 @@ def _engine(bundle: Bundle, session: Session) -> dict[str, Any]:
 
 def _rehearse(bundle: Bundle, session: Session, form: Form, draw: Draw) -> None:
     """Be ready for the first patient in earnest; a rehearsal that fails costs nobody anything."""
+    began = time.monotonic()
     try:
-        if not rehearse(bundle, session, form, draw):
+        if rehearse(bundle, session, form, draw):
+            log.info("rehearsed", seconds=round(time.monotonic() - began, 1))
+        else:
             log.error("rehearsal_failed")
     except (OSError, ScansideError) as error:  # a full disk, above all
         log.warning("not_rehearsed", reason=error.strerror if isinstance(error, OSError) else str(error))

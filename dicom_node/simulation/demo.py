@@ -129,7 +129,7 @@ def _node(config: Path, folder: Path) -> Iterator[int]:
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)  # noqa: S603  # our own command
     try:
-        yield _wait_for_port(process, log)
+        yield _wait_until_ready(process, log)
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -138,13 +138,13 @@ def _node(config: Path, folder: Path) -> Iterator[int]:
             process.kill()
 
 
-def _wait_for_port(process: subprocess.Popen[bytes], log: Path) -> int:
+def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> int:
+    """Its port, once it listens and has rehearsed: a node stands there for longer before a scanner calls."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline and process.poll() is None:
-        started = re.search(
-            r'"port": (\d+).*"event": "node_started"|"event": "node_started".*"port": (\d+)', log.read_text()
-        )
-        if started:
+        told = log.read_text()
+        started = re.search(r'"port": (\d+).*"event": "node_started"|"event": "node_started".*"port": (\d+)', told)
+        if started and re.search(r'"event": "(rehearsed|not_rehearsed|rehearsal_failed)"', told):
             return int(started[1] or started[2])
         time.sleep(0.02)
     raise DemoError(f"the node did not start; the end of {log}:\n{log.read_text()[-2000:]}")
