@@ -419,9 +419,11 @@ def test_a_desk_that_was_kept_waiting_takes_no_series_for_quiet_whose_slices_are
     few, everything_sent = 4, threading.Event()
 
     def hang() -> None:
-        """Until the slices that are here have been quiet for longer than the timeout, which they had not before."""
+        """Until the slices that are here have been quiet for longer than the timeout, which they have not been yet."""
+        (series,) = node._assembler._assemblies.values()
+        quiet_s = time.monotonic() - series.last_arrival
         everything_sent.wait(60)
-        node._assembler.reload(idle_timeout_s=1.0, min_coverage_mm=node.config.series.min_coverage_mm)
+        node._assembler.reload(quiet_s + 1.0, node.config.series.min_coverage_mm)
         time.sleep(1.0)
 
     with running(config_for(tmp_path / "node", pacs.port, idle_timeout_s=600)) as node:
