@@ -86,14 +86,14 @@ class Service:
     def _drain(self, node: Node) -> None:
         """Take no more associations, and let those that are open, and what they brought, be finished."""
         node.close()
-        deadline, before = time.monotonic() + DRAIN_S, None
+        deadline, waiting, told = time.monotonic() + DRAIN_S, {}, set()
         while (left_s := deadline - time.monotonic()) > 0 and (waiting := node.unfinished(left_s)):
-            if waiting != before:
+            if news := {str(each) for each in waiting.items()} - told:  # what comes and goes is told once
                 log.info("stop_waits", **waiting, at_most_s=round(left_s, 1))
-                before = waiting
+                told |= news
             time.sleep(LOOK_S)
-        if left_s <= 0 and before:
-            log.warning("stop_waits_no_longer", **before, after_s=DRAIN_S)
+        if left_s <= 0 and waiting:
+            log.warning("stop_waits_no_longer", **waiting, after_s=DRAIN_S)
 
     def _reload(self, node: Node) -> None:
         self._manager.tell(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)

@@ -326,8 +326,7 @@ class Analyser:
         self, series: Series, stack: SliceStack, folder: Path, revision: int, missing: Sequence[str], prior: Path | None
     ) -> Outcome:
         incomplete, left_out = _refusals(series.refused)
-        if series.repeated:
-            incomplete.append(f"{series.repeated} images carry the SOPInstanceUID of another and were left out")
+        incomplete += series.doubts()
         if stack.coverage_mm < self._min_coverage_mm:
             incomplete.append(
                 f"the slices cover {stack.coverage_mm:.0f} mm, a whole head at least {self._min_coverage_mm:g}"

@@ -60,6 +60,7 @@ class Series:
     rank: tuple[bool, float] | None = None  # see `dicom_node.analysis.kernel`; None before the first slice
     refused: list[NotAnalysed] = field(default_factory=list)
     repeated: int = 0  # images that say they are one that is here already
+    patients: set[str] = field(default_factory=set)  # each PatientID that its slices name
     evidence: Evidence = field(default_factory=Evidence)  # what the labels come to at least
     told: str | None = None  # the highest level of triage that was told before its end
     next_look: int = 0  # slices that have to be here before there is another look at all of them
@@ -70,6 +71,8 @@ class Series:
         self.planes[slice_.key], self.recent[slice_.key] = slice_.plane, slice_.hu
         self._untiled.append(slice_.key)
         self.sizes.add(slice_.hu.shape)
+        if named := str(header.get("PatientID") or "").strip():
+            self.patients.add(named)
         normal = next(iter(self.planes.values())).normal_lps
         bisect.insort(self.order, (float(normal @ np.asarray(slice_.plane.origin_lps)), slice_.key))
 
@@ -89,6 +92,15 @@ class Series:
     def received(self) -> int:
         """Images that came, also those that were not taken."""
         return len(self.planes) + self.repeated + len(self.refused)
+
+    def doubts(self) -> list[str]:
+        """Sentences on what can't be right with its images; without it a report would be final."""
+        said = []
+        if self.repeated:
+            said.append(f"{self.repeated} images carry the SOPInstanceUID of another and were left out")
+        if len(self.patients) > 1:
+            said.append(f"the slices name {len(self.patients)} patients by PatientID, the results one of them")
+        return said
 
     def answered(self, key: str, labels: SliceLabels, shown: tuple[str, ...], engine: ModelIdentity) -> None:
         """Take what the network says of a slice, having been shown it between these, by this engine."""

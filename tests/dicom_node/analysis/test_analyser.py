@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom import dcmread
 
 from dicom_node.analysis.analyser import Analyser
 from dicom_node.analysis.series import Series
@@ -123,6 +124,20 @@ def test_in_any_order_the_last_word_on_a_slice_is_between_its_true_neighbours(
     last = {shown[neighbours]: shown for shown in engine.shown}
     reach = range(-neighbours, neighbours + 1)
     assert last == {i: [min(max(i + j, 0), SLICES - 1) for j in reach] for i in range(SLICES)}
+
+
+def test_slices_that_name_several_patients_make_a_provisional_report_that_says_so(paths: list[Path], tmp_path: Path):
+    one, _ = analyser(View())
+    mixed = [tmp_path / path.name for path in paths]
+    for number, (path, copy) in enumerate(zip(paths, mixed, strict=True)):
+        header = dcmread(path)
+        header.PatientID = ("", "MRN-77", " MRN-77", "BOB-1")[number % 4]
+        header.save_as(copy)
+    series = Series()
+    one.feed(series, mixed)
+    report = one.close(series, tmp_path / "results", revision=1, missing=()).report
+    assert report.provisional
+    assert "the slices name 2 patients by PatientID, the results one of them" in report.missing
 
 
 def test_slices_of_several_sizes_are_no_stack(paths: list[Path], tmp_path: Path):
