@@ -104,8 +104,7 @@ class Sender:
         for courier in before.values():
             courier.stop()
         self._couriers, self._leaving = couriers, [courier for courier in before.values() if courier.is_alive()]
-        with suppress(JournalError):  # or else at the next start
-            self._outbox.tell_stranded({destination.name for destination in destinations})
+        self._outbox.tell_stranded({destination.name for destination in destinations})
 
     def busy(self, within_s: float) -> list[str]:
         """Destinations for which something is due by then."""

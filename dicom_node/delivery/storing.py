@@ -38,8 +38,8 @@ FINAL_STATUSES = frozenset({0x0117, 0x0122, 0x0124, *range(0xA900, 0xAA00)})
 
 def meaning(status: int) -> tuple[str, str]:
     """The category of a status, and the whole answer in words."""
-    category, meaning = STORAGE_SERVICE_CLASS_STATUS.get(status, (code_to_category(status), ""))
-    return category, f"0x{status:04X} {category} {meaning}".rstrip()
+    category, words = STORAGE_SERVICE_CLASS_STATUS.get(status, (code_to_category(status), ""))
+    return category, f"0x{status:04X} {category} {words}".rstrip()
 
 
 def contexts_for(item: OutboxItem) -> dict[tuple[str, str], PresentationContext]:

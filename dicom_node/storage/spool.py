@@ -226,9 +226,9 @@ class Spool:
         except OSError:
             self._unpromised.add(instance.path)
             raise
-        if instance.path in self._unpromised:
-            self._unpromised.discard(instance.path)
+        if outcome is Outcome.REPEATED and instance.path in self._unpromised:
             outcome = Outcome.NEW
+        self._unpromised.discard(instance.path)
         return outcome, instance
 
     def place(self, study_uid: str, series_uid: str, sop_uid: str) -> Path:

@@ -137,8 +137,11 @@ def test_what_a_failing_disk_took_and_nobody_was_told_of_is_news_when_it_is_sent
             store(spool, image(2))
         with pytest.raises(OSError, match="Input/output"):
             store(spool, image(2))
+        with pytest.raises(OSError, match="Input/output"):
+            store(spool, image(1, PatientID="P2"))
     assert store(spool, image(2))[0] is Outcome.NEW
     assert store(spool, image(2))[0] is Outcome.REPEATED
+    assert store(spool, image(1, PatientID="P2"))[0] is Outcome.CONFLICT, "which is no slice to be analysed"
 
 
 def test_other_content_under_a_taken_uid_goes_to_quarantine(tmp_path, spool):
